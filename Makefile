@@ -1,0 +1,47 @@
+# Two commands do all the set-up: `make story` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: story test quick lint format bench docs lock clean
+.DEFAULT_GOAL := story
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rhapsode needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+story: .venv/installed        ## train on the corpus inside the package and print stories
+	$(BIN)/rhapsode story
+
+test: .venv/installed lint    ## everything: lint, types, all tests
+	$(BIN)/python -m pytest -q
+
+quick: .venv/installed        ## the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed        ## the speeds of this machine, side by side with the rivals
+	$(BIN)/rhapsode bench
+
+docs: .venv/installed         ## write again what is generated: docs/cli.md
+	$(BIN)/python -m rhapsode.cli > docs/cli.md
+
+lock:                         ## resolve requirements.lock anew, in a throw-away environment
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling && .venv-lock/bin/pip install --quiet --editable '.[dev]'
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
