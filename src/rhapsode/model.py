@@ -1,0 +1,398 @@
+"""The equations: an Elman recurrent network, self-attention over its outputs, and two language models made of them.
+
+    h_t = phi(W_ih i_t + b_ih + W_hh h_{t-1} + b_hh)            RNN; phi is relu or tanh, h_0 = 0
+    y_t = W_out h_t + b_out                                     or W_out (h_t * silu(W_g i_t + b_g)) with a gate
+    a_t = W_o [sum_{n<=t} softmax_n(k_n . q_t / sqrt(K)) v_n]   SelfAttention; q, k, v linear in y; heads side by side
+
+    plain     logits = W_head a(y(embedding))                   the course's model, equation by equation
+    stacked   x = embedding; for each block:                    pre-norm, residual
+                  x = x + rnn(norm(x)); x = x + attention(norm(x)); x = x + W_2 relu(W_1 norm(x))^2
+              logits = W_head norm(x)
+
+B batch, T tokens in this call, S tokens visible (cache and call), E embedding and residual width, H hidden,
+K key size per head, N heads, V vocabulary. Shapes are batch-first, (B, T, ...), but the memory behind the recurrent
+part is time-major; the transposes in the code are views that cost nothing.
+
+One call serves training, evaluation, sampling and serving: `logits, state = model(tokens, state)`. Cutting a
+sequence anywhere and going on from the state gives what the uncut call gives: logits, final state and gradients.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rhapsode.recurrence import ACTIVATIONS, recurrence
+
+IGNORED = -100  # a target that is not scored
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. kind 'plain' is the course's model; the options after `activation` belong to 'stacked'.
+
+    embed_dim is the width of the embedding (and, stacked, of the residual stream); key_dim and value_dim are per
+    head; feed_forward is the inner width as a multiple of embed_dim, 0 for none; attention says which blocks attend.
+    Raises ValueError naming the field, the value and what is allowed.
+    """
+
+    vocab_size: int
+    kind: str = "plain"
+    embed_dim: int = 128
+    hidden_dim: int = 128
+    key_dim: int = 128
+    value_dim: int = 128
+    activation: str = "relu"
+    num_layers: int = 1
+    num_heads: int = 1
+    attention: str = "all"
+    gate: bool = False
+    feed_forward: int = 0
+    dropout: float = 0.0
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for field in (
+            "vocab_size",
+            "embed_dim",
+            "hidden_dim",
+            "key_dim",
+            "value_dim",
+            "num_layers",
+            "num_heads",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field, allowed in (
+            ("kind", ("plain", "stacked")),
+            ("activation", ACTIVATIONS),
+            ("attention", ("all", "last", "none")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+        if self.feed_forward < 0:
+            raise ValueError(f"feed_forward must be at least 0, got {self.feed_forward}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.kind == "plain":
+            for field in (
+                "num_layers",
+                "num_heads",
+                "attention",
+                "gate",
+                "feed_forward",
+                "dropout",
+                "tie_embeddings",
+            ):
+                if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
+                    raise ValueError(f"{field} = {getattr(self, field)!r} needs kind = 'stacked'")
+
+
+class Cache(NamedTuple):
+    """What attention has seen: keys (B, N, S, key_dim) and values (B, N, S, value_dim), heads side by side."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class BlockState(NamedTuple):
+    """One block's memory: the last hidden state (B, H), and the attention cache where the block attends."""
+
+    hidden: Tensor
+    cache: Cache | None
+
+
+class State(NamedTuple):
+    """A model's whole memory of the tokens so far, one entry per block; a value, never changed in place."""
+
+    blocks: tuple[BlockState, ...]
+
+    def detach(self) -> "State":
+        """The same state, cut off from the graph of gradients."""
+        return self._map(Tensor.detach)
+
+    def expand(self, rows: int) -> "State":
+        """The state of one sequence (B = 1), repeated for `rows` sequences that go on from it."""
+        return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
+
+    def recent(self, tokens: int) -> "State":
+        """The same hidden states, with attention caches of at most the last `tokens` tokens."""
+        return State(
+            tuple(
+                BlockState(
+                    hidden,
+                    cache and Cache(*(tensor[:, :, max(0, tensor.shape[2] - tokens) :] for tensor in cache)),
+                )
+                for hidden, cache in self.blocks
+            )
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "State":
+        return State(
+            tuple(
+                BlockState(change(hidden), cache and Cache(change(cache.keys), change(cache.values)))
+                for hidden, cache in self.blocks
+            )
+        )
+
+
+class RNNCell(nn.Module):
+    """One step of the recurrence, h_t = phi(W_ih i_t + b_ih + W_hh h_{t-1} + b_hh); holds its parameters."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, activation: str = "relu") -> None:
+        super().__init__()
+        self.i2h = nn.Linear(input_dim, hidden_dim)
+        self.h2h = nn.Linear(hidden_dim, hidden_dim)
+        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.Tanh()
+
+    def forward(self, input: Tensor, hidden_state: Tensor) -> Tensor:
+        """input (B, input_dim), hidden_state (B, H) -> the next hidden state (B, H)."""
+        return self.activation(self.i2h(input) + self.h2h(hidden_state))
+
+
+class RNN(nn.Module):
+    """An Elman network with an output projection, over all timesteps of a call at once.
+
+    With gate=True the hidden state is multiplied by silu(W_g i_t + b_g) before the projection.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int | None = None,
+        activation: str = "relu",
+        gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cell = RNNCell(input_dim, hidden_dim, activation)
+        self.out = nn.Linear(hidden_dim, output_dim or hidden_dim)
+        self.gate = nn.Linear(input_dim, hidden_dim) if gate else None
+
+    def forward(self, sequence: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """sequence (B, T, input_dim), initial hidden state (B, H) or None for zero.
+
+        Returns (hidden states (B, T, H), outputs (B, T, output_dim)).
+        """
+        cell = self.cell
+        i = sequence.transpose(0, 1)  # (T, B, input_dim)
+        x = F.linear(i, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
+        h = recurrence(
+            x, cell.h2h.weight, initial, "tanh" if isinstance(cell.activation, nn.Tanh) else "relu"
+        )
+        y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
+        return h.transpose(0, 1), y.transpose(0, 1)
+
+
+class SelfAttention(nn.Module):
+    """Causal scaled dot-product attention over a sequence, in one call for all timesteps (Vaswani et al. 2017)."""
+
+    def __init__(self, hidden_dim: int, key_dim: int, value_dim: int, num_heads: int = 1) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_transform = nn.Linear(hidden_dim, num_heads * key_dim)
+        self.key_transform = nn.Linear(hidden_dim, num_heads * key_dim)
+        self.value_transform = nn.Linear(hidden_dim, num_heads * value_dim)
+        self.output_transform = nn.Linear(num_heads * value_dim, hidden_dim)
+
+    def project(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim)."""
+        y = y.transpose(0, 1)  # (T, B, hidden_dim): the layout in which the recurrence left it
+        q, k, v = (
+            transform(y).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+            for transform in (self.query_transform, self.key_transform, self.value_transform)
+        )
+        return q, k, v
+
+    def forward(self, y: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """y (B, T, hidden_dim) attends to itself and to what is in the cache.
+
+        Returns (attention output (B, T, hidden_dim), the cache with these T tokens added).
+        """
+        q, k, v = self.project(y)
+        if cache is not None:
+            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
+        a = attend(q, k, v)
+        return self.output_transform(a.transpose(1, 2).flatten(2)), Cache(k, v)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(key_dim)) v, where the T queries are the last T of the S positions and none looks ahead.
+
+    q (B, N, T, key_dim), k (B, N, S, key_dim), v (B, N, S, value_dim), S >= T -> (B, N, T, value_dim).
+    """
+    T, S, key_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    # is_causal aligns the triangle with the top left corner, which is right only while the cache is empty.
+    mask = None
+    if 1 < T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    # The fused kernels want one head size: zeros added to q and k change no score, those added to v are cut off.
+    if key_dim != value_dim:
+        width = max(key_dim, value_dim)
+        q, k, v = (F.pad(tensor, (0, width - tensor.shape[3])) for tensor in (q, k, v))
+    a = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=1 < T == S, scale=1 / math.sqrt(key_dim)
+    )
+    return a[..., :value_dim]
+
+
+class Block(nn.Module):
+    """One storey of the stacked model: recurrence, attention, feed-forward, each x + f(norm(x))."""
+
+    def __init__(self, config: ModelConfig, attends: bool) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.dropout = config.dropout
+        self.rnn_norm = nn.RMSNorm(width)
+        self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate)
+        self.attention_norm = nn.RMSNorm(width) if attends else None
+        self.attention = (
+            SelfAttention(width, config.key_dim, config.value_dim, config.num_heads) if attends else None
+        )
+        self.feed_forward = (
+            nn.Sequential(
+                nn.RMSNorm(width),
+                nn.Linear(width, config.feed_forward * width),
+                SquaredReLU(),
+                nn.Linear(config.feed_forward * width, width),
+            )
+            if config.feed_forward
+            else None
+        )
+
+    def forward(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, BlockState]:
+        """x (B, T, E), this block's state or None -> (x, state), same shapes."""
+        hidden, y = self.rnn(self.rnn_norm(x), state and state.hidden)
+        x = x + self._drop(y)
+        cache = None
+        if self.attention is not None and self.attention_norm is not None:
+            a, cache = self.attention(self.attention_norm(x), state and state.cache)
+            x = x + self._drop(a)
+        if self.feed_forward is not None:
+            x = x + self._drop(self.feed_forward(x))
+        return x, BlockState(hidden[:, -1], cache)
+
+    def _drop(self, part: Tensor) -> Tensor:
+        return F.dropout(part, self.dropout, self.training)
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)^2 (So et al. 2021, "Primer")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class LanguageModel(nn.Module):
+    """What both models share: the one call, a single step, and the loss without materialised logits."""
+
+    config: ModelConfig
+    embeddings: nn.Embedding
+    lm_head: nn.Linear
+
+    def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """tokens (B, T) -> (what the head reads (B, T, width), the state after them)."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """tokens (B, T) of int64, the state before them or None -> (logits (B, T, V), the state after them)."""
+        x, state = self.features(tokens, state)
+        return self.lm_head(x), state
+
+    def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One token per row, (B,) -> (logits (B, V), state)."""
+        logits, state = self(token[:, None], state)
+        return logits[:, 0], state
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: State | None = None, reduction: str = "mean"
+    ) -> tuple[Tensor, State]:
+        """Cross-entropy in nats of targets (B, T) given tokens (B, T); targets equal to IGNORED are left out.
+
+        reduction 'mean' (over the scored tokens) or 'sum'. The (B T, V) logits exist only a chunk at a time.
+        Returns (scalar loss, the state after the tokens).
+        """
+        x, state = self.features(tokens, state)
+        nats = F.linear_cross_entropy(
+            x.flatten(0, 1),
+            self.lm_head.weight,
+            targets.flatten(),
+            linear_bias=self.lm_head.bias,
+            ignore_index=IGNORED,
+            reduction=reduction,
+            options=nn.LinearCrossEntropyOptions(),
+        )
+        return nats, state
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.embeddings.weight.device
+
+
+def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:
+    """tokens (B, T) -> (B, T, E), time-major in memory, as the recurrence wants it."""
+    return embeddings(tokens.t()).transpose(0, 1)
+
+
+class PlainModel(LanguageModel):
+    """The course's model: embedding, RNN, self-attention over its outputs, head. PyTorch's default initialisation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.rnn = RNN(config.embed_dim, config.hidden_dim, activation=config.activation)
+        self.attention = SelfAttention(config.hidden_dim, config.key_dim, config.value_dim)
+        self.lm_head = nn.Linear(config.hidden_dim, config.vocab_size)
+
+    def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        block = state.blocks[0] if state else None
+        hidden, y = self.rnn(embed(self.embeddings, tokens), block and block.hidden)
+        a, cache = self.attention(y, block and block.cache)
+        return a, State((BlockState(hidden[:, -1], cache),))
+
+
+class StackedModel(LanguageModel):
+    """Blocks of the same two modules, pre-norm and residual (see the equations at the top of this file)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                config,
+                config.attention == "all" or (config.attention == "last" and i == config.num_layers - 1),
+            )
+            for i in range(config.num_layers)
+        )
+        self.norm = nn.RMSNorm(config.embed_dim)
+        self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=not config.tie_embeddings)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        x = F.dropout(embed(self.embeddings, tokens), self.config.dropout, self.training)
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, block_state = block(x, state.blocks[i] if state else None)
+            after.append(block_state)
+        return self.norm(x), State(tuple(after))
+
+
+def build_model(config: ModelConfig, seed: int | None = None) -> LanguageModel:
+    """A freshly initialised model of the config's kind; the same seed gives the same weights.
+
+    seed None draws from PyTorch's global generator as it stands; an integer leaves that generator untouched.
+    """
+    make = PlainModel if config.kind == "plain" else StackedModel
+    if seed is None:
+        return make(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(config)
