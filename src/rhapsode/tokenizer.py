@@ -1,7 +1,8 @@
 """Text to token ids and back: train a tokenizer, load any Hugging Face tokenizer.json, decode as a stream.
 
-The work is done by the `tokenizers` library; this module fixes what it leaves open: nothing is ever added around a
-text, "</s>" spelled out in a text is four characters, and a stream of ids becomes text without broken characters.
+The work is done by the `tokenizers` library; this module fixes what it leaves open: nothing is ever added
+around a text, "</s>" spelled out in a text is four characters, and a stream of ids becomes text without
+broken characters.
 """
 
 import codecs
@@ -45,14 +46,15 @@ BYTE_OF_CHARACTER = _byte_of_character()
 class Tokenizer:
     """A vocabulary with its rules for cutting text.
 
-    vocab_size: the largest id + 1. eos_id ends each story; pad_id and unk_id may be None. kind: bpe, unigram or
-    characters, or the library's name for what we do not train. fingerprint: SHA-256 of all that decides the ids.
+    vocab_size: the largest id + 1. eos_id ends each story; pad_id and unk_id may be None. kind: bpe, unigram
+    or characters, or the library's name for what we do not train. fingerprint: SHA-256 of all that decides
+    the ids.
     """
 
     def __init__(
         self, definition: dict[str, Any], special: dict[str, str] | None = None, name: str = "tokenizer"
     ) -> None:
-        """definition: the parsed tokenizer.json; special: eos_token, pad_token, unk_token where the folder names them.
+        """definition: the parsed tokenizer.json; special: eos_token, pad_token, unk_token if files name them.
 
         Raises ValueError where the definition is not valid or nothing says which token ends a text.
         """
@@ -75,17 +77,20 @@ class Tokenizer:
         unk = model.get("unk_token") or (
             model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
         )
-        self.eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
-        if self.eos_id is None:
-            raise ValueError(
-                f"{name}: nothing says which token ends a text; put eos_token into a tokenizer_config.json beside it"
-            )
+        eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
+        if eos_id is None:
+            advice = "name eos_token in a tokenizer_config.json beside it"
+            raise ValueError(f"{name}: nothing says which token ends a text; {advice}")
+        self.eos_id = eos_id
         self.pad_id = self._special_id("pad_token", special, PAD_NAMES, name)
         self.unk_id = self._special_id("unk_token", special, (unk,) if unk else (), name)
-        self._skipped = {token["id"] for token in definition.get("added_tokens", []) if token.get("special")}
+        ends = [id for id in (self.eos_id, self.pad_id, self.unk_id) if id is not None]
+        self._tokenizer.add_special_tokens([self._piece_of_id[id] for id in ends])
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._skipped = {id for id, token in added.items() if token.special}
         self._is_byte_level = (definition.get("decoder") or {}).get("type") == "ByteLevel"
-        ends = [self.eos_id, self.pad_id, self.unk_id]
-        self.fingerprint = hashlib.sha256(f"{self._tokenizer.to_str()}{ends}".encode()).hexdigest()
+        roles = [self.eos_id, self.pad_id, self.unk_id]
+        self.fingerprint = hashlib.sha256(f"{self._tokenizer.to_str()}{roles}".encode()).hexdigest()
 
     def _special_id(self, role: str, special: dict[str, str], usual: Sequence[str], name: str) -> int | None:
         if role in special:
@@ -130,7 +135,7 @@ class Tokenizer:
         )
 
     def _bytes(self, id: int) -> bytes:
-        """What a token of a byte-level vocabulary spells; as in the library, a foreign character spells itself."""
+        """What a token of a byte-level vocabulary spells; a piece with foreign characters spells itself."""
         piece = self._piece_of_id.get(id, "")
         if all(character in BYTE_OF_CHARACTER for character in piece):
             return bytes(BYTE_OF_CHARACTER[character] for character in piece)
@@ -193,8 +198,9 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # A byte-level vocabulary spells bytes, and Python decodes those as they come. Other decoders (leading spaces,
-        # byte fallback) look at neighbours: there we decode the last ids again, with those before them as context.
+        # A byte-level vocabulary spells bytes, and Python decodes those as they come. Other decoders (leading
+        # spaces, byte fallback) look at neighbours: there we decode the last ids again, with those before
+        # them as context.
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._is_byte_level else None
         self._context: list[int] = []
         self._fresh: list[int] = []
@@ -214,9 +220,9 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """Returns what was held back, with U+FFFD for a character that never ended; the stream is then new."""
+        """Returns what was held back, with U+FFFD for a character that never ended; then it is new."""
         text = self._bytes.decode(b"", final=True) if self._bytes is not None else self._fresh_text()
-        self.__init__(self._tokenizer)  # type: ignore[misc]
+        self._context, self._fresh = [], []
         return text
 
     def _fresh_text(self) -> str:
@@ -227,12 +233,14 @@ class TextStream:
 def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1024) -> Tokenizer:
     """Trains a tokenizer; the same texts give the same tokenizer.
 
-    kind: `bpe` (byte-level: any text comes back exactly), `unigram` (as the course's; characters not seen in training
-        become <unk>, whitespace comes back exactly) or `characters` (one id per character seen, vocab_size is a limit).
-    texts: read once, as a stream. Of more than 20 MB, a regular sample is taken (every second, fourth, ... text), so
-        time and memory are bounded.
-    <pad> is 0, </s> is 1, and <unk>, which bpe does without, 2. A text too poor for vocab_size gives a smaller
-    vocabulary and says so. Raises ValueError where vocab_size cannot hold the alphabet, or texts are empty.
+    kind: `bpe` (byte-level: any text comes back exactly), `unigram` (as the course's; characters not seen in
+        training become <unk>, whitespace comes back exactly) or `characters` (one id per character seen, of
+        which vocab_size is a limit).
+    texts: read once, as a stream. Of more than 20 MB, a regular sample is taken (every second, fourth, ...
+        text), so time and memory are bounded.
+    <pad> is 0, </s> is 1, and <unk>, which bpe does without, 2. A text too poor for vocab_size gives a
+    smaller vocabulary and says so. Raises ValueError where vocab_size cannot hold the alphabet, or texts are
+    empty.
     """
     if kind not in KINDS:
         raise ValueError(f"tokenizer kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -291,7 +299,7 @@ def _train_bpe(
 def _train_unigram(
     sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int
 ) -> dict[str, Any]:
-    """Pieces begin with a space or have none, and other whitespace stands alone, so every text is spelled exactly.
+    """Pieces begin with a space or have none, and other whitespace stands alone: texts are spelled exactly.
 
     A byte alphabet would spare <unk>, but costs 16% more tokens on TinyStories at 1,024 pieces.
     """
@@ -313,8 +321,9 @@ def _train_unigram(
     )
     tokenizer.train_from_iterator(sample, trainer)
     definition = json.loads(tokenizer.to_str())
-    # The library adds up in the order of a randomly seeded hash table: scores differ in the last digits from run to
-    # run, and pieces of equal rank, of which the characters that only just survived are most, change places.
+    # The library adds up in the order of a randomly seeded hash table: scores differ in the last digits from
+    # run to run, and pieces of equal rank, of which the characters that only just survived are most, change
+    # places.
     pieces = definition["model"]["vocab"][len(specials) :]
     lowest = min(score for _, score in pieces)
     scores = {piece: lowest if len(piece) == 1 and score < lowest + 0.1 else score for piece, score in pieces}

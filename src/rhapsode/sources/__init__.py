@@ -9,7 +9,6 @@ A source is a list of files and a way to cut them into stories. It streams; it c
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -20,10 +19,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
-
-from rhapsode.sources import readers
-from rhapsode.sources.readers import InputFile, OnRead, Piece, Record
+from rhapsode.sources import hub
+from rhapsode.sources.cutting import Piece, cut, pieces_of
+from rhapsode.sources.files import (
+    CHUNK_BYTES,
+    FORMATS,
+    InputFile,
+    OnRead,
+    cache_root,
+    has_known_suffix,
+    input_file,
+    open_bytes,
+    read_text,
+)
+from rhapsode.sources.records import Record, read_records
 
 __all__ = ["Piece", "Record", "Source", "SourceConfig", "cache_root", "open_source"]
 
@@ -39,8 +48,8 @@ CUT_AT = {
 class SourceConfig:
     """How to cut text into stories.
 
-    split: for plain text: `separator`, `paragraph` (blocks between blank lines), `line`, `file` (each file is one
-        story), or `auto`: separator if the text has it, else paragraph if it has blank lines, else line.
+    split: for plain text: `separator`, `paragraph` (blocks between blank lines), `line`, `file` (each file is
+        one story), or `auto`: separator if the text has it, else paragraph if it has blank lines, else line.
     separator: what stands between stories.
     field: the field of JSON objects, or the Parquet column, that holds the text or the token ids.
     """
@@ -56,12 +65,6 @@ class SourceConfig:
             raise ValueError(f"separator must have a visible character, got {self.separator!r}")
         if not self.field:
             raise ValueError("field must not be empty")
-
-
-def cache_root() -> Path:
-    """The folder of all that can be made again: token stores and downloads. $RHAPSODE_CACHE, or the user's cache."""
-    named = os.environ.get("RHAPSODE_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
 
 
 class Source:
@@ -92,7 +95,7 @@ class Source:
             cut_at = CUT_AT.get(self.split, f"cut at {config.separator!r}")
             self.description += f": {cut_at}" + (" (guessed; --split says otherwise)" if guessed else "")
         else:
-            first = next(readers.read_records(self.files[0], config.field), None)
+            first = next(read_records(self.files[0], config.field), None)
             if first is not None and not isinstance(first.value, str):
                 self.kind = "ids"
                 self.description += ": lists of token ids"
@@ -114,20 +117,21 @@ class Source:
     def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
         """Yields the stories in pieces of bounded length; on_read is told of bytes read from disk.
 
-        Raises ValueError naming file and line where something cannot be read, and where there is no story at all.
+        Raises ValueError naming file and line where something cannot be read, and where there is no
+        story at all.
         """
         empty = True
         for file in self.files:
             if file.format == "text":
-                for piece in readers.cut(readers.read_text(file, on_read), self.split, self.config.separator):
+                for piece in cut(read_text(file, on_read), self.split, self.config.separator):
                     empty = False
                     yield piece
             else:
-                for record in readers.read_records(file, self.config.field, on_read):
+                for record in read_records(file, self.config.field, on_read):
                     if not isinstance(record.value, str):
                         raise ValueError(f"{record.where}: token ids, where the items before it are texts")
                     empty = False
-                    yield from readers.pieces_of(record.value)
+                    yield from pieces_of(record.value)
         if empty:
             raise ValueError(f"{self.description}: no story in it, only blank ones or none")
 
@@ -137,7 +141,7 @@ class Source:
         for file in self.files:
             if file.format == "text":
                 raise ValueError(f"{file.name}: text, where the files before it hold token ids")
-            for record in readers.read_records(file, self.config.field, on_read):
+            for record in read_records(file, self.config.field, on_read):
                 if isinstance(record.value, str):
                     raise ValueError(
                         f"{record.where}: a text, where the items before it are lists of token ids"
@@ -170,7 +174,7 @@ class Source:
         return self._digest[1]
 
 
-def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig()) -> Source:  # noqa: B008
+def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig()) -> Source:
     """Finds the files behind the locations and tells what they hold.
 
     locations: files, folders (all files of known kinds in them, sorted), `-` (standard input), `hub:NAME` (a
@@ -189,8 +193,6 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
             temporary, file = _spool_standard_input()
             files.append(file)
         elif location.startswith("hub:"):
-            from rhapsode.sources import hub
-
             files += hub.download(location)
         elif Path(location).is_dir():
             found, others = _files_in(Path(location))
@@ -199,7 +201,7 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
         else:
             if not Path(location).exists():
                 raise FileNotFoundError(f"{location}: no such file or folder")
-            files.append(readers.input_file(Path(location)))
+            files.append(input_file(Path(location)))
     called = ", ".join("standard input" if location == "-" else location for location in locations[:3])
     if len(locations) > 3:
         called += f" and {len(locations) - 3} more"
@@ -211,23 +213,23 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
 
 
 def _files_in(folder: Path) -> tuple[list[InputFile], int]:
-    """The files of known kinds below the folder, sorted by path, and the number of others; hidden ones do not count."""
+    """The files of known kinds below the folder, sorted by path, and the number of others not hidden."""
     visible = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    known = [readers.input_file(path) for path in visible if readers.has_known_suffix(path)]
+    known = [input_file(path) for path in visible if has_known_suffix(path)]
     if not known:
         raise ValueError(
-            f"{folder}: no file in it ends in one of {' '.join(readers.FORMATS)} (or these with .gz, .zst)"
+            f"{folder}: no file in it ends in one of {' '.join(FORMATS)} (or these with .gz, .zst)"
         )
     return known, len(visible) - len(known)
 
 
 def _spool_standard_input() -> tuple[Any, InputFile]:
-    """Copies standard input into a temporary file, since it is read more than once, and looks at how it begins."""
-    temporary = tempfile.NamedTemporaryFile(prefix="rhapsode-stdin-")  # noqa: SIM115 (it lives with the source)
+    """Copies standard input into a temporary file, to be read more than once, and looks at how it begins."""
+    temporary = tempfile.NamedTemporaryFile(prefix="rhapsode-stdin-")  # noqa: SIM115 (lives with the source)
     shutil.copyfileobj(sys.stdin.buffer, temporary)
     temporary.flush()
     path = Path(temporary.name)
@@ -236,8 +238,8 @@ def _spool_standard_input() -> tuple[Any, InputFile]:
     compression = "gzip" if magic[:2] == b"\x1f\x8b" else "zstd" if magic == b"\x28\xb5\x2f\xfd" else ""
     format = "parquet" if magic == b"PAR1" else "text"
     if format == "text":
-        with readers.open_bytes(InputFile(path, "standard input", "text", compression)) as unpacked:
-            head = unpacked.readline(readers.CHUNK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        with open_bytes(InputFile(path, "standard input", "text", compression)) as unpacked:
+            head = unpacked.readline(CHUNK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
         if head.startswith(b"{"):
             try:
                 format = "jsonl" if isinstance(json.loads(head), dict) else "text"
@@ -252,7 +254,7 @@ def _guess_split(files: Sequence[InputFile], separator: str) -> str:
     """Looks at the first two megabytes of the first files."""
     guess = "line"
     for file in files[:16]:
-        head = "".join(islice(readers.read_text(file), 2))
+        head = "".join(islice(read_text(file), 2))
         if separator in head:
             return "separator"
         if re.search(r"\S[^\S\n]*\n\s*\n\s*\S", head):

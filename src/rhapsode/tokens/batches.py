@@ -1,9 +1,9 @@
-"""Batches of fixed-length windows drawn from a token store, in a seeded order that can be saved and continued.
+"""Batches of fixed-length windows from a token store, in a seeded order that can be saved and continued.
 
     B batch, T tokens of a window
 
-The stories of an epoch, in the epoch's own order, form one long stream that is never written out: a batch is the
-gathering of B * (T + 1) of its positions, mapped onto the memory-mapped ids.
+The stories of an epoch, in the epoch's own order, form one long stream that is never written out: a batch is
+the gathering of B * (T + 1) of its positions, mapped onto the memory-mapped ids.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class BatchConfig:
 
     window: T, the number of input tokens of a row; the targets are the T tokens one further on.
     batch_size: B, the number of rows.
-    form: `stream`: windows cut from all stories joined; `first`: the first T + 1 tokens of each story (the course's
-        form), shorter stories padded with </s>, their padding not scored.
+    form: `stream`: windows cut from all stories joined; `first`: the first T + 1 tokens of each story (the
+        course's form), shorter stories padded with </s>, their padding not scored.
     carry_state: stream only: row b of a batch continues row b of the batch before.
     shuffle: a new seeded order in each epoch; False: the order of the file.
     """
@@ -49,7 +49,7 @@ class BatchConfig:
 
 
 class Batch(NamedTuple):
-    """inputs, targets: (B, T) int64, target -100 where nothing is scored; restart: the state must start anew."""
+    """inputs, targets: (B, T) int64, target -100 where nothing is scored; restart: begin from a new state."""
 
     inputs: "torch.Tensor"
     targets: "torch.Tensor"
@@ -59,9 +59,9 @@ class Batch(NamedTuple):
 class Batcher:
     """Draws batches without end, epoch after epoch, each epoch in its own order.
 
-    batches_per_epoch, tokens_per_batch: the sizes of an epoch. Within an epoch each token is a target at most once,
-    and fewer than a batch's worth of them are left out.
-    Raises ValueError where the store cannot fill one batch.
+    batches_per_epoch, tokens_per_batch: the sizes of an epoch. Within an epoch each token is a target at most
+    once, and fewer than a batch's worth of them are left out. Raises ValueError where the store cannot fill
+    one batch.
     """
 
     def __init__(self, store: TokenStore, config: BatchConfig, seed: int) -> None:
@@ -75,7 +75,8 @@ class Batcher:
         if config.form == "stream":
             self.batches_per_epoch = store.num_tokens // self.tokens_per_batch
             have, fits = f"{store.num_tokens:,} tokens", store.num_tokens // config.window
-            need = f"batch_size {config.batch_size} x window {config.window} needs {self.tokens_per_batch:,} tokens"
+            shape = f"batch_size {config.batch_size} x window {config.window}"
+            need = f"{shape} needs {self.tokens_per_batch:,} tokens"
         else:
             self.batches_per_epoch = store.num_stories // config.batch_size
             have, fits = f"{store.num_stories:,} stories", store.num_stories
@@ -108,7 +109,7 @@ class Batcher:
         """Continues exactly where `state_dict` was taken."""
         if state["epoch"] < 0 or not 0 <= state["position"] <= self.batches_per_epoch:
             raise ValueError(
-                f"batcher state {state} does not fit the data, which have {self.batches_per_epoch} batches per epoch"
+                f"batcher state {state} does not fit data of {self.batches_per_epoch} batches per epoch"
             )
         self._start_epoch(state["epoch"])
         self._position = state["position"]
@@ -135,14 +136,14 @@ class Batcher:
             ).T.ravel()  # batch i is the i-th window of each lane
         elif config.shuffle:
             random.shuffle(windows)
-        # The first input stands one before the first target; before the stream's beginning that is </s>, at -1.
+        # The first input stands one before the first target; before the stream's beginning it is </s>, at -1.
         self._starts = windows * config.window + offset - 1
 
     def _stream_batch(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         size = config.window + 1
         starts = self._starts[i * config.batch_size : (i + 1) * config.batch_size]
-        # All stories that each window touches, window after window, and how many of its positions lie in each.
+        # The stories that each window touches, window after window, and how many of its positions each has.
         first = np.searchsorted(self._ends, starts, side="right")
         touched = np.searchsorted(self._ends, starts + config.window, side="right") - first + 1
         last = np.cumsum(touched) - 1

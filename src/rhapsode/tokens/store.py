@@ -29,10 +29,10 @@ STALE_SECONDS = 3600.0
 class TokenStore:
     """Stories as token ids, memory-mapped and read-only; a view holds some of the stories of a store.
 
-    tokens: all ids of the file. offsets: story i of the file is tokens[offsets[i] : offsets[i + 1]]. byte_counts:
-    UTF-8 bytes of each story's text. indices: which stories of the file this view holds, ascending.
-    num_stories, num_tokens, num_bytes count what the view holds. has_text: False for stores of given id lists, whose
-    stories do not end with eos_id.
+    tokens: all ids of the file. offsets: story i of the file is tokens[offsets[i] : offsets[i + 1]].
+    byte_counts: UTF-8 bytes of each story's text. indices: which stories of the file this view holds,
+    ascending. num_stories, num_tokens, num_bytes count what the view holds. has_text: False for stores of
+    given id lists, whose stories do not end with eos_id.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Opens a store that `prepare` made. Raises FileNotFoundError, or ValueError where the folder is damaged."""
+        """Opens a store that `prepare` made; raises FileNotFoundError, or ValueError where it is damaged."""
         about = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if about["format_version"] != FORMAT_VERSION:
             raise ValueError(
@@ -95,9 +95,9 @@ class TokenStore:
     def hold_out(self, fraction: float, seed: int) -> tuple["TokenStore", "TokenStore"]:
         """Two views (rest, held out): a seeded draw of stories, in file order, at least one in each.
 
-        A store of one story that was read with --split file is cut in two instead, the end held out, at the nearest
-        of the places where the text was cut for the tokenizer (about every 2,048 characters, before whitespace).
-        Raises ValueError where there is nothing to divide.
+        A store of one story that was read with --split file is cut in two instead, the end held out, at the
+        nearest of the places where the text was cut for the tokenizer (about every 2,048 characters, before
+        whitespace). Raises ValueError where there is nothing to divide.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the share to hold out must be between 0 and 1, got {fraction}")
@@ -120,7 +120,8 @@ class TokenStore:
         marks = self._marks[(self._marks[:, 0] > begin) & (self._marks[:, 0] < end)]
         if not len(marks):
             raise ValueError(
-                "cannot hold out a share of one story; give validation data with --valid, or, if it is a long text, --split file"
+                "cannot hold out a share of one story: give validation data with --valid,"
+                " or, if it is one long text, --split file"
             )
         cut, byte_cut = marks[
             np.argmin(np.abs(marks[:, 0] - (begin + (1 - fraction) * (end - begin))))
@@ -161,11 +162,11 @@ def tokenizer_for(
 
 
 def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None) -> TokenStore:
-    """The token store of the source, made now or found in the cache ($RHAPSODE_CACHE/tokens, or the user's cache).
+    """The token store of the source, made now or found in the cache ($RHAPSODE_CACHE/tokens or the user's).
 
-    The store is found by the contents of the source and of the tokenizer, so a change of either makes a new one.
-    Raises ValueError for a source that cannot be read, an id that the vocabulary lacks, or a source that changes
-    while it is read; OSError for a cache folder that cannot be written.
+    The store is found by the contents of the source and of the tokenizer, so a change of either makes a new
+    one. Raises ValueError for a source that cannot be read, an id that the vocabulary lacks, or a source that
+    changes while it is read; OSError for a cache folder that cannot be written.
     """
     before = source.fingerprint()
     fingerprint = hashlib.sha256(f"{FORMAT_VERSION} {before} {tokenizer.fingerprint}".encode()).hexdigest()
@@ -307,8 +308,8 @@ class _Writer:
             if ids.max() >= self.tokenizer.vocab_size:
                 position = int(np.argmax(ids >= self.tokenizer.vocab_size))
                 raise ValueError(
-                    f"{record.where}, position {position + 1}: id {ids[position]} is not in the tokenizer's vocabulary of"
-                    f" {self.tokenizer.vocab_size}"
+                    f"{record.where}, position {position + 1}: id {ids[position]} is not in the tokenizer's"
+                    f" vocabulary of {self.tokenizer.vocab_size}"
                 )
             batch.append(ids)
             held += len(ids)
