@@ -99,7 +99,7 @@ def download(location: str) -> list[InputFile]:
 def choose(names: list[str], inside: str, split: str, location: str) -> list[str]:
     """Which of a data set's files hold the split: those whose path says so, in the best of its formats.
 
-    Parquet comes before JSONL, text and JSON: it is what the Hub itself makes of a data set, a record per story.
+    Parquet comes before JSONL, text and JSON: the Hub itself makes it of a data set, a record per story.
     Files in different folders are different variants of a data set, so the user has to choose one.
     """
     if inside in names:
@@ -132,7 +132,9 @@ def choose(names: list[str], inside: str, split: str, location: str) -> list[str
 
 def _library(location: str) -> Any:
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise ValueError(f"{location}: needs the Hub's own library; pip install 'rhapsode[hub]'") from None
     return huggingface_hub
@@ -164,7 +166,8 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
     """Downloads one file of one commit to `path`, going on from where an earlier attempt or run broke off.
 
     The library's `hf_hub_download` continues within one call only: what it had is lost when the process ends.
-    Its `http_get` takes a position to go on from, so we keep the partial file ourselves.
+    Its `http_get` takes a position to go on from, so we keep the partial file ourselves. What is lost at a break
+    is the library's block, 10 MB at most.
     """
     from huggingface_hub.file_download import http_get
 
