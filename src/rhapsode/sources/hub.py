@@ -166,8 +166,8 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
     """Downloads one file of one commit to `path`, going on from where an earlier attempt or run broke off.
 
     The library's `hf_hub_download` continues within one call only: what it had is lost when the process ends.
-    Its `http_get` takes a position to go on from, so we keep the partial file ourselves. What is lost at a break
-    is the library's block, 10 MB at most.
+    Its `http_get` takes a position to go on from, so we keep the partial file ourselves. A break loses
+    the library's block that was on its way, 10 MB at most.
     """
     from huggingface_hub.file_download import http_get
 
