@@ -21,7 +21,7 @@ from rhapsode.sources import Source, cache_root
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT_VERSION = 1
-BATCH_CHARACTERS = 4_000_000  # of text that the tokenizer's threads share at a time
+BATCH_CHARACTERS = 2_000_000  # of text that the tokenizer's threads share at a time
 BATCH_IDS = 1_000_000
 STALE_SECONDS = 3600.0
 
@@ -261,7 +261,7 @@ class _Writer:
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens, self.offsets, self.byte_counts, self.marks = tokens, offsets, byte_counts, marks
-        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        self.dtype = tokenizer.dtype
         self.num_tokens = self.num_bytes = self.story_bytes = 0
         offsets.append([0])
 
@@ -279,23 +279,26 @@ class _Writer:
         self._write_pieces(texts, ends)
 
     def _write_pieces(self, texts: list[str], ends: list[bool]) -> None:
-        ids: list[int] = []
+        arrays: list[np.ndarray] = []
+        ended = np.array([self.tokenizer.eos_id], self.dtype)
         offsets: list[int] = []
         byte_counts: list[int] = []
         marks: list[tuple[int, int]] = []
-        for text, piece, ends_story in zip(texts, self.tokenizer.encode_batch(texts), ends, strict=True):
-            ids += piece
+        for text, ids, ends_story in zip(texts, self.tokenizer.encode_batch(texts), ends, strict=True):
+            arrays.append(ids)
+            self.num_tokens += len(ids)
             self.story_bytes += len(text.encode())
             if ends_story:
-                ids.append(self.tokenizer.eos_id)
-                offsets.append(self.num_tokens + len(ids))
+                arrays.append(ended)
+                self.num_tokens += 1
+                offsets.append(self.num_tokens)
                 byte_counts.append(self.story_bytes)
                 self.num_bytes += self.story_bytes
                 self.story_bytes = 0
             else:
-                marks.append((self.num_tokens + len(ids), self.story_bytes))
-        self.tokens.write(np.array(ids, dtype=self.dtype).tobytes())
-        self.num_tokens += len(ids)
+                marks.append((self.num_tokens, self.story_bytes))
+        if arrays:
+            self.tokens.write(np.concatenate(arrays).data)
         self.offsets.append(offsets)
         self.byte_counts.append(byte_counts)
         self.marks.append(np.array(marks, dtype=np.int64).reshape(-1, 2))
