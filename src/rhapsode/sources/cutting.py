@@ -38,15 +38,14 @@ def cut(chunks: Iterable[str], split: str, separator: str) -> Iterator[Piece]:
             if started or (story and not story.isspace()):
                 yield Piece(story.rstrip() if started else story.strip(), True)
             started = False
-        if not started and not exact:
-            rest = rest.lstrip()
         begin = 0
         for end in _places_to_cut(rest, FILE_PIECE if exact else LONGEST_PIECE, margin):
-            yield Piece(rest[begin:end], False)
+            piece = rest[begin:end]
+            yield Piece(piece if started or exact else piece.lstrip(), False)
             started, begin = True, end
         rest = rest[begin:]
     if started or (rest and not rest.isspace()):
-        yield Piece(rest if exact else rest.rstrip(), True)
+        yield Piece(rest if exact else rest.rstrip() if started else rest.strip(), True)
 
 
 _WORD_END = re.compile(r"(?<=\S)[ \n\t]")

@@ -52,8 +52,8 @@ BYTE_OF_CHARACTER = _byte_of_character()
 class Tokenizer:
     """A vocabulary with its rules for cutting text.
 
-    vocab_size: the largest id + 1; dtype: the integer type that holds an id. eos_id ends each story; pad_id and
-    unk_id may be None. kind: bpe, unigram or characters, or the library's name for what we do not train.
+    vocab_size: the largest id + 1; dtype: the integer type that holds an id. eos_id ends each story; pad_id
+    and unk_id may be None. kind: bpe, unigram or characters, or the library's name for what we do not train.
     fingerprint: SHA-256 of all that decides the ids.
     """
 
