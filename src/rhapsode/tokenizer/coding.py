@@ -153,14 +153,8 @@ class Tokenizer:
         if id in self._skipped:
             return piece
         if self._is_byte_level:
-            piece = self._bytes(id).decode("utf-8", errors="backslashreplace").replace("\\x", "<0x")
-            piece = "".join(
-                f"{part[:2].upper()}>{part[2:]}" if n else part for n, part in enumerate(piece.split("<0x"))
-            )
-        return "".join(
-            "▁" if character == " " else character if character.isprintable() else repr(character)[1:-1]
-            for character in piece
-        )
+            piece = self._bytes(id).decode("utf-8", errors="surrogateescape")
+        return "".join(map(_printable, piece))
 
     def _bytes(self, id: int) -> bytes:
         """What a token of a byte-level vocabulary spells; a piece with foreign characters spells itself."""
@@ -221,7 +215,9 @@ class Tokenizer:
 class TextStream:
     """Turns ids into text as they come: what `push` and the final `flush` return, joined, is `decode(ids)`.
 
-    Text is held back until it is certain, so a character whose bytes are several tokens comes out whole.
+    Text is held back until it is certain, so a character whose bytes are several tokens comes out whole. One
+    exception: the library's byte fallback (Llama's tokenizers have it) spells a run of byte tokens by U+FFFD
+    alone if it is broken anywhere; whole characters before the broken place are out by then.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -256,6 +252,12 @@ class TextStream:
     def _fresh_text(self) -> str:
         before = self._tokenizer.decode(self._context) if self._context else ""
         return self._tokenizer.decode(self._context + self._fresh)[len(before) :]
+
+
+def _printable(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a lone byte, as `surrogateescape` marks it
+        return f"<0x{ord(character) - 0xDC00:02X}>"
+    return "▁" if character == " " else character if character.isprintable() else repr(character)[1:-1]
 
 
 def _kind(definition: dict[str, Any]) -> str:

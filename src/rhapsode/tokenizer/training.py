@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
     )
     if vocab_size < needed:
         what = "256 bytes" if kind == "bpe" else f"{needed - len(specials)} different characters of the text"
-        hint = "" if kind == "bpe" else ", or take kind bpe, which needs 258"
+        hint = ", or take kind bpe, which needs 258" if needed > 258 else ""
         raise ValueError(
             f"vocab_size must be >= {needed} for {kind} ({len(specials)} special tokens and the {what})"
             f", got {vocab_size}{hint}"
