@@ -40,7 +40,7 @@ def cut_simply(text: str, split: str, separator: str) -> list[str]:
 @pytest.mark.parametrize("split", ["separator", "paragraph", "line", "file"])
 @given(
     text=st.text(alphabet="ab \n\t-é", max_size=80),
-    separator=st.sampled_from(["-", "\n-\n", "--"]),
+    separator=st.sampled_from(["-", "\n-\n", "--", "- -"]),
     cuts=st.lists(st.integers(0, 80)),
     longest=st.sampled_from([3, 8, 1000]),
 )

@@ -386,6 +386,8 @@ def test_each_story_is_followed_by_another_each_epoch() -> None:
     assert not torch.equal(first, second)
     assert not torch.equal(first, targets(Batcher(whole, config, seed=1)))
     assert jumps(first) != jumps(second)
+    one_story = targets(Batcher(id_store([400]), config, seed=0))[..., 0].flatten()
+    assert one_story.tolist() != sorted(one_story.tolist())
 
 
 @given(**{key: value for key, value in STREAMS.items() if key != "carry_state"})

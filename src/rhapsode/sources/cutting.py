@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-LONGEST_PIECE = 1 << 20  # characters; no longer piece reaches the tokenizer
+LONGEST_PIECE = 1 << 20  # characters; longer stories are cut at the next word's end
+LONGEST_WORD = 1 << 20  # what has no word's end for so long is cut anywhere
 FILE_PIECE = 2048  # characters; the grain at which a file that is one story can be cut in two
 
 
@@ -59,10 +60,10 @@ def _places_to_cut(text: str, length: int, margin: int = 1) -> Iterator[int]:
     last = len(text) - margin
     end = length
     while end <= last:
-        match = _WORD_END.search(text, end, min(end + LONGEST_PIECE, last + 1))
+        match = _WORD_END.search(text, end, min(end + LONGEST_WORD, last + 1))
         if match:
             end = match.start()
-        elif last < end + LONGEST_PIECE:  # more text may bring the whitespace
+        elif last < end + LONGEST_WORD:  # more text may bring the whitespace
             return
         yield end
         end += length

@@ -120,11 +120,10 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
                 if at_end or not cut_short:
                     raise bad(error.msg, error.pos) from None
             else:
-                if end < len(buffer) or at_end:  # a number at the buffer's end may go on in the next chunk
-                    number += 1
-                    yield value, f"{file.name}, item {number}"
-                    begin, expected = end, ", or ]"
-                    continue
+                number += 1
+                yield value, f"{file.name}, item {number}"
+                begin, expected = end, ", or ]"
+                continue
         if at_end:
             raise bad(f"the file ends where {expected} should stand", len(buffer))
         line += buffer.count("\n", 0, begin)
