@@ -123,9 +123,8 @@ class TokenStore:
                 "cannot hold out a share of one story: give validation data with --valid,"
                 " or, if it is one long text, --split file"
             )
-        cut, byte_cut = marks[
-            np.argmin(np.abs(marks[:, 0] - (begin + (1 - fraction) * (end - begin))))
-        ].tolist()
+        wanted = begin + (1 - fraction) * (end - begin)
+        cut, byte_cut = marks[np.argmin(np.abs(marks[:, 0] - wanted))].tolist()
         byte_count = int(self.byte_counts[index])
 
         def part(first: int, last: int, byte_count: int) -> TokenStore:
@@ -144,18 +143,15 @@ def tokenizer_for(
         raise ValueError(
             f"{source.description}: ids have no text to train a tokenizer on; name theirs with --tokenizer"
         )
-    key = hashlib.sha256(f"{FORMAT_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()[
-        :32
-    ]
-    folder = _cache(cache_dir) / f"tokenizer-{key}"
+    key = hashlib.sha256(f"{FORMAT_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
+    folder = _cache(cache_dir) / f"tokenizer-{key[:32]}"
     if folder.is_dir():
         try:
             return Tokenizer.load(folder)
         except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    with bar(f"training a {kind} tokenizer", source_megabytes(source), "MB") as advance:
-        texts = (piece.text for piece in source.pieces(lambda count: advance(count / 1e6)))
-        tokenizer = train_tokenizer(texts, kind, vocab_size)
+    with _reading(f"training a {kind} tokenizer", source) as on_read:
+        tokenizer = train_tokenizer((piece.text for piece in source.pieces(on_read)), kind, vocab_size)
     with _new_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer
@@ -177,51 +173,54 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
         except (OSError, ValueError, KeyError) as error:
             say(f"{folder} is damaged ({error}); making it anew")
             shutil.rmtree(folder)
+    started = time.monotonic()
     with _new_folder(folder) as temporary:
-        started = time.monotonic()
-        with (
-            open(temporary / "tokens.bin", "wb") as tokens,
-            _Column(temporary / "offsets.npy") as offsets,
-            _Column(temporary / "bytes.npy") as byte_counts,
-            _Column(temporary / "marks.npy", width=2) as marks,
-            bar(
-                "reading tokens" if source.kind == "ids" else "tokenizing", source_megabytes(source), "MB"
-            ) as advance,
-        ):
-            writer = _Writer(tokenizer, tokens, offsets, byte_counts, marks)
-            read = lambda count: advance(count / 1e6)  # noqa: E731
-            writer.write_ids(source, read) if source.kind == "ids" else writer.write_text(source, read)
-            about = {
-                "format_version": FORMAT_VERSION,
-                "fingerprint": fingerprint,
-                "source_fingerprint": before,
-                "tokenizer_fingerprint": tokenizer.fingerprint,
-                "description": source.description,
-                "has_text": source.kind == "text",
-                "dtype": writer.dtype.str,
-                "vocab_size": tokenizer.vocab_size,
-                "eos_id": tokenizer.eos_id,
-                "num_stories": byte_counts.rows,
-                "num_tokens": writer.num_tokens,
-                "num_bytes": writer.num_bytes,
-            }
-        (temporary / "store.json").write_text(
-            json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        about = _write_store(temporary, source, tokenizer)
+        about |= {"fingerprint": fingerprint, "source_fingerprint": before}
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        (temporary / "store.json").write_text(text, encoding="utf-8")
         if source.fingerprint() != before:
-            raise ValueError(
-                f"{source.description}: changed while it was read; run again when it is complete"
-            )
-    seconds = max(time.monotonic() - started, 1e-9)
-    say(
-        f"{about['num_stories']:,} stories, {writer.num_bytes:,} bytes, {writer.num_tokens:,} tokens"
-        f" ({writer.num_bytes / 1e6 / seconds:.1f} MB/s), kept in {folder}"
-    )
+            raise ValueError(f"{source.description}: changed while it was read; run again when complete")
+    rate = about["num_bytes"] / 1e6 / max(time.monotonic() - started, 1e-9)
+    counts = f"{about['num_stories']:,} stories, {about['num_bytes']:,} bytes, {about['num_tokens']:,} tokens"
+    say(f"{counts} ({rate:.1f} MB/s), kept in {folder}")
     return TokenStore.open(folder)
 
 
-def source_megabytes(source: Source) -> float | None:
-    return None if source.total_bytes is None else source.total_bytes / 1e6
+def _write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Writes all but store.json, and returns what that has to tell of it."""
+    with (
+        open(folder / "tokens.bin", "wb") as tokens,
+        _Column(folder / "offsets.npy") as offsets,
+        _Column(folder / "bytes.npy") as byte_counts,
+        _Column(folder / "marks.npy", width=2) as marks,
+        _reading("tokenizing" if source.kind == "text" else "reading token ids", source) as on_read,
+    ):
+        writer = _Writer(tokenizer, tokens, offsets, byte_counts, marks)
+        if source.kind == "text":
+            writer.write_text(source, on_read)
+        else:
+            writer.write_ids(source, on_read)
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "description": source.description,
+        "has_text": source.kind == "text",
+        "dtype": tokenizer.dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "num_stories": byte_counts.rows,
+        "num_tokens": writer.num_tokens,
+        "num_bytes": writer.num_bytes,
+    }
+
+
+@contextmanager
+def _reading(what: str, source: Source) -> Iterator[Callable[[float], None]]:
+    """A progress bar in megabytes, to be told of bytes."""
+    total = None if source.total_bytes is None else source.total_bytes / 1e6
+    with bar(what, total, "MB") as advance:
+        yield lambda count: advance(count / 1e6)
 
 
 class _Column:
