@@ -1,0 +1,158 @@
+"""Opens one file of a source: tells its format, unpacks it, and reads it as text, a megabyte at a time."""
+
+import codecs
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import platformdirs
+import zstandard
+
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".rst": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+CHUNK_BYTES = 1 << 20
+
+OnRead = Callable[[float], None]
+
+
+def cache_root() -> Path:
+    """The folder of what can be made again (token stores, downloads): $RHAPSODE_CACHE or the user's."""
+    named = os.environ.get("RHAPSODE_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to read: where it lies, what the user calls it, and how to read it.
+
+    format: text, jsonl, json or parquet; compression: gzip, zstd or "".
+    """
+
+    path: Path
+    name: str
+    format: str
+    compression: str
+
+
+def input_file(path: Path, name: str | None = None) -> InputFile:
+    """Tells format and compression by the suffixes; what has no known suffix is taken for plain text."""
+    compression = COMPRESSIONS.get(path.suffix.lower(), "")
+    inner = path.with_suffix("") if compression else path
+    format = FORMATS.get(inner.suffix.lower(), "text")
+    name = name or str(path)
+    if format == "parquet" and compression:
+        raise ValueError(f"{name}: Parquet is compressed inside; unpack the {compression} around it first")
+    return InputFile(path, name, format, compression)
+
+
+def has_known_suffix(path: Path) -> bool:
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return inner.suffix.lower() in FORMATS
+
+
+class _Counted(io.RawIOBase):
+    """A raw file that reports how many bytes were read from it, for progress bars."""
+
+    def __init__(self, raw: io.FileIO, on_read: OnRead) -> None:
+        self.raw, self.on_read = raw, on_read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.raw.readinto(buffer) or 0
+        self.on_read(count)
+        return count
+
+
+class _Zstd(io.RawIOBase):
+    """Decompresses zstandard frames; unlike zstandard's own reader, it notices a file that ends too early."""
+
+    def __init__(self, compressed: BinaryIO) -> None:
+        self.compressed = compressed
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.left, self.ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            data = self.left or self.compressed.read(CHUNK_BYTES // 8)
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the file ends in the middle of a frame")
+                return 0
+            if self.frame is None:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.ready, self.left = memoryview(self.frame.decompress(data)), b""
+            if self.frame.eof:
+                self.left, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.ready))
+        buffer[:count] = self.ready[:count]
+        self.ready = self.ready[count:]
+        return count
+
+
+@contextmanager
+def open_bytes(file: InputFile, on_read: OnRead | None = None) -> Iterator[io.BufferedReader]:
+    """Opens the file's unpacked bytes; on_read is told how many (packed) bytes were read from disk."""
+    with file.path.open("rb", buffering=0) as raw:
+        stream = io.BufferedReader(_Counted(raw, on_read) if on_read else raw, CHUNK_BYTES)
+        unpacked: Any = stream
+        if file.compression == "gzip":
+            unpacked = io.BufferedReader(gzip.GzipFile(fileobj=stream), CHUNK_BYTES)
+        elif file.compression == "zstd":
+            unpacked = io.BufferedReader(_Zstd(stream), CHUNK_BYTES)
+        try:
+            yield unpacked
+        except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
+            raise ValueError(f"{file.name}: broken {file.compression} data: {error}") from None
+
+
+def read_text(file: InputFile, on_read: OnRead | None = None) -> Iterator[str]:
+    """Yields the text in chunks of about a megabyte: from UTF-8, no byte-order mark, lines ended by \\n.
+
+    Raises ValueError naming the byte (of the unpacked file) where the text is binary or not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset = 0
+    with open_bytes(file, on_read) as stream:
+        while True:
+            data = stream.read(CHUNK_BYTES)
+            if offset == 0 and (zero := data.find(b"\0", 0, 8192)) >= 0:
+                raise ValueError(
+                    f"{file.name}: not a text file, byte {zero} is zero; give text, JSON, JSONL or Parquet"
+                )
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                where = offset - pending + error.start
+                raise ValueError(
+                    f"{file.name}: not UTF-8 at byte {where} ({error.reason}); convert it to UTF-8"
+                ) from None
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset += len(data)
+            yield newlines.decode(text, final=not data)
+            if not data:
+                return

@@ -1,0 +1,167 @@
+"""Reads the records of JSONL, JSON and Parquet files: texts or lists of token ids, one at a time."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_text
+
+
+class Record(NamedTuple):
+    """A story, or a list of token ids, of a JSON, JSONL or Parquet file, and where it stands, for errors."""
+
+    value: str | np.ndarray
+    where: str
+
+
+def read_records(file: InputFile, field: str, on_read: OnRead | None = None) -> Iterator[Record]:
+    """Yields the stories or id lists of a JSONL, JSON or Parquet file; blank and null ones are skipped."""
+    read = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}[file.format]
+    for value, where in read(file, field, on_read):
+        if isinstance(value, dict):
+            if field not in value:
+                there = ", ".join(map(str, value)) or "none"
+                raise ValueError(f"{where}: no field {field!r}; there are: {there} (choose one with --field)")
+            value = value[field]
+        if isinstance(value, str):
+            if value and not value.isspace():
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    raise ValueError(
+                        f"{where}: half of a surrogate pair, which no UTF-8 text can hold"
+                    ) from None
+                yield Record(value, where)
+        elif isinstance(value, list | np.ndarray):
+            if len(value):
+                yield Record(_ids(value, where), where)
+        elif value is not None:
+            raise ValueError(
+                f"{where}: a {type(value).__name__} where a text or a list of token ids should stand"
+            )
+
+
+def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of unequal lengths inside
+        ids = np.empty(0, dtype=object)
+    if ids.dtype.kind in "iu" and ids.ndim == 1 and ids.min() >= 0 and ids.dtype != np.uint64:
+        return ids.astype(np.int64, copy=False)
+    for position, id in enumerate(value, start=1):
+        if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < 2**31:
+            raise ValueError(
+                f"{where}, position {position}: {str(id)[:40]!r} is not a token id (a whole number from 0 on)"
+            )
+    raise ValueError(f"{where}: not a list of token ids")
+
+
+def _read_jsonl(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
+    offset = 0
+    with open_bytes(file, on_read) as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{file.name}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{where}: not UTF-8 at byte {offset + error.start} ({error.reason})"
+                ) from None
+            offset += len(line)
+            if not text.strip():
+                continue
+            try:
+                yield json.loads(text), where
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
+
+
+def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
+    """The elements of one long JSON list, one after another, without holding the list."""
+    decoder = json.JSONDecoder()
+    chunks = read_text(file, on_read)
+    buffer, begin, at_end = "", 0, False
+    line, number = 1, 0  # of the buffer's first character; of the element
+    expected = "the list"
+
+    def bad(message: str, position: int) -> ValueError:
+        at = line + buffer.count("\n", 0, position)
+        return ValueError(f"{file.name}, line {at}: not JSON: {message}")
+
+    while True:
+        begin = _SPACE.match(buffer, begin).end()  # type: ignore[union-attr]
+        sign = buffer[begin : begin + 1]
+        if expected == "the list" and sign:
+            if sign != "[":
+                raise ValueError(f"{file.name}: not a JSON list (of texts, objects, or lists of token ids)")
+            begin, expected = begin + 1, "an element or ]"
+            continue
+        if expected in ("an element or ]", ", or ]") and sign == "]":
+            begin, expected = begin + 1, "the end"
+            continue
+        if expected == ", or ]" and sign:
+            if sign != ",":
+                raise bad(f"expected {expected}", begin)
+            begin, expected = begin + 1, "an element"
+            continue
+        if expected == "the end":
+            if sign:
+                raise bad("there is text after the list", begin)
+            if at_end:
+                return
+        elif sign:
+            try:
+                value, end = decoder.raw_decode(buffer, begin)
+            except json.JSONDecodeError as error:
+                cut_short = error.msg.startswith("Unterminated") or error.pos > len(buffer) - 16
+                if at_end or not cut_short:
+                    raise bad(error.msg, error.pos) from None
+            else:
+                number += 1
+                yield value, f"{file.name}, item {number}"
+                begin, expected = end, ", or ]"
+                continue
+        if at_end:
+            raise bad(f"the file ends where {expected} should stand", len(buffer))
+        line += buffer.count("\n", 0, begin)
+        # As much again as is held: a long element is then tried a few times, not once per chunk.
+        held, begin, wanted = buffer[begin:], 0, len(buffer) - begin
+        fresh = [held]
+        while wanted >= 0 and not at_end:
+            chunk = next(chunks, None)
+            at_end = chunk is None
+            fresh.append(chunk or "")
+            wanted -= len(fresh[-1])
+        buffer = "".join(fresh)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{file.name}: reading Parquet needs pyarrow; pip install 'rhapsode[hub]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(file.path) as table:
+            columns = table.schema_arrow.names
+            if field not in columns:
+                there = ", ".join(columns) or "none"
+                raise ValueError(
+                    f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)"
+                )
+            bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield value, f"{file.name}, row {row}"
+                if on_read:
+                    on_read(bytes_per_row * batch.num_rows)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file.name}: broken Parquet: {str(error).splitlines()[0]}") from None
