@@ -4,12 +4,13 @@ A story is derived by choosing a skeleton (a sequence of scenes), a value for ea
 and a wording for each slot of each scene. See docs/storyworld.md for the equations.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 
-from rhapsode.storyworld.template import Choice, Domain, LineCompiler, Mention, Piece, Sequence
+from rhapsode.storyworld.template import Choice, Domain, LineCompiler, Literal, Mention, Piece, Sequence
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,27 @@ def mentions(pieces: Iterable[Piece]) -> Iterator[Mention]:
                 yield from mentions(option)
 
 
+def fragments(pieces: Iterable[Piece]) -> Iterator[str]:
+    """All fragments of text in the pieces, in all wordings."""
+    for piece in pieces:
+        if isinstance(piece, Literal):
+            yield piece.text
+        elif isinstance(piece, Mention):
+            yield from piece.texts
+        else:
+            for option in piece.options:
+                yield from fragments(option)
+
+
+def bare_word(unit: str) -> str:
+    """A word in lower case, without punctuation around it and without the possessive 's."""
+    return re.sub(r"[^\w'-]+", "", unit).strip("'-").lower().removesuffix("'s")
+
+
 @dataclass(frozen=True, eq=False)
 class Grammar:
+    """Facts and skeletons; `load_grammar` gives the one in the package."""
+
     variables: Mapping[str, Variable]
     skeletons: tuple[Skeleton, ...]
 
@@ -95,20 +115,21 @@ class Grammar:
     def scenes(self) -> tuple[Scene, ...]:
         return tuple(dict.fromkeys(scene for skeleton in self.skeletons for scene in skeleton.scenes))
 
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """All words of all stories, as `bare_word` gives them."""
+        texts = (text for scene in self.scenes for text in fragments(scene.slots))
+        return frozenset(bare_word(unit) for text in texts for unit in text.split()) - {""}
 
-def first_mentions(sequence: Sequence) -> dict[str, Mention]:
-    """The facts that every wording of the sequence mentions, with the mention that comes first."""
-    found: dict[str, Mention] = {}
+
+def told(sequence: Sequence) -> set[str]:
+    """The facts whose values every wording of the sequence tells."""
+    found: set[str] = set()
     for piece in sequence:
-        if isinstance(piece, Mention):
-            found.setdefault(piece.variable, piece)
+        if isinstance(piece, Mention) and piece.reveals:
+            found.add(piece.variable)
         elif isinstance(piece, Choice):
-            each = [first_mentions(option) for option in piece.options]
-            shared = [name for name in each[0] if all(name in other for other in each)]
-            for name in shared:
-                # A wording that does not reveal the fact is the one that the check must see.
-                candidates = [other[name] for other in each]
-                found.setdefault(name, next((m for m in candidates if not m.reveals), candidates[0]))
+            found |= set.intersection(*(told(option) for option in piece.options))
     return found
 
 
@@ -119,13 +140,11 @@ def _check_introductions(skeleton: Skeleton) -> None:
         for number, slot in enumerate(scene.slots, 1):
             new = {mention.variable for mention in mentions([slot])} - known
             for option in slot.options:
-                first = first_mentions(option)
-                for name in sorted(new):
-                    if name not in first or not first[name].reveals:
-                        raise ValueError(
-                            f"skeleton {skeleton.name}: slot {number} of scene {scene.name} introduces {name!r}, "
-                            f"but one of its lines does not tell its value"
-                        )
+                if missing := new - told(option):
+                    raise ValueError(
+                        f"skeleton {skeleton.name}: slot {number} of scene {scene.name} introduces "
+                        f"{', '.join(sorted(missing))}, but one of its lines does not tell the value"
+                    )
             known |= new
 
 

@@ -46,10 +46,9 @@ def _draw(key: int, number: int, total: int) -> int:
     return ((_mix((key + (number + 1) * GAMMA) & MASK) >> 12) * total) >> 52
 
 
-def _draw_array(keys: np.ndarray, numbers: np.ndarray | int, totals: np.ndarray | int) -> np.ndarray:
-    """keys (n,) uint64, numbers and totals (n,) or one -> (n,) int64."""
-    shifts = (np.asarray(numbers, dtype=np.uint64) + np.uint64(1)) * np.uint64(GAMMA)
-    bits = _mix_array(keys + shifts) >> np.uint64(12)
+def _draw_array(keys: np.ndarray, number: int, totals: np.ndarray | int) -> np.ndarray:
+    """keys (n,) uint64, totals (n,) or one -> (n,) int64; the same as _draw for each key."""
+    bits = _mix_array(keys + np.uint64((number + 1) * GAMMA & MASK)) >> np.uint64(12)
     return ((bits * np.asarray(totals, dtype=np.uint64)) >> np.uint64(52)).astype(np.int64)
 
 
