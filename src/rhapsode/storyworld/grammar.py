@@ -71,8 +71,10 @@ def is_allowed(variable: Variable, value: int, other: Variable, other_value: int
         return False
     for rules, wanted in ((variable.fits, True), (variable.avoids, False)):
         for name, key in rules:
+            if name != other.name:
+                continue
             same = variable.domain.properties[key][value] == other.domain.properties[key][other_value]
-            if name == other.name and same != wanted:
+            if same != wanted:
                 return False
     return True
 

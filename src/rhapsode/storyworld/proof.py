@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from rhapsode.storyworld.grammar import Grammar, Scene, Variable
+from rhapsode.storyworld.grammar import Grammar, Scene, Variable, bare_word
 from rhapsode.storyworld.template import Choice, Literal, Mention, Piece, Sequence
 
 _UNIT = re.compile(r"\s*\S+")
@@ -100,10 +100,10 @@ class Proof:
         """Mentions of two facts of one domain, or of a fact against a fixed word that looks like one of its values."""
         for mentions, texts in ((_mentions(ones), others), (_mentions(others), ones)):
             for mention in mentions:
-                starts = {_UNIT.findall(text)[0] for text in mention.texts}
+                starts = {bare_word(_UNIT.findall(text)[0]) for text in mention.texts}
                 for edge in texts:
                     same_fact = edge.mention is not None and edge.mention.variable == mention.variable
-                    if edge.unit in starts and not same_fact:
+                    if bare_word(edge.unit) in starts and not same_fact:
                         yield [mention] if edge.mention is None else [mention, edge.mention]
 
     def _differ(self, one: Mention | None, other: Mention | None) -> bool:
