@@ -162,7 +162,9 @@ def read_domains(text: str, where: str) -> dict[str, Domain]:
         table = [[cell.strip() for cell in row.split("|")] for row in rows[1:]]
         for row, cells in zip(rows[1:], table, strict=True):
             if len(cells) != len(columns):
-                raise ValueError(f"{where}: domain {name} wants {len(columns)} cells, got {len(cells)} in {row!r}")
+                raise ValueError(
+                    f"{where}: domain {name} wants {len(columns)} cells, got {len(cells)} in {row!r}"
+                )
         forms, kinds, properties, weights = {}, {}, {}, (1,) * len(table)
         for number, column in enumerate(columns):
             cells = tuple(row[number] for row in table)
@@ -224,7 +226,9 @@ def read_skeletons(
 @cache
 def load_grammar() -> Grammar:
     """The grammar that ships in the package."""
-    from rhapsode.storyworld.facts import VARIABLES  # it reads the word lists, which needs the functions above
+    from rhapsode.storyworld.facts import (
+        VARIABLES,
+    )  # it reads the word lists, which needs the functions above
 
     folder = files("rhapsode.storyworld") / "text"
     scenes: dict[str, Scene] = {}

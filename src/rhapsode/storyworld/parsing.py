@@ -127,7 +127,8 @@ class _Reader:
         if variable.only and variable.domain.properties[variable.only][value] != "yes":
             return False
         return all(
-            is_allowed(variable, value, variables[other], given) and is_allowed(variables[other], given, variable, value)
+            is_allowed(variable, value, variables[other], given)
+            and is_allowed(variables[other], given, variable, value)
             for other, given in values.items()
         )
 
@@ -197,4 +198,6 @@ def _some(units: list[str]) -> tuple[str, ...]:
 
 
 def _shared_prefix(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

@@ -85,7 +85,9 @@ def derive(distribution: Distribution, seed: int) -> Derivation:
     return Derivation(skeleton, values, options)
 
 
-def _row(distribution: Distribution, skeleton: Skeleton, variable: Variable, values: dict[str, int]) -> list[int]:
+def _row(
+    distribution: Distribution, skeleton: Skeleton, variable: Variable, values: dict[str, int]
+) -> list[int]:
     parents = skeleton.parents(variable)
     table = distribution.weights_of(variable, parents)
     return [int(weight) for weight in table[tuple(values[parent.name] for parent in parents)]]
@@ -107,7 +109,9 @@ def decisions(distribution: Distribution, derivation: Derivation) -> list[Decisi
         for piece in sequence:
             if isinstance(piece, Choice):
                 option = derivation.options[base + piece.index]
-                steps.append(Decision(f"{scene.name}.{piece.index}", option, piece.weights[option], piece.total))
+                steps.append(
+                    Decision(f"{scene.name}.{piece.index}", option, piece.weights[option], piece.total)
+                )
                 walk(piece.options[option], scene, base)
 
     for number, scene in enumerate(skeleton.scenes):
@@ -175,14 +179,18 @@ class BatchSampler:
             rows.append(row)
             inserts.append(holes)
         if choice.total >= LARGEST_TOTAL:
-            raise ValueError(f"the weights of a choice add up to {choice.total}, which is not below {LARGEST_TOTAL}")
+            raise ValueError(
+                f"the weights of a choice add up to {choice.total}, which is not below {LARGEST_TOTAL}"
+            )
         width = max(len(row) for row in rows)
         padded = np.array([row + [-1] * (width - len(row)) for row in rows], dtype=np.int32)
         lookup = np.repeat(np.arange(len(rows)), choice.weights)
         shares = np.log(np.array(choice.weights) / choice.total)
         return _Table(choice.index, choice.total, width, lookup, shares, padded, inserts)
 
-    def _fact_table(self, skeleton: Skeleton, variable: Variable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fact_table(
+        self, skeleton: Skeleton, variable: Variable
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(lookup (rows, largest total), totals (rows,), log-probabilities (rows, values)); rows: parents' values."""
         parents = skeleton.parents(variable)
         key = (variable.name, *(parent.name for parent in parents))
@@ -190,7 +198,9 @@ class BatchSampler:
             weights = self.distribution.weights_of(variable, parents).reshape(-1, len(variable.domain))
             totals = weights.sum(axis=1)
             if totals.max() >= LARGEST_TOTAL:
-                raise ValueError(f"the weights of {variable.name} add up to {totals.max()}, not below {LARGEST_TOTAL}")
+                raise ValueError(
+                    f"the weights of {variable.name} add up to {totals.max()}, not below {LARGEST_TOTAL}"
+                )
             lookup = np.zeros((len(weights), totals.max()), dtype=np.int16)
             for row, (weight, total) in enumerate(zip(weights, totals, strict=True)):
                 lookup[row, :total] = np.repeat(np.arange(weights.shape[1]), weight)
@@ -250,16 +260,23 @@ class BatchSampler:
             log_probabilities += np.log(weights / weights.sum())[chosen]
         values = {name: np.zeros(len(keys), dtype=np.int64) for name in self._fact_numbers}
         for name, variable in self.distribution.grammar.variables.items():
-            for parents in dict.fromkeys(self._parents(skeleton, variable) for skeleton in self.distribution.skeletons):
+            for parents in dict.fromkeys(
+                self._parents(skeleton, variable) for skeleton in self.distribution.skeletons
+            ):
                 if parents is None:
                     continue
-                same = [self._parents(skeleton, variable) == parents for skeleton in self.distribution.skeletons]
+                same = [
+                    self._parents(skeleton, variable) == parents for skeleton in self.distribution.skeletons
+                ]
                 stories = np.flatnonzero(np.array(same)[chosen])
                 skeleton = self.distribution.skeletons[same.index(True)]
                 table, totals, logs = self._fact_table(skeleton, variable)
                 rows = np.zeros(len(stories), dtype=np.int64)
                 for parent in parents:
-                    rows = rows * len(self.distribution.grammar.variables[parent].domain) + values[parent][stories]
+                    rows = (
+                        rows * len(self.distribution.grammar.variables[parent].domain)
+                        + values[parent][stories]
+                    )
                 drawn = _draw_array(keys[stories], self._fact_numbers[name], totals[rows])
                 values[name][stories] = table[rows, drawn]
                 if log_probabilities is not None:
@@ -307,24 +324,36 @@ class FragmentTokens:
     with the usual pre-tokenizer): a story's ids are then its fragments' ids, one after the other.
     """
 
-    def __init__(self, fragments: Iterable[str], encode: Callable[[str], list[int]], end_id: int | None = None):
+    def __init__(
+        self,
+        fragments: Iterable[str],
+        encode: Callable[[str], list[int]],
+        end_id: int | None = None,
+        dtype: type[np.integer] = np.uint16,
+    ):
         """encode: text -> ids, without special tokens. end_id: token put after each story, if any."""
-        ids = [np.array(encode(text), dtype=np.int64) for text in fragments]
+        ids = [encode(text) for text in fragments]
+        largest = max(max(each) for each in ids)
+        if max(largest, end_id or 0) > np.iinfo(dtype).max:
+            raise ValueError(f"token id {max(largest, end_id or 0)} does not fit into {np.dtype(dtype).name}")
         self.lengths = np.array([len(each) for each in ids], dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.concatenate(ids)
+        self.ids = np.concatenate([np.array(each, dtype=dtype) for each in ids])
         self.end_id = end_id
 
     def tokens(self, numbers: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers, offsets) of BatchSampler.sample -> (token ids int64, offsets (stories + 1,))."""
-        ending = 0 if self.end_id is None else 1
+        """(numbers, offsets) of BatchSampler.sample -> (token ids, offsets int64 (stories + 1,))."""
         lengths = self.lengths[numbers]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        story_starts = ends[offsets] + ending * np.arange(len(offsets))
-        # Source index of each token: its fragment's start, plus its place within the fragment.
-        shifts = self.starts[numbers] - ends[:-1]
-        flat = self.ids[np.repeat(shifts, lengths) + np.arange(ends[-1])]
+        ends = np.zeros(len(numbers) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        # Source of each token: its fragment's start, plus its place within the fragment.
+        source = np.repeat(self.starts[numbers] - ends[:-1], lengths)
+        source += np.arange(len(source))
+        tokens = self.ids[source]
+        story_starts = ends[offsets]
         if self.end_id is None:
-            return flat, story_starts
-        tokens = np.insert(flat, ends[offsets[1:]], self.end_id)
-        return tokens, story_starts
+            return tokens, story_starts
+        stories = np.arange(len(offsets))
+        with_ends = np.full(len(tokens) + len(offsets) - 1, self.end_id, dtype=tokens.dtype)
+        with_ends[np.arange(len(tokens)) + np.repeat(stories[:-1], np.diff(story_starts))] = tokens
+        return with_ends, story_starts + stories
