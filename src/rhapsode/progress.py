@@ -31,12 +31,7 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
         return f"{done / max(time.monotonic() - started, 1e-9):,.1f} {unit}/s"
 
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
             task = progress.add_task(description, total=total, rate="")
 

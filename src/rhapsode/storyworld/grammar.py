@@ -13,7 +13,7 @@ from importlib.resources import files
 from rhapsode.storyworld.template import Choice, Domain, LineCompiler, Literal, Mention, Piece, Sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variable:
     """A fact of a story. Each rule about another fact applies in the skeletons that have both.
 
@@ -30,7 +30,7 @@ class Variable:
     avoids: tuple[tuple[str, str], ...] = ()
     combined_with: str = ""
 
-    @property
+    @cached_property
     def related(self) -> tuple[str, ...]:
         names = (*self.differs, *(name for name, _ in self.fits + self.avoids), self.combined_with)
         return tuple(dict.fromkeys(name for name in names if name))

@@ -112,12 +112,12 @@ def references(
         value = derivation.values[mention.variable]
         start, end = (fragment.start + offset for offset in mention.cores[value])
         earlier = told.setdefault(mention.variable, [])
-        telling = [span for m, span in earlier if mention.domain.determines(m.form, mention.form)]
+        telling = [span for m, span in earlier if (m.form, mention.form) in mention.domain.telling]
         if telling and mention not in open_mentions:
             distance = bisect.bisect_right(word_starts, start) - bisect.bisect_right(
                 word_starts, telling[-1][0]
             )
-            wrong = _wrong_words(mention, derivation, set(told))[:most_wrong]
+            wrong = _wrong_words(mention, derivation, set(told), most_wrong)
             kind = mention.domain.kinds[mention.form]
             found.append(
                 Reference(kind, start, end, text[start:end], wrong, telling[-1], earlier[0][1], distance)
@@ -126,25 +126,22 @@ def references(
     return [reference for reference in found if reference.wrong]
 
 
-def _wrong_words(mention: Mention, derivation: Derivation, told: set[str]) -> tuple[str, ...]:
-    """Other words of the same form and article: first those of other facts told so far, then their neighbours."""
+def _wrong_words(mention: Mention, derivation: Derivation, told: set[str], most: int) -> tuple[str, ...]:
+    """Other words of the same form and article: first those of other facts told so far, then neighbours in the list."""
     value = derivation.values[mention.variable]
-    size = len(mention.domain)
     others = [
         derivation.values[variable.name]
         for variable in derivation.skeleton.variables
         if variable.name in told and variable.domain is mention.domain and variable.name != mention.variable
     ]
-    candidates = [*others, *((value + step) % size for step in range(1, size))]
-    right = mention.core(value)
-
-    def fits(other: int) -> bool:
-        same_article = not mention.article or _before(mention, other) == _before(mention, value)
+    size = len(mention.domain)
+    right, before = mention.core(value), mention.before(value)
+    wrong: dict[str, None] = {}
+    for other in (*others, *((value + step) % size for step in range(1, size))):
+        if len(wrong) == most:
+            break
         word = mention.core(other)
-        return same_article and not word.startswith(right) and not right.startswith(word)
-
-    return tuple(dict.fromkeys(mention.core(other) for other in candidates if fits(other)))
-
-
-def _before(mention: Mention, value: int) -> str:
-    return mention.texts[value][: mention.cores[value][0]]
+        same_article = not mention.article or mention.before(other) == before
+        if same_article and not word.startswith(right) and not right.startswith(word):
+            wrong[word] = None
+    return tuple(wrong)

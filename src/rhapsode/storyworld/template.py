@@ -13,13 +13,14 @@ word. No tokenizer that splits words at white space can therefore merge two frag
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 _ELEMENT = re.compile(r"(?:\[[^\]]*\]|\{[^}]*\}|[^\s\[\]{}])+")
 _GROUP = re.compile(r"^([^\[]*)\[([^\]]*)\]([^\[]*)$")
 _MENTION = re.compile(r"^([^{]*)\{(?:([aA]) )?([A-Za-z]\w*)(?:\.(\w+))?\}([^{]*)$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """The values that a fact of one type can take, each with its forms, its weight and its properties.
 
@@ -36,10 +37,15 @@ class Domain:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def determines(self, known: str, form: str) -> bool:
-        """Whether a reader who saw the form `known` of a value can tell its form `form`."""
-        pairs = set(zip(self.forms[known], self.forms[form], strict=True))
-        return len(pairs) == len({seen for seen, _ in pairs})
+    @cached_property
+    def telling(self) -> frozenset[tuple[str, str]]:
+        """The pairs (known, form) such that a reader who saw the form `known` of a value can tell its form `form`."""
+        pairs = {
+            (known, form): set(zip(self.forms[known], self.forms[form], strict=True))
+            for known in self.forms
+            for form in self.forms
+        }
+        return frozenset(key for key, seen in pairs.items() if len(seen) == len({known for known, _ in seen}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,10 @@ class Mention:
     def core(self, value: int) -> str:
         start, end = self.cores[value]
         return self.texts[value][start:end]
+
+    def before(self, value: int) -> str:
+        """What the fragment has before the bare word: white space, quotation marks, article."""
+        return self.texts[value][: self.cores[value][0]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +160,7 @@ class LineCompiler:
         if match is None:
             raise ValueError(f"{self.where}: not a mention of a fact: {element!r}")
         before, article, name, form, after = match.groups()
-        capital = (form or name)[0].isupper() if article is None else article == "A"
+        capital = name[0].isupper() or (form or name)[0].isupper() or article == "A"
         variable, form = name[0].lower() + name[1:], (form[0].lower() + form[1:]) if form else "it"
         if variable not in self.variables:
             raise ValueError(
