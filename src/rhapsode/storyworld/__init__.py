@@ -5,11 +5,12 @@
     entropy().bits_per_byte                the floor of every model's loss on them
     log_probability(text), parse(text)     what any text is, as a story
 
-Splits: "train"; "valid", other stories of the same distribution; "held_out_skeletons", plots that training never
-has; "held_out_combinations", plots of training with combinations of hero and thing that training never has.
+Splits: "train"; "valid", other stories of the same distribution; "held_out_skeletons", plots that training
+never has; "held_out_combinations", plots of training with combinations of hero and thing that training
+never has.
 """
 
-import math
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
@@ -89,7 +90,7 @@ def fragments() -> tuple[str, ...]:
 
 
 def sample_fragments(seed_start: int, count: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Stories of the seeds from seed_start on, as numbers of fragments: (int32 numbers, int64 offsets (count + 1,))."""
+    """Stories from seed_start on as numbers of fragments: (int32 numbers, int64 offsets (count + 1,))."""
     return _sampler(split).sample(seed_start, count)
 
 
@@ -97,7 +98,7 @@ def sample_batch(seed_start: int, count: int, split: str = "train") -> list[str]
     """The texts of sample(seed_start), ..., sample(seed_start + count - 1), faster."""
     numbers, offsets = sample_fragments(seed_start, count, split)
     texts = [fragments()[number] for number in numbers.tolist()]
-    return ["".join(texts[start:end]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return ["".join(texts[start:end]) for start, end in itertools.pairwise(offsets.tolist())]
 
 
 def sample_log_probabilities(seed_start: int, count: int, split: str = "train") -> np.ndarray:
@@ -131,17 +132,12 @@ def parse(text: str) -> Parse:
 
 
 def log_probability(text: str, split: str = "train") -> float:
-    """The exact log-probability of a text under a split, in nats: the sum over its derivations; -inf if none."""
-    distribution = _distribution(split)
-    each = [sampling.log_probability(sampling.decisions(distribution, d)) for d in parse(text).derivations]
-    largest = max(each, default=-math.inf)
-    if largest == -math.inf:
-        return -math.inf
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in each))
+    """The exact log-probability of a text under a split, in nats, over all derivations; -inf if none."""
+    return parsing.text_log_probability(_distribution(split), text)
 
 
 def labels(text: str) -> tuple[Reference, ...]:
-    """The labelled references of any story, for instance one that a model wrote. Raises ValueError if it is none."""
+    """The labelled references of any story, also one that a model wrote. ValueError if it is none."""
     parsed = parse(text)
     if parsed.error is not None:
         raise ValueError(f"not a story: {parsed.error}")
@@ -149,5 +145,5 @@ def labels(text: str) -> tuple[Reference, ...]:
 
 
 def check_generated(texts: Iterable[str], training: Iterable[str] = ()) -> GeneratedReport:
-    """How many texts are stories, why the others are not, how many are new; training: see training_stories."""
+    """How many texts are stories, why others are not, how many are new; training: see training_stories."""
     return evaluation.check_generated(load_grammar(), texts, training)

@@ -2,8 +2,8 @@
 
     P(story) = P(skeleton) · prod_facts P(value | parents) · prod_choices weight / total
 
-Facts and wordings of a skeleton form a Bayesian network in which wordings depend on nothing, so that the chain
-rule gives the entropy in closed form; docs/storyworld.md has the derivation.
+Facts and wordings of a skeleton form a Bayesian network in which wordings depend on nothing, so that the
+chain rule gives the entropy in closed form; docs/storyworld.md has the derivation.
 """
 
 import math
@@ -93,7 +93,7 @@ class Distribution:
         return self._tables[key]
 
     def joint(self, skeleton: Skeleton, names: tuple[str, ...]) -> np.ndarray:
-        """Exact joint probabilities of the named facts, axes in the order given (the chain rule, ancestors summed)."""
+        """Exact joint probabilities of the named facts, axes in that order: chain rule, ancestors summed out."""
         by_name = {variable.name: variable for variable in skeleton.variables}
         closure = set(names)
         while grown := {p.name for name in closure for p in skeleton.parents(by_name[name])} - closure:
@@ -107,7 +107,8 @@ class Distribution:
             # Rows without any value belong to parents' values that cannot occur (a kind that is no hero's).
             operands.append(np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0))
             operands.append([axes[parent.name] for parent in parents] + [axes[name]])
-        return np.einsum(*operands, [axes[name] for name in names], optimize="greedy")  # type: ignore[call-overload,no-any-return]
+        result = [axes[name] for name in names]
+        return np.einsum(*operands, result, optimize="greedy")  # type: ignore[call-overload]
 
     def fact_entropy(self, skeleton: Skeleton) -> float:
         """Sum over the skeleton's facts of H(value | parents), in nats."""

@@ -1,5 +1,6 @@
 """What a language model is asked about storyworld: the right words at references, and stories of its own."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ DISTANCE_BOUNDS = (0, 5, 10, 20, 50, 100, 200)
 class Cloze:
     """A reference as a question to a model: which continuation of `prefix` is the likeliest?
 
-    Each continuation is a whole piece of text from white space to white space, with the punctuation around the
-    word, so that tokenizing prefix and continuation apart gives the tokens of both together.
+    Each continuation is a whole piece of text from white space to white space, with the punctuation around
+    the word, so that tokenizing prefix and continuation apart gives the tokens of both together.
     """
 
     kind: str
@@ -52,7 +53,7 @@ def clozes(story: Story) -> list[Cloze]:
 
 def distance_bin(distance: int) -> str:
     """The name of the bin of a distance: "0-4", "5-9", ..., "200+"."""
-    for low, high in zip(DISTANCE_BOUNDS, DISTANCE_BOUNDS[1:], strict=False):
+    for low, high in itertools.pairwise(DISTANCE_BOUNDS):
         if distance < high:
             return f"{low}-{high - 1}"
     return f"{DISTANCE_BOUNDS[-1]}+"
@@ -72,8 +73,8 @@ def reference_accuracy(
 ) -> Accuracy:
     """Accuracy at the labelled references, over all, by kind and by distance in words.
 
-    log_probabilities: (prefix, continuations) -> the log-probability of each continuation after the prefix, the
-    sum over its tokens. A tie counts as wrong: a model that knows nothing must not be right.
+    log_probabilities: (prefix, continuations) -> the log-probability of each continuation after the prefix,
+    the sum over its tokens. A tie counts as wrong: a model that knows nothing must not be right.
     """
     outcomes: list[tuple[str, int, bool]] = []
     for story in stories:
@@ -102,9 +103,10 @@ def _share(oks: list[bool]) -> tuple[float, int]:
 class GeneratedReport:
     """What became of generated texts.
 
-    parsed: how many are possible stories. new: how many of those are not among the training stories. distinct:
-    how many different ones they are. breaks: reason -> how many of the others broke for it. examples: reason ->
-    one line each, with the place and what could have stood there. words_before_break: the mean, None if none broke.
+    parsed: how many are possible stories. new: how many of those are not among the training stories.
+    distinct: how many different ones they are. breaks: reason -> how many of the others broke for it.
+    examples: reason -> one line each, with the place and what could have stood there. words_before_break:
+    the mean, None if none broke.
     """
 
     total: int

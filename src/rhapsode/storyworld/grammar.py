@@ -1,7 +1,7 @@
 """The grammar: facts, scenes and plot skeletons, read from the text files beside this module.
 
-A story is derived by choosing a skeleton (a sequence of scenes), a value for each fact that its scenes mention,
-and a wording for each slot of each scene. See docs/storyworld.md for the equations.
+A story is derived by choosing a skeleton (a sequence of scenes), a value for each fact that its scenes
+mention, and a wording for each slot of each scene. See docs/storyworld.md for the equations.
 """
 
 import re
@@ -38,7 +38,7 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A paragraph, or (where `lead` is a space) the continuation of one: slots in order, each a choice of lines."""
+    """A paragraph, or its continuation where `lead` is a space: slots in order, each a choice of lines."""
 
     name: str
     lead: str
@@ -151,7 +151,7 @@ def _check_introductions(skeleton: Skeleton) -> None:
 
 
 def read_domains(text: str, where: str) -> dict[str, Domain]:
-    """Domains from text: a line "domain NAME: it | form | form:kind | =property | weight", then one row per value."""
+    """Domains from text: "domain NAME: it | form | form:kind | =property | weight", then a row per value."""
     domains: dict[str, Domain] = {}
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
@@ -165,16 +165,19 @@ def read_domains(text: str, where: str) -> dict[str, Domain]:
                 raise ValueError(
                     f"{where}: domain {name} wants {len(columns)} cells, got {len(cells)} in {row!r}"
                 )
-        forms, kinds, properties, weights = {}, {}, {}, (1,) * len(table)
+        forms: dict[str, tuple[str, ...]] = {}
+        kinds: dict[str, str] = {}
+        properties: dict[str, tuple[str, ...]] = {}
+        weights = (1,) * len(table)
         for number, column in enumerate(columns):
-            cells = tuple(row[number] for row in table)
+            column_cells = tuple(row[number] for row in table)
             if column == "weight":
-                weights = tuple(int(cell) for cell in cells)
+                weights = tuple(int(cell) for cell in column_cells)
             elif column.startswith("="):
-                properties[column[1:]] = cells
+                properties[column[1:]] = column_cells
             else:
                 form, _, kind = column.partition(":")
-                forms[form], kinds[form] = cells, kind or name
+                forms[form], kinds[form] = column_cells, kind or name
         domains[name] = Domain(name, forms, kinds, weights, properties)
     return domains
 
@@ -188,7 +191,7 @@ def read_scenes(text: str, variables: Mapping[str, Variable], where: str) -> dic
         name = header.strip().lstrip("+^")
         lead = {"+": " ", "^": ""}.get(header.strip()[0], "\n\n")  # "^NAME" opens a story
         compiler = LineCompiler(domains, f"{where}, scene {name}")
-        slots = []
+        slots: list[Choice] = []
         for block in body.split("\n\n"):
             lines = [line.strip() for line in block.splitlines() if line.strip() and not line.startswith("#")]
             if lines:

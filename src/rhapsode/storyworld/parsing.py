@@ -1,10 +1,13 @@
 """Reading a story: all its derivations, or the character where it stops being a story, and why."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import Grammar, Scene, Skeleton, bare_word, is_allowed
+from rhapsode.storyworld.sampling import decisions, log_probability
 from rhapsode.storyworld.story import CHOICES_PER_SCENE, Derivation
 from rhapsode.storyworld.template import Literal, Mention, Piece, Sequence
 
@@ -23,8 +26,8 @@ TOO_LONG = "goes on after the end"
 class Break:
     """Where a text stops being the beginning of any story.
 
-    position: characters of the text that some story begins with. reason: one of the constants above. found: the
-    word there. expected: some of what could stand there instead, at most eight.
+    position: characters of the text that some story begins with. reason: one of the constants above. found:
+    the word there. expected: some of what could stand there instead, at most eight.
     """
 
     position: int
@@ -46,7 +49,7 @@ class Parse:
 
 
 # The steps taken so far, newest first: (number of the choice, its option), linked to the steps before.
-_Trail = tuple[int, int, "_Trail"] | None  # type: ignore[misc]
+_Trail = tuple[int, int, "_Trail"] | None
 
 
 @dataclass(frozen=True)
@@ -201,3 +204,13 @@ def _shared_prefix(one: str, other: str) -> int:
     return next(
         (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
+
+
+def text_log_probability(distribution: Distribution, text: str) -> float:
+    """log P(text) in nats: the probabilities of all derivations, added; -inf where there is none."""
+    found = parse(distribution.grammar, text).derivations
+    each = [log_probability(decisions(distribution, derivation)) for derivation in found]
+    largest = max(each, default=-math.inf)
+    if largest == -math.inf:
+        return -math.inf
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in each))

@@ -1,10 +1,11 @@
 """That every text has one derivation, and which words the story so far settles: both by one walk.
 
-Two derivations of the same text would part at some first choice: at two scenes that may follow the same scenes,
-at two wordings, or at two values of a fact. Up to there they are the same, and from there on each option's words
-are a beginning of the same rest of the text, so that one option's words would begin the other's. This module
-walks each pair of options in step, word by word, and shows that it never happens: options are prefix-free.
-Facts are taken as independent of each other but for those known to differ, so that more is walked than can occur.
+Two derivations of the same text would part at some first choice: at two scenes that may follow the same
+scenes, at two wordings, or at two values of a fact. Up to there they are the same, and from there on each
+option's words are a beginning of the same rest of the text, so that one option's words would begin the
+other's. This module walks each pair of options in step, word by word, and shows that it never happens:
+options are prefix-free. Facts are taken as independent of each other but for those known to differ, so that
+more is walked than can occur.
 """
 
 import re
@@ -44,7 +45,8 @@ def _edges(sequence: Sequence) -> Iterator[_Edge]:
 class Proof:
     """ambiguities: descriptions of pairs of options that are not prefix-free; none in a sound grammar.
 
-    open_mentions: mentions where, after the same words, another option may have another word of the same domain.
+    open_mentions: mentions where, after the same words, another option may have another word of the same
+    domain.
     """
 
     def __init__(self, grammar: Grammar):
@@ -101,7 +103,7 @@ class Proof:
                     self._walk(edge.rest, twin.rest, read + edge.unit, where)
 
     def _open_pairs(self, ones: list[_Edge], others: list[_Edge]) -> Iterator[list[Mention]]:
-        """Mentions of two facts of one domain, or of a fact against a fixed word that looks like one of its values."""
+        """Mentions of two facts of one domain, or of a fact against a fixed word like one of its values."""
         for mentions, texts in ((_mentions(ones), others), (_mentions(others), ones)):
             for mention in mentions:
                 starts = {bare_word(_UNIT.findall(text)[0]) for text in mention.texts}

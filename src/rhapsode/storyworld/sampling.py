@@ -1,9 +1,9 @@
 """Drawing stories: one at a time with everything known about them, or many at once as fragments.
 
-The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a function of (seed, split, number of the draw):
-no state, so that any story can be drawn alone, in any order, in Python integers or in NumPy, with the same
-result everywhere. A draw below `total` takes 52 bits: floor(bits · total / 2^52), exact to one part in 2^40
-for the totals that occur, which are checked to stay below 4096.
+The generator is SplitMix64 (Steele, Lea and Flood 2014) used as a function of (seed, split, number of the
+draw): no state, so that any story can be drawn alone, in any order, in Python integers or in NumPy, with
+the same result everywhere. A draw below `total` takes 52 bits: floor(bits · total / 2^52), exact to one
+part in 2^40 for the totals that occur, which are checked to stay below 4096.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rhapsode.storyworld.distribution import SPLITS, Distribution
-from rhapsode.storyworld.grammar import Grammar, Scene, Skeleton, Variable
+from rhapsode.storyworld.grammar import Scene, Skeleton, Variable
 from rhapsode.storyworld.story import CHOICES_PER_SCENE, Decision, Derivation
 from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
 
@@ -129,7 +129,7 @@ def log_probability(steps: Iterable[Decision]) -> float:
 
 @dataclass
 class _Table:
-    """A choice made ready for NumPy: its options' fragments side by side, -1 where something goes in or nothing is.
+    """A choice made ready for NumPy: its options' fragments, -1 where something goes in or nothing is.
 
     lookup: number drawn -> option; inserts: for each option, (column, mention or inner choice) to fill in.
     """
@@ -191,7 +191,7 @@ class BatchSampler:
     def _fact_table(
         self, skeleton: Skeleton, variable: Variable
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(lookup (rows, largest total), totals (rows,), log-probabilities (rows, values)); rows: parents' values."""
+        """lookup (rows, largest total), totals (rows,), log-probabilities (rows, values); a row per parents."""
         parents = skeleton.parents(variable)
         key = (variable.name, *(parent.name for parent in parents))
         if key not in self._facts:
@@ -213,8 +213,9 @@ class BatchSampler:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fragment numbers of the stories seed_start .. seed_start + count - 1.
 
-        Returns (numbers, offsets): int32 of all stories one after the other, and int64 (count + 1,) where each
-        starts. log_probabilities: float64 (count,), zeros, to which each story's log-probability is added.
+        Returns (numbers, offsets): int32 of all stories one after the other, and int64 (count + 1,) where
+        each starts. log_probabilities: float64 (count,), zeros, to which each story's log-probability is
+        added.
         """
         if count < 0 or not 0 <= seed_start <= MASK + 1 - count:
             raise ValueError(f"seeds must be from 0 to 2^64 - 1, got {count} from {seed_start}")
@@ -252,7 +253,7 @@ class BatchSampler:
     def _draw_facts(
         self, keys: np.ndarray, log_probabilities: np.ndarray | None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The skeleton of each story, and each fact's values (0 where the story's skeleton lacks the fact)."""
+        """The skeleton of each story, and each fact's values (0 where its skeleton lacks the fact)."""
         weights = self.distribution.weights
         lookup = np.repeat(np.arange(len(weights)), weights)
         chosen = lookup[_draw_array(keys, 0, len(lookup))]
@@ -320,8 +321,8 @@ class BatchSampler:
 class FragmentTokens:
     """Token ids of fragments, so that whole stories become tokens by table look-up.
 
-    Right for every tokenizer that never merges a word with the white space and the word after it (byte-level BPE
-    with the usual pre-tokenizer): a story's ids are then its fragments' ids, one after the other.
+    Right for every tokenizer that never merges a word with the white space and the word after it (byte-
+    level BPE with the usual pre-tokenizer): a story's ids are then its fragments' ids, one after the other.
     """
 
     def __init__(

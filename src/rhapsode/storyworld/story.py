@@ -35,11 +35,11 @@ class Decision:
 class Reference:
     """A place where the story refers to a fact that it has told before.
 
-    kind: what is referred to ("name", "colour", ...; "pronoun", "ability", ... where it follows from the fact).
-    start, end: the word's span in the text, in characters. right: the word. wrong: words of the same type that
-    keep the sentence grammatical and that no story with the same beginning has here.
-    antecedent: the span of the last mention before it that tells the word; introduced: of the fact's first.
-    distance: words from the antecedent to the reference.
+    kind: what is referred to ("name", "colour", ...; "pronoun", "ability", ... where it follows from the
+    fact). start, end: the word's span in the text, in characters. right: the word. wrong: words of the same
+    type that keep the sentence grammatical and that no story with the same beginning has here. antecedent:
+    the span of the last mention before it that tells the word; introduced: of the fact's first. distance:
+    words from the antecedent to the reference.
     """
 
     kind: str
@@ -127,7 +127,7 @@ def references(
 
 
 def _wrong_words(mention: Mention, derivation: Derivation, told: set[str], most: int) -> tuple[str, ...]:
-    """Other words of the same form and article: first those of other facts told so far, then neighbours in the list."""
+    """Other words of the same form and article: first those of facts told so far, then neighbours."""
     value = derivation.values[mention.variable]
     others = [
         derivation.values[variable.name]

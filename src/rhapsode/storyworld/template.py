@@ -2,12 +2,12 @@
 
 Notation inside a line:
 
-    {n1}        the word of a fact (here the hero's name); {n1.he} another form of it; {Home}, {n1.He} capitalised
+    {n1}        the word of a fact (the hero's name); {n1.he} another form; {Home}, {n1.He} capitalised
     {a k1}      the same with its article, a or an; {A k1} at the start of a sentence
-    [big|huge]  one of several wordings, equally likely; wordings may hold mentions and punctuation, not brackets
+    [big|huge]  one of several wordings, equally likely; they may hold mentions, but no brackets
 
-Everything is cut at white space: each fragment but a story's first starts with the white space before its first
-word. No tokenizer that splits words at white space can therefore merge two fragments into one token.
+Everything is cut at white space: each fragment but a story's first starts with the white space before its
+first word. No tokenizer that splits words at white space can therefore merge two fragments into one token.
 """
 
 import re
@@ -39,7 +39,7 @@ class Domain:
 
     @cached_property
     def telling(self) -> frozenset[tuple[str, str]]:
-        """The pairs (known, form) such that a reader who saw the form `known` of a value can tell its form `form`."""
+        """The pairs (known, form) such that a reader who saw the form `known` can tell the form `form`."""
         pairs = {
             (known, form): set(zip(self.forms[known], self.forms[form], strict=True))
             for known in self.forms
@@ -57,7 +57,7 @@ class Literal:
 
 @dataclass(frozen=True, eq=False)
 class Mention:
-    """A fact put into words: texts[v] is the whole fragment for value v, cores[v] the span of the bare word in it."""
+    """A fact in words: texts[v] is the whole fragment for value v, cores[v] the bare word's span in it."""
 
     variable: str
     domain: Domain
@@ -114,7 +114,7 @@ class LineCompiler:
         self.choices = 0
 
     def slot(self, lines: list[str], lead: str) -> Choice:
-        """A choice between lines; "3* text" has weight 3. lead: white space that goes before the first word."""
+        """A choice between lines; "3* text" has weight 3. lead: white space before the first word."""
         index = self._next_index()
         weights, options = [], []
         for line in lines:
