@@ -1,4 +1,4 @@
-"""Probabilities and entropy: against enumeration on small grammars, against sampling on the one in the package."""
+"""Probabilities and entropy: against enumeration on small grammars, against sampling on ours."""
 
 import itertools
 import math

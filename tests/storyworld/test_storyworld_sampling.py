@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "storyworld.json"
 
 
 def test_ten_golden_stories() -> None:
-    """Catches any change of generator, weights or wording: runs of different machines would no longer compare."""
+    """Catches any change of generator, weights or wording: runs would no longer compare."""
     golden = json.loads(GOLDEN.read_text("utf-8"))
     assert golden["format_version"] == 1
     assert len(golden["stories"]) == 10
@@ -68,7 +68,7 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def test_tokens_of_fragments_are_tokens_of_the_text() -> None:
-    """Catches a fragment whose edge a tokenizer would merge over: the store would differ from encoded text."""
+    """Catches a fragment whose edge a tokenizer merges over: the store would differ from encoded text."""
     tokenizer = _tokenizer(storyworld.sample_batch(0, 300))
     table = storyworld.fragment_tokens(lambda text: tokenizer.encode(text).ids)
     ended = storyworld.fragment_tokens(lambda text: tokenizer.encode(text).ids, end_id=0)

@@ -93,7 +93,7 @@ class Distribution:
         return self._tables[key]
 
     def joint(self, skeleton: Skeleton, names: tuple[str, ...]) -> np.ndarray:
-        """Exact joint probabilities of the named facts, axes in that order: chain rule, ancestors summed out."""
+        """Exact joint probabilities of the named facts, axes in that order; ancestors are summed out."""
         by_name = {variable.name: variable for variable in skeleton.variables}
         closure = set(names)
         while grown := {p.name for name in closure for p in skeleton.parents(by_name[name])} - closure:

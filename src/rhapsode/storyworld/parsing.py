@@ -120,7 +120,7 @@ class _Reader:
                 facts = (*state.values, (mention.variable, value))
                 found.append(_State(position, facts, state.trail))
             else:
-                self.miss(state.position, "", IMPOSSIBLE)
+                self.miss(position - 1, "", IMPOSSIBLE)
         return found
 
     def possible(self, name: str, value: int, values: dict[str, int]) -> bool:

@@ -191,7 +191,7 @@ class BatchSampler:
     def _fact_table(
         self, skeleton: Skeleton, variable: Variable
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """lookup (rows, largest total), totals (rows,), log-probabilities (rows, values); a row per parents."""
+        """lookup (rows, largest total), totals (rows,), log-probabilities (rows, values)."""
         parents = skeleton.parents(variable)
         key = (variable.name, *(parent.name for parent in parents))
         if key not in self._facts:
