@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from rhapsode.storyworld.parsing import parse, text_log_probability
 from rhapsode.storyworld.proof import Proof
 from rhapsode.storyworld.sampling import BatchSampler, decisions, derive, log_probability
 from rhapsode.storyworld.story import Derivation, realise
-from rhapsode.storyworld.template import Choice, Sequence
+from rhapsode.storyworld.template import Choice, Mention, Sequence
 
 DISTRIBUTIONS = {split: Distribution(load_grammar(), split) for split in storyworld.SPLITS}
 
@@ -239,6 +240,26 @@ def test_probability_is_zero_outside_a_split() -> None:
             assert storyworld.log_probability(story.text) == -math.inf
             assert math.isfinite(storyworld.log_probability(story.text, split))
     assert storyworld.log_probability("Call me Ishmael.") == -math.inf
+
+
+def words(pieces: Sequence, extreme: Callable[[Iterable[int]], int]) -> int:
+    """The fewest or the most words that the pieces can make."""
+    total = 0
+    for piece in pieces:
+        if isinstance(piece, Choice):
+            total += extreme(words(option, extreme) for option in piece.options)
+        else:
+            texts = piece.texts if isinstance(piece, Mention) else (piece.text,)
+            total += extreme(len(text.split()) for text in texts)
+    return total
+
+
+def test_every_possible_story_has_60_to_250_words() -> None:
+    """Over all wordings, not over samples."""
+    for skeleton in load_grammar().skeletons:
+        slots = tuple(slot for scene in skeleton.scenes for slot in scene.slots)
+        assert words(slots, min) >= 60
+        assert words(slots, max) <= 250
 
 
 def test_the_vocabulary_has_about_1500_words() -> None:
