@@ -267,6 +267,6 @@ def test_the_vocabulary_has_about_1500_words() -> None:
 
 
 def test_the_end_of_a_story_is_no_surprise() -> None:
-    """No plot continues another: with prefix-free wordings, no story begins another, and an end token is free."""
+    """No plot continues another, wordings are prefix-free: no story begins another, an end token is free."""
     paths = [skeleton.scenes for skeleton in load_grammar().skeletons]
     assert not any(one == other[: len(one)] for one, other in itertools.permutations(paths, 2))
