@@ -1,0 +1,149 @@
+"""Storyworld: little children's stories from a grammar of our own, of which everything is known exactly.
+
+    story = sample(7)                      text, labels, skeleton, choices, log-probability
+    texts = sample_batch(0, 1000)          the stories of seeds 0 .. 999
+    entropy().bits_per_byte                the floor of every model's loss on them
+    log_probability(text), parse(text)     what any text is, as a story
+
+Splits: "train"; "valid", other stories of the same distribution; "held_out_skeletons", plots that training
+never has; "held_out_combinations", plots of training with combinations of hero and thing that training
+never has.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+
+import numpy as np
+
+from rhapsode.storyworld import evaluation, parsing, sampling
+from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
+from rhapsode.storyworld.evaluation import Accuracy, Cloze, GeneratedReport, clozes, reference_accuracy
+from rhapsode.storyworld.grammar import load_grammar
+from rhapsode.storyworld.parsing import Break, Parse
+from rhapsode.storyworld.proof import Proof
+from rhapsode.storyworld.sampling import FragmentTokens
+from rhapsode.storyworld.story import Decision, Derivation, Reference, Story, realise, references
+
+__all__ = [
+    "SPLITS",
+    "Accuracy",
+    "Break",
+    "Cloze",
+    "Decision",
+    "Derivation",
+    "Entropy",
+    "FragmentTokens",
+    "GeneratedReport",
+    "Parse",
+    "Reference",
+    "Story",
+    "check_generated",
+    "clozes",
+    "entropy",
+    "fragment_tokens",
+    "fragments",
+    "labels",
+    "log_probability",
+    "parse",
+    "reference_accuracy",
+    "sample",
+    "sample_batch",
+    "sample_fragments",
+    "sample_log_probabilities",
+    "training_stories",
+]
+
+
+@cache
+def _distribution(split: str) -> Distribution:
+    return Distribution(load_grammar(), split)
+
+
+@cache
+def _sampler(split: str) -> sampling.BatchSampler:
+    return sampling.BatchSampler(_distribution(split))
+
+
+@cache
+def _open_mentions() -> frozenset:
+    return frozenset(Proof(load_grammar()).open_mentions)
+
+
+def sample(seed: int, split: str = "train") -> Story:
+    """The story of a seed, the same on every machine; seed: 0 to 2^64 - 1."""
+    distribution = _distribution(split)
+    derivation = sampling.derive(distribution, seed)
+    steps = sampling.decisions(distribution, derivation)
+    return Story(
+        text="".join(fragment.text for fragment in realise(derivation)),
+        labels=tuple(references(derivation, _open_mentions())),
+        skeleton=derivation.skeleton.name,
+        choices=tuple(steps),
+        log_probability=sampling.log_probability(steps),
+    )
+
+
+def fragments() -> tuple[str, ...]:
+    """All pieces of text that stories are put together from; the same for all splits."""
+    return _sampler("train").fragments
+
+
+def sample_fragments(seed_start: int, count: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Stories from seed_start on as numbers of fragments: (int32 numbers, int64 offsets (count + 1,))."""
+    return _sampler(split).sample(seed_start, count)
+
+
+def sample_batch(seed_start: int, count: int, split: str = "train") -> list[str]:
+    """The texts of sample(seed_start), ..., sample(seed_start + count - 1), faster."""
+    numbers, offsets = sample_fragments(seed_start, count, split)
+    texts = [fragments()[number] for number in numbers.tolist()]
+    return ["".join(texts[start:end]) for start, end in itertools.pairwise(offsets.tolist())]
+
+
+def sample_log_probabilities(seed_start: int, count: int, split: str = "train") -> np.ndarray:
+    """The log-probabilities, in nats, of the stories that sample_batch gives: float64 (count,)."""
+    total = np.zeros(count)
+    _sampler(split).sample(seed_start, count, total)
+    return total
+
+
+def fragment_tokens(
+    encode: Callable[[str], list[int]], end_id: int | None = None, dtype: type[np.integer] = np.uint16
+) -> FragmentTokens:
+    """The fragments in a tokenizer's ids: `.tokens(*sample_fragments(...))` are then stories in tokens."""
+    return FragmentTokens(fragments(), encode, end_id, dtype)
+
+
+def training_stories(count: int, seed_start: int = 0, split: str = "train") -> Iterator[str]:
+    """The texts of `count` stories one by one, made in batches: what a model was trained on, made again."""
+    for start in range(seed_start, seed_start + count, 10_000):
+        yield from sample_batch(start, min(10_000, seed_start + count - start), split)
+
+
+def entropy(split: str = "train") -> Entropy:
+    """The exact entropy of a split's stories, and their expected bytes and words."""
+    return _distribution(split).entropy
+
+
+def parse(text: str) -> Parse:
+    """All derivations of a text in any split, or the place where it stops being a story, and why."""
+    return parsing.parse(load_grammar(), text)
+
+
+def log_probability(text: str, split: str = "train") -> float:
+    """The exact log-probability of a text under a split, in nats, over all derivations; -inf if none."""
+    return parsing.text_log_probability(_distribution(split), text)
+
+
+def labels(text: str) -> tuple[Reference, ...]:
+    """The labelled references of any story, also one that a model wrote. ValueError if it is none."""
+    parsed = parse(text)
+    if parsed.error is not None:
+        raise ValueError(f"not a story: {parsed.error}")
+    return tuple(references(parsed.derivations[0], _open_mentions()))
+
+
+def check_generated(texts: Iterable[str], training: Iterable[str] = ()) -> GeneratedReport:
+    """How many texts are stories, why others are not, how many are new; training: see training_stories."""
+    return evaluation.check_generated(load_grammar(), texts, training)

@@ -1,0 +1,165 @@
+"""The probabilities of a split and everything computed from them exactly: entropy and expected length.
+
+    P(story) = P(skeleton) · prod_facts P(value | parents) · prod_choices weight / total
+
+Facts and wordings of a skeleton form a Bayesian network in which wordings depend on nothing, so that the
+chain rule gives the entropy in closed form; docs/storyworld.md has the derivation.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rhapsode.storyworld.grammar import Grammar, Skeleton, Variable, held_out_combination, is_allowed
+from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
+
+SPLITS = ("train", "valid", "held_out_skeletons", "held_out_combinations")
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The entropy of a split's stories, in nats, with the expected lengths that turn it into rates."""
+
+    nats_per_story: float
+    bytes_per_story: float
+    words_per_story: float
+
+    @property
+    def bits_per_story(self) -> float:
+        return self.nats_per_story / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Entropy over expected bytes: the floor of the mean loss per byte over many stories."""
+        return self.bits_per_story / self.bytes_per_story
+
+    @property
+    def bits_per_word(self) -> float:
+        return self.bits_per_story / self.words_per_story
+
+    @property
+    def nats_per_byte(self) -> float:
+        return self.nats_per_story / self.bytes_per_story
+
+    @property
+    def nats_per_word(self) -> float:
+        return self.nats_per_story / self.words_per_story
+
+
+class Distribution:
+    """What a split draws from: its skeletons with their weights, and the table of each fact."""
+
+    def __init__(self, grammar: Grammar, split: str):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        self.split = split
+        self.grammar = grammar
+        self._tables: dict[tuple[str, ...], np.ndarray] = {}
+
+        def belongs(skeleton: Skeleton) -> bool:
+            if split == "held_out_skeletons" or skeleton.held_out:
+                return skeleton.held_out and split == "held_out_skeletons"
+            return split != "held_out_combinations" or any(_combined(skeleton))
+
+        self.skeletons = tuple(skeleton for skeleton in grammar.skeletons if belongs(skeleton))
+        if not self.skeletons:
+            raise ValueError(f"no skeleton belongs to the split {split!r}")
+        self.weights = np.array([skeleton.weight for skeleton in self.skeletons], dtype=np.int64)
+
+    def weights_of(self, variable: Variable, parents: tuple[Variable, ...]) -> np.ndarray:
+        """Integer weights of a fact's values: (*sizes of the parents' domains, size of its own).
+
+        Combinations kept out of training have weight 0 in every split but held_out_combinations, which has
+        only them. Rows are normalised by their own sums, so what is left is a distribution in every row.
+        """
+        key = (variable.name, *(parent.name for parent in parents))
+        if key not in self._tables:
+            table = np.empty([len(parent.domain) for parent in (*parents, variable)], dtype=np.int64)
+            base = np.array(variable.domain.weights)
+            if variable.only:
+                base = base * np.array([cell == "yes" for cell in variable.domain.properties[variable.only]])
+            for index in np.ndindex(*table.shape[:-1]):
+                row = base.copy()
+                for parent, given in zip(parents, index, strict=True):
+                    row *= [is_allowed(variable, value, parent, given) for value in range(len(base))]
+                    if parent.name == variable.combined_with:
+                        wanted = self.split == "held_out_combinations"
+                        row *= [held_out_combination(value, given) == wanted for value in range(len(base))]
+                table[index] = row
+            self._tables[key] = table
+        return self._tables[key]
+
+    def joint(self, skeleton: Skeleton, names: tuple[str, ...]) -> np.ndarray:
+        """Exact joint probabilities of the named facts, axes in that order; ancestors are summed out."""
+        by_name = {variable.name: variable for variable in skeleton.variables}
+        closure = set(names)
+        while grown := {p.name for name in closure for p in skeleton.parents(by_name[name])} - closure:
+            closure |= grown
+        axes = {name: axis for axis, name in enumerate(sorted(closure))}
+        operands: list[object] = []
+        for name in closure:
+            parents = skeleton.parents(by_name[name])
+            weights = self.weights_of(by_name[name], parents).astype(np.float64)
+            totals = weights.sum(axis=-1, keepdims=True)
+            # Rows without any value belong to parents' values that cannot occur (a kind that is no hero's).
+            operands.append(np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0))
+            operands.append([axes[parent.name] for parent in parents] + [axes[name]])
+        result = [axes[name] for name in names]
+        return np.einsum(*operands, result, optimize="greedy")  # type: ignore[call-overload]
+
+    def fact_entropy(self, skeleton: Skeleton) -> float:
+        """Sum over the skeleton's facts of H(value | parents), in nats."""
+        total = 0.0
+        for variable in skeleton.variables:
+            parents = skeleton.parents(variable)
+            joint = self.joint(skeleton, (*(parent.name for parent in parents), variable.name))
+            given = joint.sum(axis=-1, keepdims=True)
+            conditional = np.divide(joint, given, out=np.ones_like(joint), where=joint > 0)
+            total -= float((joint * np.log(conditional)).sum())
+        return total
+
+    def expected(self, skeleton: Skeleton, measure: Callable[[str], int]) -> float:
+        """Expected sum of `measure` over the fragments of the skeleton's stories."""
+        marginals = {v.name: self.joint(skeleton, (v.name,)) for v in skeleton.variables}
+
+        def of(sequence: Sequence) -> float:
+            return math.fsum(of_piece(piece) for piece in sequence)
+
+        def of_piece(piece: Literal | Mention | Choice) -> float:
+            if isinstance(piece, Literal):
+                return measure(piece.text)
+            if isinstance(piece, Mention):
+                return float(marginals[piece.variable] @ [measure(text) for text in piece.texts])
+            weighted = zip(piece.weights, piece.options, strict=True)
+            return math.fsum(weight * of(option) for weight, option in weighted) / piece.total
+
+        return math.fsum(of(scene.slots) for scene in skeleton.scenes)
+
+    @cached_property
+    def entropy(self) -> Entropy:
+        """H(text): equal to the entropy of the derivation, because every text has exactly one."""
+        nats = byte_count = words = 0.0
+        for skeleton, weight in zip(self.skeletons, self.weights, strict=True):
+            share = float(weight / self.weights.sum())
+            wording = math.fsum(choice_entropy(slot) for scene in skeleton.scenes for slot in scene.slots)
+            nats += share * (self.fact_entropy(skeleton) + wording - math.log(share))
+            byte_count += share * self.expected(skeleton, lambda text: len(text.encode()))
+            words += share * self.expected(skeleton, lambda text: len(text.split()))
+        return Entropy(nats, byte_count, words)
+
+
+def _combined(skeleton: Skeleton) -> list[str]:
+    names = {variable.name for variable in skeleton.variables}
+    return [variable.name for variable in skeleton.variables if variable.combined_with in names]
+
+
+def choice_entropy(choice: Choice) -> float:
+    """Entropy in nats of a choice and of the choices inside its options: H = sum_i p_i (-log p_i + H_i)."""
+    total = 0.0
+    for weight, option in zip(choice.weights, choice.options, strict=True):
+        inner = math.fsum(choice_entropy(piece) for piece in option if isinstance(piece, Choice))
+        total += weight / choice.total * (inner - math.log(weight / choice.total))
+    return total

@@ -1,0 +1,151 @@
+"""What a language model is asked about storyworld: the right words at references, and stories of its own."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rhapsode.storyworld.grammar import Grammar
+from rhapsode.storyworld.parsing import parse
+from rhapsode.storyworld.story import Story
+
+# Distances from antecedent to reference, in words, as they are reported: from each bound up to the next.
+DISTANCE_BOUNDS = (0, 5, 10, 20, 50, 100, 200)
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A reference as a question to a model: which continuation of `prefix` is the likeliest?
+
+    Each continuation is a whole piece of text from white space to white space, with the punctuation around
+    the word, so that tokenizing prefix and continuation apart gives the tokens of both together.
+    """
+
+    kind: str
+    distance: int
+    prefix: str
+    right: str
+    wrong: tuple[str, ...]
+
+
+def clozes(story: Story) -> list[Cloze]:
+    """The labelled references of a story as questions, in order."""
+    questions = []
+    for label in story.labels:
+        start, end = label.start, label.end
+        while start > 0 and not story.text[start - 1].isspace():
+            start -= 1  # back over an opening quotation mark
+        start = len(story.text[:start].rstrip())  # and the white space before it
+        while end < len(story.text) and not story.text[end].isspace():
+            end += 1
+        before, after = story.text[start : label.start], story.text[label.end : end]
+        questions.append(
+            Cloze(
+                label.kind,
+                label.distance,
+                story.text[:start],
+                before + label.right + after,
+                tuple(before + word + after for word in label.wrong),
+            )
+        )
+    return questions
+
+
+def distance_bin(distance: int) -> str:
+    """The name of the bin of a distance: "0-4", "5-9", ..., "200+"."""
+    for low, high in itertools.pairwise(DISTANCE_BOUNDS):
+        if distance < high:
+            return f"{low}-{high - 1}"
+    return f"{DISTANCE_BOUNDS[-1]}+"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of references where the right continuation is likelier than each wrong one, with their number."""
+
+    overall: tuple[float, int]
+    by_kind: dict[str, tuple[float, int]]
+    by_distance: dict[str, tuple[float, int]]
+
+
+def reference_accuracy(
+    stories: Iterable[Story], log_probabilities: Callable[[str, list[str]], list[float]]
+) -> Accuracy:
+    """Accuracy at the labelled references, over all, by kind and by distance in words.
+
+    log_probabilities: (prefix, continuations) -> the log-probability of each continuation after the prefix,
+    the sum over its tokens. A tie counts as wrong: a model that knows nothing must not be right.
+    """
+    outcomes: list[tuple[str, int, bool]] = []
+    for story in stories:
+        for question in clozes(story):
+            right, *wrong = log_probabilities(question.prefix, [question.right, *question.wrong])
+            outcomes.append((question.kind, question.distance, right > max(wrong)))
+    if not outcomes:
+        raise ValueError("accuracy at references needs at least one story with a labelled reference")
+    bins = [distance_bin(bound) for bound in DISTANCE_BOUNDS]
+    by_distance = {name: [ok for _, d, ok in outcomes if distance_bin(d) == name] for name in bins}
+    by_kind = {
+        kind: [ok for k, _, ok in outcomes if k == kind] for kind in sorted({k for k, _, _ in outcomes})
+    }
+    return Accuracy(
+        _share([ok for _, _, ok in outcomes]),
+        {kind: _share(oks) for kind, oks in by_kind.items()},
+        {name: _share(oks) for name, oks in by_distance.items() if oks},
+    )
+
+
+def _share(oks: list[bool]) -> tuple[float, int]:
+    return sum(oks) / len(oks), len(oks)
+
+
+@dataclass(frozen=True)
+class GeneratedReport:
+    """What became of generated texts.
+
+    parsed: how many are possible stories. new: how many of those are not among the training stories.
+    distinct: how many different ones they are. breaks: reason -> how many of the others broke for it.
+    examples: reason -> one line each, with the place and what could have stood there. words_before_break:
+    the mean, None if none broke.
+    """
+
+    total: int
+    parsed: int
+    new: int
+    distinct: int
+    breaks: dict[str, int]
+    examples: dict[str, str]
+    words_before_break: float | None
+
+
+def check_generated(grammar: Grammar, texts: Iterable[str], training: Iterable[str] = ()) -> GeneratedReport:
+    """How many generated texts are stories, why the others are not, and how many were not seen in training.
+
+    training: the texts trained on, or an iterator that makes them again; read once, not kept.
+    White space around a generated text does not count.
+    """
+    stripped = [text.strip() for text in texts]
+    breaks: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    stories: list[str] = []
+    words = 0
+    for text in stripped:
+        error = parse(grammar, text).error
+        if error is None:
+            stories.append(text)
+            continue
+        words += len(text[: error.position].split())
+        breaks[error.reason] += 1
+        examples.setdefault(error.reason, str(error))
+    distinct = set(stories)
+    seen = {text for text in training if text in distinct}
+    broken = sum(breaks.values())
+    return GeneratedReport(
+        total=len(stripped),
+        parsed=len(stories),
+        new=sum(text not in seen for text in stories),
+        distinct=len(distinct),
+        breaks=dict(breaks.most_common()),
+        examples=examples,
+        words_before_break=words / broken if broken else None,
+    )
