@@ -28,7 +28,7 @@ GEOMETRIES = [
 ]
 
 
-@pytest.fixture(params=GEOMETRIES, ids=lambda g: "-".join(map(str, g.values())))
+@pytest.fixture(params=GEOMETRIES, ids=lambda g: "-".join(map(str, g)))
 def layer(request, rng):
     """x (2, n_h, n_w), f (3, 2, k_h, k_w), a gradient dy for the output, and the options of the layer."""
     n_h, n_w, k_h, k_w, stride, padding = request.param
