@@ -22,9 +22,9 @@ For the identity, ψ' = 1 and the chain is a power of one matrix:
 
     dL/dh_i = Σ_{t=i..T}  (W_hhᵀ)^{t-i}  W_hyᵀ dL/do_t
 
-This is where gradients vanish or explode: the share of a distant step t shrinks or grows like the (t-i)-th
-power of the largest singular value of diag(ψ') W_hh. The matrices are shared by all steps, so their
-gradients add up:
+This is where gradients vanish or explode: the share of a distant step t is a product of t - i matrices. If
+the largest singular value of each is below 1 it vanishes exponentially with the distance; above 1 it may
+explode. The matrices are shared by all steps, so their gradients add up:
 
     dL/dz_i  = ψ'(z_i) ∘ dL/dh_i
     dL/dW_hh = Σ_i dL/dz_i h_{i-1}ᵀ        dL/dW_hx = Σ_i dL/dz_i x_iᵀ        dL/dW_hy = Σ_i dL/do_i h_iᵀ
