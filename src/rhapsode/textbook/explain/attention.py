@@ -97,16 +97,7 @@ def attention(
             )
         ),
         Heading("The gradients, if L is the sum of all entries of Y"),
-        *(
-            Lines(
-                side_by_side(
-                    matrix(f"dL/dW_q, head {h + 1}", d.W_q[h]),
-                    matrix(f"dL/dW_k, head {h + 1}", d.W_k[h]),
-                    matrix(f"dL/dW_v, head {h + 1}", d.W_v[h]),
-                )
-            )
-            for h in range(H)
-        ),
+        *(Lines(_head_gradients(h, d)) for h in range(H)),
         Lines(matrix("dL/dX", dX)),
     ]
     return WorkedExample(f"{'Causal self' if causal else 'Self'}-attention, step by step", blocks)
@@ -205,6 +196,11 @@ def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> li
             (9.0, 3.2),
         ),
     ]
+
+
+def _head_gradients(h: int, d: att.MultiHeadWeights) -> list[str]:
+    matrices = {"dL/dW_q": d.W_q[h], "dL/dW_k": d.W_k[h], "dL/dW_v": d.W_v[h]}
+    return [f"head {h + 1}", *side_by_side(*(matrix(name, values) for name, values in matrices.items()))]
 
 
 def _check_attention(

@@ -118,7 +118,7 @@ def convolution(
         ),
         Heading("4. The gradients"),
         Text(
-            "With dy = dL/dy, the gradient of a loss with respect to the output: each output gives its gradient "
+            "With dy = dL/dy, the gradient of a loss by the output: each output gives its gradient "
             "back along the weights that it used, `dx = Aᵀ dy`; each weight of the filter collects from all "
             "positions, `df[a, b] = Σ dy[i, j] · x[s i + a - p, s j + b - p]`."
         ),

@@ -52,6 +52,7 @@ def grid(
                 edgecolor=ACCENT,
                 linewidth=2.5,
                 clip_on=False,
+                zorder=5,
             )
         )
 
@@ -65,32 +66,33 @@ def plain(ax: Any, title: str, x: str, y: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def node(ax: Any, x: float, y: float, label: str, colour: str = PALE) -> None:
-    """A labelled node of a graph."""
+def node(ax: Any, x: float, y: float, label: str, colour: str = PALE) -> Any:
+    """A labelled node of a graph; returns what `arrow` connects."""
     box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
-    ax.text(x, y, label, ha="center", va="center", fontsize=9, color=INK, bbox=box, zorder=3)
+    return ax.text(x, y, label, ha="center", va="center", fontsize=9, color=INK, bbox=box, zorder=2)
 
 
-def arrow(
-    ax: Any,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    label: str = "",
-    colour: str = INK,
-    bend: float = 0,
-) -> None:
-    """An arrow between two points, with a label beside its middle."""
+def arrow(ax: Any, start: Any, end: Any, label: str = "", colour: str = INK, bend: float = 0) -> None:
+    """An arrow from the edge of one node to the edge of another, with a label beside its middle."""
+    (x_0, y_0), (x_1, y_1) = start.get_position(), end.get_position()
     style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.1, "connectionstyle": f"arc3,rad={bend}"}
-    ax.annotate("", xy=end, xytext=start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0}, zorder=1)
+    ends = {"patchA": start.get_bbox_patch(), "patchB": end.get_bbox_patch(), "shrinkA": 2, "shrinkB": 2}
+    # Above the nodes, whose outlines are known once they are drawn.
+    ax.annotate("", xy=(x_1, y_1), xytext=(x_0, y_0), arrowprops={**style, **ends}, zorder=3)
     if label:
-        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        upright = abs(start[0] - end[0]) < abs(start[1] - end[1])
-        ax.text(
-            x + (0.06 if upright else 0),
-            y + (0 if upright else 0.09),
+        upright = abs(x_0 - x_1) < abs(y_0 - y_1)
+        ax.annotate(
             label,
+            xy=((x_0 + x_1) / 2, (y_0 + y_1) / 2),
+            xytext=(5, 0) if upright else (0, 4),
+            textcoords="offset points",
             ha="left" if upright else "center",
             va="center" if upright else "bottom",
             fontsize=8,
             color=colour,
         )
+
+
+def note(ax: Any, x: float, y: float, text: str, **alignment: str) -> None:
+    """Small text in the accent colour: a gradient beside the node or arrow that it belongs to."""
+    ax.text(x, y, text, fontsize=7.5, color=ACCENT, zorder=4, **alignment)

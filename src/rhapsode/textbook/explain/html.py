@@ -15,12 +15,12 @@ TEMPLATE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  body { max-width: 52rem; margin: 3rem auto; padding: 0 1.25rem; color: #22303c; background: #fff;
+  body { max-width: 60rem; margin: 3rem auto; padding: 0 1.25rem; color: #22303c; background: #fff;
          font: 17px/1.6 Charter, "Bitstream Charter", Georgia, serif; }
   h1 { font-size: 1.9rem; line-height: 1.25; border-bottom: 3px solid #c8553d; padding-bottom: .5rem; }
   h2 { font-size: 1.25rem; margin-top: 2.4rem; }
   pre { background: #f5f7f9; border-left: 3px solid #2a6f97; padding: .8rem 1rem; overflow-x: auto;
-        font: 13.5px/1.5 "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+        font: 12.5px/1.5 "DejaVu Sans Mono", Menlo, Consolas, monospace; }
   code { font: .85em "DejaVu Sans Mono", Menlo, Consolas, monospace; background: #f5f7f9;
          padding: .1em .3em; }
   figure { margin: 1.6rem 0; }

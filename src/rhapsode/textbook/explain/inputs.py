@@ -43,9 +43,7 @@ def heads(name: str, value: Any) -> np.ndarray:
     """One matrix for each head (heads, rows, columns), separated by `|`; a single matrix is one head."""
     if isinstance(value, str):
         value = value.split("|")
-    elif (
-        isinstance(value, list) and value and isinstance(value[0], list) and not isinstance(value[0][0], list)
-    ):
+    elif isinstance(value, list) and all(_is_row(entry) for entry in value):
         value = [value]
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name}: expected matrices such as '1 0 / 0 1 | 1 1 / 0 1', got {value!r}")
@@ -120,6 +118,10 @@ def gather(options: Mapping[str, tuple[Reader, Any]], file: Path | None) -> dict
                 raise ValueError(f"{source}: unknown name {name!r}, known are {', '.join(options)}")
     given |= {name: value for name, (_, value) in options.items() if value is not None}
     return {name: options[name][0](name, value) for name, value in given.items()}
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(entry, list) for entry in value)
 
 
 def _words(value: str) -> list[Any]:

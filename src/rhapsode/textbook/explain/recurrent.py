@@ -163,8 +163,9 @@ def backpropagation(
     blocks.append(Heading("3. dL/dh_i, the sum over the steps t ≥ i"))
     for i in range(T, 0, -1):
         terms = rnn.step_contributions(w_hh, f.z, direct, i, activation)
+        width = max(len(row(term)) for term in terms)
         lines = [
-            f"{'+' if t > i else ' '} {row(term)}   from step {t}: {_chain(i, t, activation)}"
+            f"{'+' if t > i else ' '} {row(term):<{width}}  from step {t}: {_chain(i, t, activation)}"
             for t, term in enumerate(terms, start=i)
         ]
         blocks.append(Lines([f"dL/dh_{i} =", *lines, f"= {row(g.h[i - 1])}"]))
@@ -180,8 +181,8 @@ def backpropagation(
         Text(
             "The length of what step t (column) contributes to dL/dh_i (row). To the right the distance "
             f"t - i grows. The largest absolute eigenvalue of W_hh is {number(radius)}: with the identity, "
-            "and far away, each step of distance multiplies the length by about that much. With relu or tanh it "
-            "is multiplied by ψ' ≤ 1 besides."
+            "and far away, each step of distance multiplies the length by about that much. With relu or tanh "
+            "it is multiplied by ψ' ≤ 1 besides."
         ),
         Lines(
             table(
@@ -296,40 +297,23 @@ def _difference_from_central_differences(
 
 def _draw_graph(canvas: Any, x: np.ndarray, h_0: np.ndarray, f: rnn.Forward, g: rnn.Gradients) -> None:
     ax = canvas.subplots()
-    T = len(x)
-    drawing.node(ax, 0, 1, f"h_0\n{row(h_0)}")
-    for t in range(1, T + 1):
-        values = {0: ("x", x), 1: ("h", f.h), 2: ("o", f.o)}
-        for y, (name, array) in values.items():
-            drawing.node(
-                ax, t, y, f"{name}_{t}\n{row(array[t - 1])}", "#dbe8f1" if name == "h" else drawing.PALE
-            )
-        drawing.node(ax, t, 3, f"L_{t} = {number(f.losses[t - 1])}", "#f6e0db")
-        for level, label in enumerate(("W_hx", "W_hy", "")):
-            drawing.arrow(ax, (t, level + 0.2), (t, level + 0.8), label)
-        drawing.arrow(ax, (t - 0.66, 1), (t - 0.34, 1), "W_hh")
-        for height, name, gradient in ((1.36, "h", g.h), (2.36, "o", g.o)):
-            ax.text(
-                t - 0.05,
-                height,
-                f"dL/d{name}_{t}\n{row(gradient[t - 1])}",
-                fontsize=7.5,
-                color=drawing.ACCENT,
-                ha="right",
-                va="bottom",
-            )
+    previous = drawing.node(ax, 0, 1, f"h_0\n{row(h_0)}")
+    for t in range(1, len(x) + 1):
+        x_t = drawing.node(ax, t, 0, f"x_{t}\n{row(x[t - 1])}")
+        h_t = drawing.node(ax, t, 1, f"h_{t}\n{row(f.h[t - 1])}", "#dbe8f1")
+        o_t = drawing.node(ax, t, 2, f"o_{t}\n{row(f.o[t - 1])}")
+        L_t = drawing.node(ax, t, 3, f"L_{t} = {number(f.losses[t - 1])}", "#f6e0db")
+        drawing.arrow(ax, x_t, h_t, "W_hx")
+        drawing.arrow(ax, previous, h_t, "W_hh")
+        drawing.arrow(ax, h_t, o_t, "W_hy")
+        drawing.arrow(ax, o_t, L_t)
+        drawing.note(ax, t - 0.04, 1.5, f"dL/dh_{t}\n{row(g.h[t - 1])}", ha="right", va="center")
+        drawing.note(ax, t - 0.04, 2.5, f"dL/do_{t}\n{row(g.o[t - 1])}", ha="right", va="center")
         if t > 1:
-            drawing.arrow(ax, (t - 0.3, 0.8), (t - 0.7, 0.8), "", drawing.ACCENT, bend=-0.25)
-            ax.text(
-                t - 0.5,
-                0.66,
-                f"dL/dz_{t}\n{row(g.z[t - 1])}",
-                fontsize=7.5,
-                color=drawing.ACCENT,
-                ha="center",
-                va="top",
-            )
-    ax.set_xlim(-0.4, T + 0.5)
+            drawing.arrow(ax, h_t, previous, "", drawing.ACCENT, bend=-0.35)
+            drawing.note(ax, t - 0.5, 0.72, f"dL/dz_{t}\n{row(g.z[t - 1])}", ha="center", va="top")
+        previous = h_t
+    ax.set_xlim(-0.4, len(x) + 0.5)
     ax.set_ylim(-0.35, 3.3)
     ax.axis("off")
 

@@ -142,7 +142,7 @@ def tape(
         Figure(
             "The graph. z is used twice, so its gradient is the sum of two.",
             lambda canvas: _draw_graph(canvas, leaves, right),
-            (9.0, 3.2),
+            (10.0, 4.2),
         ),
     ]
     return WorkedExample("Automatic differentiation, as the tape grows and shrinks", blocks)
@@ -199,40 +199,27 @@ def _draw_tape(canvas: Any, recording: RecordingTape) -> None:
 
 def _draw_graph(canvas: Any, leaves: dict[str, Leaf], recording: RecordingTape) -> None:
     ax = canvas.subplots()
+    # Where each node is, and on which side of it the gradient is written.
     places = {
-        "x": (0, 1.0),
-        "W": (0, 0.0),
-        "linear": (1, 0.5),
-        "b": (1, -0.35),
-        "bias": (2, 0.5),
-        "sigmoid": (3, 1.0),
-        "multiply": (4, 0.5),
-        "loss": (5, 0.5),
+        "x": (0, 1.0, "below"),
+        "W": (0, 0.0, "below"),
+        "linear": (1, 0.5, "below"),
+        "b": (2, -0.2, "below"),
+        "bias": (2, 0.5, "above"),
+        "sigmoid": (3, 1.0, "above"),
+        "multiply": (4, 0.5, "below"),
+        "loss": (5, 0.5, "below"),
     }
+    nodes = {}
     for module, name in recording.names.items():
-        x, y = places[name]
-        leaf = name in leaves
-        gradient = module.output_gradient
-        drawing.node(ax, x, y, name, drawing.PALE if leaf else "#dbe8f1")
-        if gradient.ndim < 2:
-            ax.text(
-                x,
-                y - 0.16,
-                f"g = {_value(gradient)}",
-                fontsize=7.5,
-                color=drawing.ACCENT,
-                ha="center",
-                va="top",
-            )
+        x, y, side = places[name]
+        nodes[module] = drawing.node(ax, x, y, name, drawing.PALE if name in leaves else "#dbe8f1")
+        if module.output_gradient.ndim < 2:
+            shift, va = (0.15, "bottom") if side == "above" else (-0.15, "top")
+            drawing.note(ax, x, y + shift, f"g =\n{_value(module.output_gradient)}", ha="center", va=va)
+    for module in nodes:
         for m in module.inputs:
-            start = places[recording.names[m]]
-            (dx, dy) = (x - start[0], y - start[1])
-            shrink = 0.3 if abs(dx) > abs(dy) * 0.5 else 0.25
-            drawing.arrow(
-                ax,
-                (start[0] + shrink * dx, start[1] + shrink * dy),
-                (x - shrink * dx, y - shrink * dy),
-            )
-    ax.set_xlim(-0.4, 5.4)
-    ax.set_ylim(-0.65, 1.25)
+            drawing.arrow(ax, nodes[m], nodes[module])
+    ax.set_xlim(-0.5, 5.4)
+    ax.set_ylim(-0.6, 1.5)
     ax.axis("off")
