@@ -199,24 +199,24 @@ def _draw_tape(canvas: Any, recording: RecordingTape) -> None:
 
 def _draw_graph(canvas: Any, leaves: dict[str, Leaf], recording: RecordingTape) -> None:
     ax = canvas.subplots()
-    # Where each node is, and on which side of it the gradient is written.
+    # Where each node is, and its gradient from there.
     places = {
-        "x": (0, 1.0, "below"),
-        "W": (0, 0.0, "below"),
-        "linear": (1, 0.5, "below"),
-        "b": (2, -0.2, "below"),
-        "bias": (2, 0.5, "above"),
-        "sigmoid": (3, 1.0, "above"),
-        "multiply": (4, 0.5, "below"),
-        "loss": (5, 0.5, "below"),
+        "x": (0, 1.0, 0, -0.28),
+        "W": (0, 0.0, 0, -0.28),
+        "linear": (1, 0.5, 0, -0.28),
+        "b": (2, -0.2, 0, -0.28),
+        "bias": (2, 0.5, -0.3, 0.28),
+        "sigmoid": (3, 1.0, 0, 0.28),
+        "multiply": (4, 0.5, 0, -0.28),
+        "loss": (5, 0.5, 0, -0.28),
     }
     nodes = {}
     for module, name in recording.names.items():
-        x, y, side = places[name]
+        x, y, right, up = places[name]
         nodes[module] = drawing.node(ax, x, y, name, drawing.PALE if name in leaves else "#dbe8f1")
         if module.output_gradient.ndim < 2:
-            shift, va = (0.15, "bottom") if side == "above" else (-0.15, "top")
-            drawing.note(ax, x, y + shift, f"g =\n{_value(module.output_gradient)}", ha="center", va=va)
+            gradient = f"g =\n{_value(module.output_gradient)}"
+            drawing.note(ax, x + right, y + up, gradient, ha="center", va="center")
     for module in nodes:
         for m in module.inputs:
             drawing.arrow(ax, nodes[m], nodes[module])
