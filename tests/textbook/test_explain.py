@@ -1,0 +1,239 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rhapsode.textbook import recurrent
+from rhapsode.textbook.explain import app, page
+
+NAMES = ("convolution", "parameters", "unrolling", "backpropagation", "tape", "attention", "temperature")
+
+
+def explain(*arguments: str, stdin: str | None = None) -> str:
+    """What the command prints. ValueError and OSError come through, as the program around it expects."""
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_convolution_shows_the_answers_of_the_assignment():
+    text = explain("convolution")
+    assert (
+        "y[3,2] = (-1)·(-3) + (-1)·1 + (-1)·3 + (-1)·5 + 8·2 + (-1)·0 + (-1)·4 + (-1)·(-3) + (-1)·1 = 8"
+        in text
+    )
+    image = " / ".join(["1 2 3 4"] * 6)
+    text = explain("convolution", "--image", image, "--filter", "1 1 / 1 1", "--stride", "2")
+    assert "rows      m = floor((6 + 2·0 - 2) / 2) + 1 = 3" in text
+    assert "columns   m = floor((4 + 2·0 - 2) / 2) + 1 = 2" in text
+
+
+def test_convolution_of_the_users_numbers():
+    text = explain(
+        "convolution", "--image", "1, -2 / 0.5 3", "--filter", "2", "--output-gradient", "1 0 / 0 1"
+    )
+    assert "y[1,2] = 2·(-2) = -4" in text
+    assert "df = [ 4 ]" in text  # 1 · 1 + 1 · 3
+    assert "A = [ 2 · · · ]" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shared", "unshared"),
+    [
+        ([], "16", "1,600"),
+        (["--input-size", "40x40", "--channels", "3"], "48", "17,328"),
+    ],
+)
+def test_parameters_shows_the_answers_of_the_assignment(arguments, shared, unshared):
+    text = explain("parameters", *arguments)
+    assert re.search(rf"^  shared +{shared}$", text, re.MULTILINE)
+    assert re.search(rf"^  unshared +{unshared}$", text, re.MULTILINE)
+
+
+def test_unrolling_shows_each_value_and_gradient_of_the_three_steps():
+    """One unit, W_hh = 2, W_hx = 1, identity: h = (1, 3, 7). With both outputs equal, dL/do = ± 1/2."""
+    text = explain(
+        *("unrolling", "--inputs", "1/1/1", "--targets", "0 0 0", "--activation", "identity"),
+        *("--w-hh", "2", "--w-hx", "1", "--w-hy", "0 / 0"),
+    )
+    assert [f"h_{t} = ψ(z_{t}) = ({h})" in text for t, h in ((1, 1), (2, 3), (3, 7))] == [True] * 3
+    assert all(f"dL/do_{t} = ŷ_{t} - onehot(0) = (-0.5, 0.5)" in text for t in (1, 2, 3))
+    assert "           = [ -5.5 ]\n             [  5.5 ]" in text  # dL/dW_hy: (1 + 3 + 7) / 2
+    assert "h_0 ─ W_hh → h_1 ─ W_hh ──→ h_2 ─ W_hh ──→ h_3" in text
+
+
+@pytest.mark.parametrize("activation", recurrent.ACTIVATIONS)
+def test_backpropagation_prints_terms_that_add_up(activation):
+    """The printed contributions, read back, sum to the printed dL/dh_1."""
+    text = explain("backpropagation", "--activation", activation, "--start", "0.3 -0.2")
+    block = text[text.index("dL/dh_1 =") :].split("\n\n")[0].splitlines()[1:]
+    vectors = [np.array([float(v) for v in re.search(r"\((.*?)\)", line)[1].split(", ")]) for line in block]
+    assert len(vectors) == 5
+    np.testing.assert_allclose(sum(vectors[:-1]), vectors[-1], atol=3e-4)
+    assert "difference from central differences is below 1e-6" in text
+
+
+def test_tape_grows_and_shrinks():
+    text = explain("tape")
+    tapes = re.findall(r"^  +tape: (.*)$", text, re.MULTILINE)
+    assert tapes == [
+        "linear | bias | sigmoid | multiply",
+        "linear | bias | sigmoid",
+        "linear | bias",
+        "linear",
+        "(empty)",
+    ]
+    gradients = text[text.index("3. The gradients") : text.index("4. Why a stack")]
+    assert "dL/db = (-0.2096, 0.2365, 0.4513)" in gradients
+    assert "dL/db = (0, 0, 0)" in text[text.index("4. Why a stack") :]
+
+
+def test_attention_hides_the_future_unless_told_otherwise():
+    assert "S[1,2]" not in explain("attention")
+    assert "S[1,2]" in explain("attention", "--not-causal")
+    assert re.search(r"heads_joined +3 x 2 x 1 +T x H x d_v", explain("attention"))
+    text = explain("attention", "--inputs", "1 0 / 0 1", "--w-q", "1 1", "--w-k", "1 1", "--w-v", "4 8 / 0 2")
+    assert "o_2 = 0.5·(4, 0) + 0.5·(8, 2) = (6, 1)" in text
+
+
+def test_temperature_of_the_users_logits():
+    text = explain("temperature", "--logits", "0 0", "--temperatures", "0 7", "--names", "cat dog")
+    assert re.search(r"^  cat +1 +0\.5$", text, re.MULTILINE)
+    assert re.search(r"^  dog +0 +0\.5$", text, re.MULTILINE)
+
+
+def test_numbers_from_a_file_and_from_standard_input(tmp_path):
+    """An option overrides the file; text and lists mean the same."""
+    file = tmp_path / "numbers.json"
+    file.write_text(json.dumps({"image": [[1, 2], [3, 4]], "filter": "1 0 / 0 1", "stride": 5}))
+    from_file = explain("convolution", "--numbers", str(file), "--stride", "1")
+    assert "y[1,1] = 1·1 + 0·2 + 0·3 + 1·4 = 5" in from_file
+    assert "/ 1) + 1 = 1" in from_file
+    assert explain("convolution", "--numbers", "-", "--stride", "1", stdin=file.read_text()) == from_file
+    heads = {"w_q": [[[1, 0]], [[0, 1]]], "w_k": "1 0 | 0 1", "w_v": [[[1, 0]], [[0, 1]]], "causal": False}
+    assert "2 heads" in explain("attention", "--numbers", "-", stdin=json.dumps(heads))
+    one_head = {"w_q": [[1, 0]], "w_k": [[1, 0]], "w_v": [[1, 0]]}
+    assert "1 head," in explain("attention", "--numbers", "-", stdin=json.dumps(one_head))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convolution", "--image", "1 2 / 3"], "image: row 2 has 1 numbers, row 1 has 2"),
+        (["convolution", "--image", "1 x"], "image: 'x' is not a number"),
+        (["convolution", "--image", "1 nan"], "image: 'nan' is not a number"),
+        (["convolution", "--image", ""], "image: expected a matrix such as '1 0 -2 / 2 9 5'"),
+        (["convolution", "--stride", "1.5"], "stride: expected a whole number, got '1.5'"),
+        (["convolution", "--stride", "0"], "stride must be >= 1, got 0"),
+        (["convolution", "--output-gradient", "1"], "output_gradient must be 4x4 like the output, got 1x1"),
+        (["parameters", "--input-size", "22"], "input_size: expected rows and columns such as '22 22', got"),
+        (["parameters", "--filter-size", "30 4"], "filter of size 30 is larger than the padded input of"),
+        (["unrolling", "--targets", "0 1"], "targets: one for each of the 3 inputs is needed, got 2"),
+        (["unrolling", "--targets", "0 1 2"], "targets must be between 0 and 1 (w_hy's rows), got 2"),
+        (["unrolling", "--w-hh", "1 2"], "w_hh must be square, got 1 rows and 2 columns"),
+        (["unrolling", "--w-hx", "1 2"], "w_hx must be 2x1"),
+        (["unrolling", "--w-hy", "1"], "w_hy must have 2 columns like w_hh, got 1"),
+        (["unrolling", "--start", "1"], "start must have 2 numbers like w_hh's rows, got 1"),
+        (["backpropagation", "--activation", "gelu"], "activation must be one of identity, relu, tanh, got"),
+        (["tape", "--inputs", "1"], "weights must have 1 columns, one for each input, got 2"),
+        (["tape", "--bias", "1"], "bias must have 3 numbers, one for each row of weights, got 1"),
+        (["tape", "--target", "3"], "target must be between 0 and 2 (weights' rows), got 3"),
+        (["attention", "--w-q", "1 | 1"], "w_q must have 2 columns, one for each number of an input, got 1"),
+        (["attention", "--w-q", "1 1"], "w_q must have as many heads as w_k, 2, got 1"),
+        (["attention", "--w-q", "1 1 | 1 1"], "w_q and w_k must have equally many rows (d_k), got 1 and 2"),
+        (["attention", "--w-v", "1 1 | 1 1 / 2 2"], "w_v: head 2 has the shape (2, 2), head 1 (1, 2)"),
+        (["attention", "--w-o", "1"], "w_o must have 2 columns (heads times d_v), got 1"),
+        (["temperature", "--temperatures", "-1"], "temperature must be finite and >= 0, got -1.0"),
+        (["temperature", "--names", "a b"], "names: one for each of the 4 logits is needed, got 2"),
+        (["temperature", "--logits", ""], "logits: expected numbers such as '1 0 -2', got []"),
+    ],
+)
+def test_bad_numbers_give_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        explain(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "standard input is not JSON"),
+        ("[1]", 'expected one JSON object such as {"image": …}'),
+        ('{"images": 1}', "unknown name 'images', known are image, filter, stride, padding, output_gradient"),
+        ('{"image": [1, 2]}', "image: expected a matrix"),
+        ('{"image": [[true]]}', "image: True is not a number"),
+        ('{"stride": null}', "stride: None is not a number"),
+    ],
+)
+def test_bad_files_give_one_clear_line(content, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        explain("convolution", "--numbers", "-", stdin=content)
+    with pytest.raises(FileNotFoundError):
+        explain("convolution", "--numbers", "absent.json")
+
+
+def test_as_a_program_errors_are_one_line_and_exit_code_2():
+    command = [sys.executable, "-m", "rhapsode.textbook.explain", "tape", "--target", "9"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: target must be between 0 and 2 (weights' rows), got 9\n"
+
+
+def test_the_help_needs_no_numpy():
+    """The command line of the whole package imports this one; `--help` must stay quick."""
+    code = "import sys, rhapsode.textbook.explain; print('numpy' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_is_self_contained_and_says_what_the_terminal_says(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "page.html"
+    assert explain(name, "--html", str(file)).strip() == f"wrote {file}"
+    html = file.read_text(encoding="utf-8")
+    assert html.count("<svg") == html.count("<figure>") >= 1
+    assert "<script" not in html
+    assert not re.search(r'(?:src|href)="(?!#|data:)', html)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)) <= {
+        pair for i in ids for pair in ((i, ""), ("", i))
+    }
+    for line in explain(name).splitlines():
+        if line.startswith("  ") and not re.search(r"[<>&'\"]", line):
+            assert line[2:] in html
+    assert list(tmp_path.iterdir()) == [file]
+    explain(name, "--html", str(file))
+    assert file.read_text(encoding="utf-8") == html
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_sequences_shorter_and_longer_than_the_built_in_ones(steps, tmp_path):
+    pytest.importorskip("matplotlib")
+    numbers = ["--inputs", "/".join(["1"] * steps), "--targets", " ".join(["1"] * steps)]
+    for name in ("unrolling", "backpropagation"):
+        assert f"dL/dh_{steps} =" in explain(name, *numbers)
+        explain(name, *numbers, "--html", str(tmp_path / f"{name}.html"))
+
+
+def test_without_matplotlib_the_page_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=re.escape("--html needs matplotlib: pip install 'rhapsode[study]'")):
+        explain("tape", "--html", str(tmp_path / "page.html"))
+    assert "u = W x" in explain("tape")
+
+
+def test_how_numbers_are_written():
+    values = [2.0, -0.0, 1e-17, -3e-14, 0.5, 0.125, 0.1 + 0.2, 1 / 3, 0.00012, -2 / 3, 1e6]
+    expected = ["2", "0", "0", "0", "0.5", "0.125", "0.3", "0.3333", "1.2e-04", "-0.6667", "1000000"]
+    assert [page.number(v) for v in values] == expected
