@@ -74,9 +74,7 @@ def child(text: str, cache: str, kind: str, vocab_size: int) -> None:
     ended = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     for i, story in enumerate(islice(source.stories(), 1000)):
-        assert tokenizer.decode(store.story(i).tolist()) == story, (
-            f"story {i} does not come back from the store"
-        )
+        assert tokenizer.decode(store.story(i).tolist()) == story, f"story {i} does not come back from the store"
     print(
         json.dumps(
             {
@@ -94,9 +92,7 @@ def child(text: str, cache: str, kind: str, vocab_size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument(
-        "--repeat", type=Path, help="repeat the stories of this file instead of generating some"
-    )
+    parser.add_argument("--repeat", type=Path, help="repeat the stories of this file instead of generating some")
     parser.add_argument("--kind", default="bpe")
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--child", nargs=2, metavar=("TEXT", "CACHE"), help=argparse.SUPPRESS)
@@ -122,9 +118,7 @@ def main() -> None:
         ]
         size = text.stat().st_size
     first, second = runs
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "format_version": 1,
         "commit": commit,

@@ -69,9 +69,7 @@ def main() -> None:
     def report(name: str, spent: float) -> None:
         print(f"{name:36s} {total / spent:8.1f} MB/s  ({total:.0f} MB of text)")
 
-    report(
-        "texts, one process", seconds(lambda: [storyworld.sample_batch(s, STORIES_PER_BATCH) for s in starts])
-    )
+    report("texts, one process", seconds(lambda: [storyworld.sample_batch(s, STORIES_PER_BATCH) for s in starts]))
     fragments = seconds(lambda: [storyworld.sample_fragments(s, STORIES_PER_BATCH) for s in starts])
     report("fragments, one process", fragments)
     report("tokens, one process", seconds(lambda: [tokens_of_batch(s) for s in starts]))

@@ -48,9 +48,7 @@ class FakeHub:
                         return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
                     siblings = [{"rfilename": name} for name in fake.files]
                     about = {"id": "org/tales", "sha": COMMIT, "siblings": siblings}
-                    return self.reply(
-                        200, json.dumps(about).encode(), {"Content-Type": "application/json"}, with_body
-                    )
+                    return self.reply(200, json.dumps(about).encode(), {"Content-Type": "application/json"}, with_body)
                 name = self.path.removeprefix(f"/datasets/org/tales/resolve/{COMMIT}/")
                 if name not in fake.files:
                     return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
@@ -89,9 +87,7 @@ class FakeHub:
 
 def story_lines(count: int, seed: int = 0) -> bytes:
     numbers = random.Random(seed)
-    return b"".join(
-        json.dumps({"text": f"Tale {i}: {numbers.random()} ü"}).encode() + b"\n" for i in range(count)
-    )
+    return b"".join(json.dumps({"text": f"Tale {i}: {numbers.random()} ü"}).encode() + b"\n" for i in range(count))
 
 
 @pytest.fixture
@@ -150,9 +146,7 @@ def test_a_later_run_continues_the_download(
     assert "going on with the download" in capsys.readouterr().err
 
 
-def test_a_network_that_stays_broken_gives_one_line(
-    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_stays_broken_gives_one_line(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch an endless retry, a traceback, and a partial file that is taken for the whole."""
     from huggingface_hub import file_download
 
@@ -160,9 +154,7 @@ def test_a_network_that_stays_broken_gives_one_line(
         raise RuntimeError("connection reset by peer\nmore about it")
 
     monkeypatch.setattr(file_download, "http_get", broken)
-    with pytest.raises(
-        OSError, match=r"hub:org/tales/train.jsonl: .*stopped at 0.0 of .*reset by peer\);"
-    ) as caught:
+    with pytest.raises(OSError, match=r"hub:org/tales/train.jsonl: .*stopped at 0.0 of .*reset by peer\);") as caught:
         open_source(["hub:org/tales"])
     assert "\n" not in str(caught.value)
 

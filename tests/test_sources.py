@@ -280,9 +280,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, stories
         ("a.parquet.gz", b"x", "Parquet is compressed inside"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     """Would catch a traceback, a message without its place, and bad data that are taken for good."""
     with pytest.raises(ValueError, match=message) as caught:
         stories_of(write(tmp_path / name, content))

@@ -80,16 +80,10 @@ def test_special_ids(trained: dict[str, Tokenizer], kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     texts=st.lists(
-        st.text(
-            alphabet=st.one_of(
-                st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t'\x1c\x85\xa0sS1<")
-            )
-        )
+        st.text(alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t'\x1c\x85\xa0sS1<")))
     )
 )
-def test_batch_gives_the_ids_of_single_texts(
-    trained: dict[str, Tokenizer], kind: str, texts: list[str]
-) -> None:
+def test_batch_gives_the_ids_of_single_texts(trained: dict[str, Tokenizer], kind: str, texts: list[str]) -> None:
     """Would catch words that, cut out and encoded by themselves, have other ids than within their text."""
     tokenizer = trained[kind]
     batch = tokenizer.encode_batch(texts)
@@ -220,9 +214,7 @@ def test_sizes_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"the text gives {small.vocab_size} tokens, fewer than the 5,000" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no text to train"):
         train_tokenizer([], "bpe")
-    with pytest.raises(
-        ValueError, match="tokenizer kind must be one of bpe, unigram, characters, got 'word'"
-    ):
+    with pytest.raises(ValueError, match="tokenizer kind must be one of bpe, unigram, characters, got 'word'"):
         train_tokenizer(TEXTS, "word")
 
 
@@ -260,9 +252,7 @@ def test_end_of_text_token_is_found_or_asked_for(tmp_path: Path) -> None:
     assert named.eos_id == 2
     assert named.decode([1, 2]) == "</s>"
     assert (named.pad_id, named.unk_id) == (None, 0)
-    with pytest.raises(
-        ValueError, match=r"tokenizer.json: nothing says which token ends a text; name eos_token"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer.json: nothing says which token ends a text; name eos_token"):
         Tokenizer.load(write(["?", "a"]))
     with pytest.raises(ValueError, match=r"eos_token is 'STOP', which is not in the vocabulary"):
         Tokenizer.load(write(["?", "a"], eos_token="STOP"))

@@ -20,9 +20,7 @@ from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import Batch, BatchConfig, Batcher, TokenStore, prepare, store, tokenizer_for
 
-STORIES = [
-    f"Story {n}: once upon a time 🎉\nthere were {n * n} dogs." + " Bark!" * (n % 7) for n in range(60)
-]
+STORIES = [f"Story {n}: once upon a time 🎉\nthere were {n * n} dogs." + " Bark!" * (n % 7) for n in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +140,7 @@ def test_large_vocabulary_needs_four_bytes(tmp_path: Path) -> None:
     assert made.story(0).tolist() == [65_998, 65_999, 66_000, 66_001, 66_002, 1]
 
 
-def test_id_lists_are_taken_as_they_are(
-    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_id_lists_are_taken_as_they_are(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch ids that get a </s> that was not there, and an id beyond the vocabulary."""
     monkeypatch.setattr(store, "BATCH_IDS", 100)
     lists = [bpe.encode(text) for text in STORIES]
@@ -154,9 +150,7 @@ def test_id_lists_are_taken_as_they_are(
     assert made.byte_counts.tolist() == [len(text.encode()) for text in STORIES]
     assert not made.has_text
     (tmp_path / "ids.json").write_text("[[1, 2], [3, 300, 4]]")
-    with pytest.raises(
-        ValueError, match=r"ids.json, item 2, position 2: id 300 is not in .* vocabulary of 300"
-    ):
+    with pytest.raises(ValueError, match=r"ids.json, item 2, position 2: id 300 is not in .* vocabulary of 300"):
         prepare(open_source([str(tmp_path / "ids.json")]), bpe, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -185,9 +179,7 @@ def test_failure_leaves_nothing(tmp_path: Path, bpe: Tokenizer) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_source_that_changes_while_it_is_read(
-    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_that_changes_while_it_is_read(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a store of the new text that is kept under the old text's fingerprint."""
     file = write_stories(tmp_path / "a.jsonl")
     real = Tokenizer.encode_batch

@@ -181,9 +181,7 @@ class RNN(nn.Module):
         cell = self.cell
         i = sequence.transpose(0, 1)  # (T, B, input_dim)
         x = F.linear(i, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-        h = recurrence(
-            x, cell.h2h.weight, initial, "tanh" if isinstance(cell.activation, nn.Tanh) else "relu"
-        )
+        h = recurrence(x, cell.h2h.weight, initial, "tanh" if isinstance(cell.activation, nn.Tanh) else "relu")
         y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
         return h.transpose(0, 1), y.transpose(0, 1)
 
@@ -234,9 +232,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if key_dim != value_dim:
         width = max(key_dim, value_dim)
         q, k, v = (F.pad(tensor, (0, width - tensor.shape[3])) for tensor in (q, k, v))
-    a = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=1 < T == S, scale=1 / math.sqrt(key_dim)
-    )
+    a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < T == S, scale=1 / math.sqrt(key_dim))
     return a[..., :value_dim]
 
 
@@ -250,9 +246,7 @@ class Block(nn.Module):
         self.rnn_norm = nn.RMSNorm(width)
         self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate)
         self.attention_norm = nn.RMSNorm(width) if attends else None
-        self.attention = (
-            SelfAttention(width, config.key_dim, config.value_dim, config.num_heads) if attends else None
-        )
+        self.attention = SelfAttention(width, config.key_dim, config.value_dim, config.num_heads) if attends else None
         self.feed_forward = (
             nn.Sequential(
                 nn.RMSNorm(width),

@@ -123,9 +123,7 @@ def test_a_small_grammar_adds_up_to_one_and_has_the_entropy_of_its_texts() -> No
     assert math.fsum(exact.values()) == pytest.approx(1, abs=1e-12)
     distribution = Distribution(grammar, "train")
     entropy = distribution.entropy
-    assert entropy.nats_per_story == pytest.approx(
-        -math.fsum(p * math.log(p) for p in exact.values()), rel=1e-12
-    )
+    assert entropy.nats_per_story == pytest.approx(-math.fsum(p * math.log(p) for p in exact.values()), rel=1e-12)
     assert entropy.bytes_per_story == pytest.approx(math.fsum(p * len(t.encode()) for t, p in exact.items()))
     assert entropy.words_per_story == pytest.approx(math.fsum(p * len(t.split()) for t, p in exact.items()))
     for text, probability in exact.items():

@@ -165,9 +165,7 @@ def test_a_contradiction_is_called_one() -> None:
         story = storyworld.sample(seed)
         for label in story.labels:
             if label.kind in ("colour", "count", "promise", "spot"):
-                error = storyworld.parse(
-                    story.text[: label.start] + label.wrong[0] + story.text[label.end :]
-                ).error
+                error = storyworld.parse(story.text[: label.start] + label.wrong[0] + story.text[label.end :]).error
                 assert error is not None
                 reasons.append(error.reason)
     assert reasons.count(parsing.CONTRADICTION) > 0.6 * len(reasons)

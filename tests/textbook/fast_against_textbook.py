@@ -131,9 +131,7 @@ def whole_model() -> tuple[Pairs, Pairs]:
     tape.Mean(weighted).apply_forward(on_tape)
     on_tape.backward()
     values = [(array(logits), output.logits.output), (array(state.blocks[0].hidden), output.h.output[:, -1])]
-    return values, [
-        (array(p.grad), own.parameters[name].output_gradient) for name, p in fast.named_parameters()
-    ]
+    return values, [(array(p.grad), own.parameters[name].output_gradient) for name, p in fast.named_parameters()]
 
 
 def loss() -> tuple[Pairs, Pairs]:
@@ -185,9 +183,7 @@ def training() -> tuple[Pairs, Pairs]:
         norm = torch.nn.utils.get_total_norm(gradients)
         assert norm > 1, "the clipping is not in use"
         for gradient in gradients:
-            gradient /= (
-                norm  # clip_grad_norm_ divides by norm + 1e-6: that alone would be a difference of 1e-6
-            )
+            gradient /= norm  # clip_grad_norm_ divides by norm + 1e-6: that alone would be a difference of 1e-6
         optimizer.step()
         losses.append(nats.item())
         own_losses.append(own.train_step(tokens, learning_rate=0.01))

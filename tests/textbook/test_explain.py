@@ -24,10 +24,7 @@ def explain(*arguments: str, stdin: str | None = None) -> str:
 
 def test_convolution_shows_the_answers_of_the_assignment():
     text = explain("convolution")
-    assert (
-        "y[3,2] = (-1)·(-3) + (-1)·1 + (-1)·3 + (-1)·5 + 8·2 + (-1)·0 + (-1)·4 + (-1)·(-3) + (-1)·1 = 8"
-        in text
-    )
+    assert "y[3,2] = (-1)·(-3) + (-1)·1 + (-1)·3 + (-1)·5 + 8·2 + (-1)·0 + (-1)·4 + (-1)·(-3) + (-1)·1 = 8" in text
     image = " / ".join(["1 2 3 4"] * 6)
     text = explain("convolution", "--image", image, "--filter", "1 1 / 1 1", "--stride", "2")
     assert "rows      m = floor((6 + 2·0 - 2) / 2) + 1 = 3" in text
@@ -35,9 +32,7 @@ def test_convolution_shows_the_answers_of_the_assignment():
 
 
 def test_convolution_of_the_users_numbers():
-    text = explain(
-        "convolution", "--image", "1, -2 / 0.5 3", "--filter", "2", "--output-gradient", "1 0 / 0 1"
-    )
+    text = explain("convolution", "--image", "1, -2 / 0.5 3", "--filter", "2", "--output-gradient", "1 0 / 0 1")
     assert "y[1,2] = 2·(-2) = -4" in text
     assert "df = [ 4 ]" in text  # 1 · 1 + 1 · 3
     assert "A = [ 2 · · · ]" in text
@@ -189,10 +184,7 @@ def test_as_a_program_errors_are_one_line_and_exit_code_2():
 def test_the_help_needs_no_numpy():
     """The command line of the whole package imports this one; `--help` must stay quick."""
     code = "import sys, rhapsode.textbook.explain; print('numpy' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "False\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,9 +20,7 @@ def test_forward_against_the_equations_token_by_token():
     for b, row in enumerate(TOKENS):
         h, ys = np.zeros(SIZES.hidden_dim), []
         for t, token in enumerate(row):
-            h = np.maximum(
-                linear("rnn.cell.i2h", weights["embeddings.weight"][token]) + linear("rnn.cell.h2h", h), 0
-            )
+            h = np.maximum(linear("rnn.cell.i2h", weights["embeddings.weight"][token]) + linear("rnn.cell.h2h", h), 0)
             ys.append(linear("rnn.out", h))
             q = linear("attention.query_transform", ys[t])
             e = np.exp([linear("attention.key_transform", y) @ q / np.sqrt(SIZES.key_dim) for y in ys])

@@ -38,9 +38,7 @@ def test_closed_form_against_finite_differences(problem, numerical_gradient, act
     W_hh, W_hx, W_hy, x, y, h_0 = problem
     closed = recurrent.gradients(W_hh, W_hx, W_hy, x, y, activation, h_0)
     for name, matrix in {"W_hh": W_hh, "W_hx": W_hx, "W_hy": W_hy}.items():
-        expected = numerical_gradient(
-            lambda: recurrent.forward(W_hh, W_hx, W_hy, x, y, activation, h_0).loss, matrix
-        )
+        expected = numerical_gradient(lambda: recurrent.forward(W_hh, W_hx, W_hy, x, y, activation, h_0).loss, matrix)
         np.testing.assert_allclose(getattr(closed, name), expected, rtol=1e-7, atol=1e-8)
 
 
@@ -57,9 +55,7 @@ def test_gradient_of_each_state_against_finite_differences(problem, numerical_gr
             own = recurrent.cross_entropy(W_hy @ h_i, y[i - 1])
             return own + recurrent.forward(W_hh, W_hx, W_hy, x[i:], y[i:], activation, h_i).loss
 
-        np.testing.assert_allclose(
-            closed.h[i - 1], numerical_gradient(loss_from_h_i, h_i), rtol=1e-7, atol=1e-8
-        )
+        np.testing.assert_allclose(closed.h[i - 1], numerical_gradient(loss_from_h_i, h_i), rtol=1e-7, atol=1e-8)
 
 
 def test_for_the_identity_the_chain_is_a_power_of_one_matrix(problem, rng):

@@ -40,9 +40,7 @@ def test_a_temperature_that_means_nothing_is_refused(temperature):
 def test_softmax_gradient_against_finite_differences(rng, numerical_gradient, temperature):
     s, dp = rng.standard_normal((2, 5)), rng.standard_normal((2, 5))
     expected = numerical_gradient(lambda: (dp * softmax(s, temperature)).sum(), s)
-    np.testing.assert_allclose(
-        softmax_gradient(softmax(s, temperature), dp, temperature), expected, atol=1e-9
-    )
+    np.testing.assert_allclose(softmax_gradient(softmax(s, temperature), dp, temperature), expected, atol=1e-9)
 
 
 def test_cross_entropy_and_its_gradient(rng, numerical_gradient):

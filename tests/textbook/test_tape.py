@@ -200,8 +200,7 @@ def test_the_tape_and_the_closed_form_agree_on_two_heads(rng):
     heads = []
     for head in range(H):
         qkv = [
-            Bias(Linear(x, W_leaves[n][head]).apply_forward(tape), b_leaves[n][head]).apply_forward(tape)
-            for n in "qkv"
+            Bias(Linear(x, W_leaves[n][head]).apply_forward(tape), b_leaves[n][head]).apply_forward(tape) for n in "qkv"
         ]
         heads.append(Attention(*qkv).apply_forward(tape))
     joined = Concatenate(*heads, axis=1).apply_forward(tape)

@@ -143,9 +143,7 @@ class Source:
                 raise ValueError(f"{file.name}: text, where the files before it hold token ids")
             for record in read_records(file, self.config.field, on_read):
                 if isinstance(record.value, str):
-                    raise ValueError(
-                        f"{record.where}: a text, where the items before it are lists of token ids"
-                    )
+                    raise ValueError(f"{record.where}: a text, where the items before it are lists of token ids")
                 empty = False
                 yield record
         if empty:
@@ -221,9 +219,7 @@ def _files_in(folder: Path) -> tuple[list[InputFile], int]:
     ]
     known = [input_file(path) for path in visible if has_known_suffix(path)]
     if not known:
-        raise ValueError(
-            f"{folder}: no file in it ends in one of {' '.join(FORMATS)} (or these with .gz, .zst)"
-        )
+        raise ValueError(f"{folder}: no file in it ends in one of {' '.join(FORMATS)} (or these with .gz, .zst)")
     return known, len(visible) - len(known)
 
 

@@ -26,9 +26,7 @@ from rhapsode.sources.files import InputFile, cache_root, has_known_suffix, inpu
 
 SHORT_NAMES = {"tinystories": "roneneldan/TinyStories"}
 SPLIT_WORDS = ({"train", "training"}, {"validation", "valid", "val", "dev"}, {"test", "testing"})
-NOT_DATA = re.compile(
-    r"(^|/)(\.|readme|license|dataset_infos?\.json|requirements|config)|\.md$", re.IGNORECASE
-)
+NOT_DATA = re.compile(r"(^|/)(\.|readme|license|dataset_infos?\.json|requirements|config)|\.md$", re.IGNORECASE)
 FRUITLESS_ATTEMPTS = 3
 SECONDS_BETWEEN_ATTEMPTS = 1.0
 ADDRESS = re.compile(
@@ -50,9 +48,7 @@ def parse(location: str) -> Address:
     first = re.split("[/@:]", location.removeprefix("hub:"))[0]
     match = ADDRESS.fullmatch(location.replace(first, SHORT_NAMES.get(first.lower(), first), 1))
     if not match:
-        raise ValueError(
-            f"{location}: not of the form hub:org/name, hub:org/name@revision or hub:org/name:split"
-        )
+        raise ValueError(f"{location}: not of the form hub:org/name, hub:org/name@revision or hub:org/name:split")
     repo, inside, revision, split = match.group("repo", "inside", "revision", "split")
     return Address(repo, (inside or "").strip("/"), revision or "main", split or "train")
 
@@ -66,12 +62,7 @@ def download(location: str) -> list[InputFile]:
     address = parse(location)
     # The library reads HF_ENDPOINT when it is first imported, which may have been long ago.
     endpoint = (os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT).rstrip("/")
-    folder = (
-        cache_root()
-        / "hub"
-        / re.sub(r"\W+", "-", endpoint.split("://")[-1])
-        / address.repo.replace("/", "--")
-    )
+    folder = cache_root() / "hub" / re.sub(r"\W+", "-", endpoint.split("://")[-1]) / address.repo.replace("/", "--")
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "files-of-{}.json".format(re.sub(r"[^\w.]+", "-", address.revision))
     try:
@@ -153,9 +144,7 @@ def _list_files(hub: Any, address: Address, endpoint: str, location: str) -> tup
     except errors.RevisionNotFoundError:
         raise ValueError(f"{location}: the data set has no revision {address.revision!r}") from None
     except errors.RepositoryNotFoundError:
-        raise ValueError(
-            f"{location}: no such data set on {endpoint} (or a private one: set HF_TOKEN)"
-        ) from None
+        raise ValueError(f"{location}: no such data set on {endpoint} (or a private one: set HF_TOKEN)") from None
     except Exception as error:  # the library lets the many errors of its HTTP client through
         raise OSError(f"{location}: no answer from {endpoint}: {_one_line(error)}") from None
     names = [sibling.rfilename for sibling in info.siblings or []]

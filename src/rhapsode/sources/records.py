@@ -31,17 +31,13 @@ def read_records(file: InputFile, field: str, on_read: OnRead | None = None) -> 
                 try:
                     value.encode()
                 except UnicodeEncodeError:
-                    raise ValueError(
-                        f"{where}: half of a surrogate pair, which no UTF-8 text can hold"
-                    ) from None
+                    raise ValueError(f"{where}: half of a surrogate pair, which no UTF-8 text can hold") from None
                 yield Record(value, where)
         elif isinstance(value, list | np.ndarray):
             if len(value):
                 yield Record(_ids(value, where), where)
         elif value is not None:
-            raise ValueError(
-                f"{where}: a {type(value).__name__} where a text or a list of token ids should stand"
-            )
+            raise ValueError(f"{where}: a {type(value).__name__} where a text or a list of token ids should stand")
 
 
 def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
@@ -67,9 +63,7 @@ def _read_jsonl(file: InputFile, field: str, on_read: OnRead | None) -> Iterator
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{where}: not UTF-8 at byte {offset + error.start} ({error.reason})"
-                ) from None
+                raise ValueError(f"{where}: not UTF-8 at byte {offset + error.start} ({error.reason})") from None
             offset += len(line)
             if not text.strip():
                 continue
@@ -152,9 +146,7 @@ def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterat
             columns = table.schema_arrow.names
             if field not in columns:
                 there = ", ".join(columns) or "none"
-                raise ValueError(
-                    f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)"
-                )
+                raise ValueError(f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)")
             bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[field]):

@@ -85,9 +85,7 @@ def reference_accuracy(
         raise ValueError("accuracy at references needs at least one story with a labelled reference")
     bins = [distance_bin(bound) for bound in DISTANCE_BOUNDS]
     by_distance = {name: [ok for _, d, ok in outcomes if distance_bin(d) == name] for name in bins}
-    by_kind = {
-        kind: [ok for k, _, ok in outcomes if k == kind] for kind in sorted({k for k, _, _ in outcomes})
-    }
+    by_kind = {kind: [ok for k, _, ok in outcomes if k == kind] for kind in sorted({k for k, _, _ in outcomes})}
     return Accuracy(
         _share([ok for _, _, ok in outcomes]),
         {kind: _share(oks) for kind, oks in by_kind.items()},

@@ -162,9 +162,7 @@ def read_domains(text: str, where: str) -> dict[str, Domain]:
         table = [[cell.strip() for cell in row.split("|")] for row in rows[1:]]
         for row, cells in zip(rows[1:], table, strict=True):
             if len(cells) != len(columns):
-                raise ValueError(
-                    f"{where}: domain {name} wants {len(columns)} cells, got {len(cells)} in {row!r}"
-                )
+                raise ValueError(f"{where}: domain {name} wants {len(columns)} cells, got {len(cells)} in {row!r}")
         forms: dict[str, tuple[str, ...]] = {}
         kinds: dict[str, str] = {}
         properties: dict[str, tuple[str, ...]] = {}

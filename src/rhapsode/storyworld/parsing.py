@@ -201,9 +201,7 @@ def _some(units: list[str]) -> tuple[str, ...]:
 
 
 def _shared_prefix(one: str, other: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def text_log_probability(distribution: Distribution, text: str) -> float:

@@ -72,9 +72,7 @@ class Proof:
     def _values(self, mention: Mention, where: str) -> None:
         for one, other in combinations([_UNIT.findall(text) for text in dict.fromkeys(mention.texts)], 2):
             if one[: len(other)] == other[: len(one)]:
-                self.ambiguities.append(
-                    f"{where}: {mention.variable} as {''.join(one)!r} or {''.join(other)!r}"
-                )
+                self.ambiguities.append(f"{where}: {mention.variable} as {''.join(one)!r} or {''.join(other)!r}")
 
     def _options(self, options: tuple[Sequence, ...], where: str) -> None:
         for one, other in combinations(options, 2):
@@ -87,9 +85,7 @@ class Proof:
         by_unit: dict[str, list[_Edge]] = {}
         for edge in _edges(other):
             by_unit.setdefault(edge.unit, []).append(edge)
-        for pair in self._open_pairs(
-            list(_edges(one)), [edge for edges in by_unit.values() for edge in edges]
-        ):
+        for pair in self._open_pairs(list(_edges(one)), [edge for edges in by_unit.values() for edge in edges]):
             self.open_mentions.update(pair)
         # Edges that lead to the same rest are the same way on: the walk need not be repeated for each name.
         taken = set()

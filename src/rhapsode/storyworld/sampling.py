@@ -85,9 +85,7 @@ def derive(distribution: Distribution, seed: int) -> Derivation:
     return Derivation(skeleton, values, options)
 
 
-def _row(
-    distribution: Distribution, skeleton: Skeleton, variable: Variable, values: dict[str, int]
-) -> list[int]:
+def _row(distribution: Distribution, skeleton: Skeleton, variable: Variable, values: dict[str, int]) -> list[int]:
     parents = skeleton.parents(variable)
     table = distribution.weights_of(variable, parents)
     return [int(weight) for weight in table[tuple(values[parent.name] for parent in parents)]]
@@ -109,9 +107,7 @@ def decisions(distribution: Distribution, derivation: Derivation) -> list[Decisi
         for piece in sequence:
             if isinstance(piece, Choice):
                 option = derivation.options[base + piece.index]
-                steps.append(
-                    Decision(f"{scene.name}.{piece.index}", option, piece.weights[option], piece.total)
-                )
+                steps.append(Decision(f"{scene.name}.{piece.index}", option, piece.weights[option], piece.total))
                 walk(piece.options[option], scene, base)
 
     for number, scene in enumerate(skeleton.scenes):
@@ -149,9 +145,7 @@ class BatchSampler:
     def __init__(self, distribution: Distribution):
         self.distribution = distribution
         self._numbers: dict[str, int] = {}
-        self._scenes = {
-            scene: [self._table(slot) for slot in scene.slots] for scene in distribution.grammar.scenes
-        }
+        self._scenes = {scene: [self._table(slot) for slot in scene.slots] for scene in distribution.grammar.scenes}
         self.fragments = tuple(self._numbers)
         self._facts: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._fact_numbers = {name: number for number, name in enumerate(distribution.grammar.variables, 1)}
@@ -179,18 +173,14 @@ class BatchSampler:
             rows.append(row)
             inserts.append(holes)
         if choice.total >= LARGEST_TOTAL:
-            raise ValueError(
-                f"the weights of a choice add up to {choice.total}, which is not below {LARGEST_TOTAL}"
-            )
+            raise ValueError(f"the weights of a choice add up to {choice.total}, which is not below {LARGEST_TOTAL}")
         width = max(len(row) for row in rows)
         padded = np.array([row + [-1] * (width - len(row)) for row in rows], dtype=np.int32)
         lookup = np.repeat(np.arange(len(rows)), choice.weights)
         shares = np.log(np.array(choice.weights) / choice.total)
         return _Table(choice.index, choice.total, width, lookup, shares, padded, inserts)
 
-    def _fact_table(
-        self, skeleton: Skeleton, variable: Variable
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fact_table(self, skeleton: Skeleton, variable: Variable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """lookup (rows, largest total), totals (rows,), log-probabilities (rows, values)."""
         parents = skeleton.parents(variable)
         key = (variable.name, *(parent.name for parent in parents))
@@ -198,9 +188,7 @@ class BatchSampler:
             weights = self.distribution.weights_of(variable, parents).reshape(-1, len(variable.domain))
             totals = weights.sum(axis=1)
             if totals.max() >= LARGEST_TOTAL:
-                raise ValueError(
-                    f"the weights of {variable.name} add up to {totals.max()}, not below {LARGEST_TOTAL}"
-                )
+                raise ValueError(f"the weights of {variable.name} add up to {totals.max()}, not below {LARGEST_TOTAL}")
             lookup = np.zeros((len(weights), totals.max()), dtype=np.int16)
             for row, (weight, total) in enumerate(zip(weights, totals, strict=True)):
                 lookup[row, :total] = np.repeat(np.arange(weights.shape[1]), weight)
@@ -234,8 +222,7 @@ class BatchSampler:
                 if len(stories) == 0:
                     continue
                 parts = [
-                    self._fill(table, stories, place, keys, values, log_probabilities)
-                    for table in self._scenes[scene]
+                    self._fill(table, stories, place, keys, values, log_probabilities) for table in self._scenes[scene]
                 ]
                 block = np.concatenate(parts, axis=1)
                 lengths[stories, place] = (block >= 0).sum(axis=1)
@@ -261,23 +248,16 @@ class BatchSampler:
             log_probabilities += np.log(weights / weights.sum())[chosen]
         values = {name: np.zeros(len(keys), dtype=np.int64) for name in self._fact_numbers}
         for name, variable in self.distribution.grammar.variables.items():
-            for parents in dict.fromkeys(
-                self._parents(skeleton, variable) for skeleton in self.distribution.skeletons
-            ):
+            for parents in dict.fromkeys(self._parents(skeleton, variable) for skeleton in self.distribution.skeletons):
                 if parents is None:
                     continue
-                same = [
-                    self._parents(skeleton, variable) == parents for skeleton in self.distribution.skeletons
-                ]
+                same = [self._parents(skeleton, variable) == parents for skeleton in self.distribution.skeletons]
                 stories = np.flatnonzero(np.array(same)[chosen])
                 skeleton = self.distribution.skeletons[same.index(True)]
                 table, totals, logs = self._fact_table(skeleton, variable)
                 rows = np.zeros(len(stories), dtype=np.int64)
                 for parent in parents:
-                    rows = (
-                        rows * len(self.distribution.grammar.variables[parent].domain)
-                        + values[parent][stories]
-                    )
+                    rows = rows * len(self.distribution.grammar.variables[parent].domain) + values[parent][stories]
                 drawn = _draw_array(keys[stories], self._fact_numbers[name], totals[rows])
                 values[name][stories] = table[rows, drawn]
                 if log_probabilities is not None:

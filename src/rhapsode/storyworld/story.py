@@ -81,9 +81,7 @@ def realise(derivation: Derivation) -> list[Placed]:
             if isinstance(piece, Choice):
                 walk(piece.options[derivation.options[base + piece.index]], base)
                 continue
-            text = (
-                piece.text if isinstance(piece, Literal) else piece.texts[derivation.values[piece.variable]]
-            )
+            text = piece.text if isinstance(piece, Literal) else piece.texts[derivation.values[piece.variable]]
             placed.append(Placed(piece, text, position))
             position += len(text)
 
@@ -92,9 +90,7 @@ def realise(derivation: Derivation) -> list[Placed]:
     return placed
 
 
-def references(
-    derivation: Derivation, open_mentions: frozenset[Mention], most_wrong: int = 4
-) -> list[Reference]:
+def references(derivation: Derivation, open_mentions: frozenset[Mention], most_wrong: int = 4) -> list[Reference]:
     """The labelled references of a derivation, in order.
 
     open_mentions: the mentions (by identity) where another wording may put another word of the same type, so
@@ -114,14 +110,10 @@ def references(
         earlier = told.setdefault(mention.variable, [])
         telling = [span for m, span in earlier if (m.form, mention.form) in mention.domain.telling]
         if telling and mention not in open_mentions:
-            distance = bisect.bisect_right(word_starts, start) - bisect.bisect_right(
-                word_starts, telling[-1][0]
-            )
+            distance = bisect.bisect_right(word_starts, start) - bisect.bisect_right(word_starts, telling[-1][0])
             wrong = _wrong_words(mention, derivation, set(told), most_wrong)
             kind = mention.domain.kinds[mention.form]
-            found.append(
-                Reference(kind, start, end, text[start:end], wrong, telling[-1], earlier[0][1], distance)
-            )
+            found.append(Reference(kind, start, end, text[start:end], wrong, telling[-1], earlier[0][1], distance))
         earlier.append((mention, (start, end)))
     return [reference for reference in found if reference.wrong]
 

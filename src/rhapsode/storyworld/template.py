@@ -163,14 +163,10 @@ class LineCompiler:
         capital = name[0].isupper() or (form or name)[0].isupper() or article == "A"
         variable, form = name[0].lower() + name[1:], (form[0].lower() + form[1:]) if form else "it"
         if variable not in self.variables:
-            raise ValueError(
-                f"{self.where}: there is no fact named {variable!r}; facts: {', '.join(self.variables)}"
-            )
+            raise ValueError(f"{self.where}: there is no fact named {variable!r}; facts: {', '.join(self.variables)}")
         domain = self.variables[variable]
         if form not in domain.forms:
-            raise ValueError(
-                f"{self.where}: {domain.name} has no form {form!r}; it has: {', '.join(domain.forms)}"
-            )
+            raise ValueError(f"{self.where}: {domain.name} has no form {form!r}; it has: {', '.join(domain.forms)}")
         texts, cores = [], []
         for word in domain.forms[form]:
             shown = with_article(word) if article else word

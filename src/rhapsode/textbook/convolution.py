@@ -47,9 +47,7 @@ def output_size(input_size: int, filter_size: int, stride: int = 1, padding: int
         raise ValueError(f"padding must be >= 0, got {padding}")
     if filter_size > input_size + 2 * padding:
         padded_size = input_size + 2 * padding
-        raise ValueError(
-            f"filter of size {filter_size} is larger than the padded input of size {padded_size}"
-        )
+        raise ValueError(f"filter of size {filter_size} is larger than the padded input of size {padded_size}")
     return (input_size + 2 * padding - filter_size) // stride + 1
 
 
@@ -58,9 +56,7 @@ def pad(x: np.ndarray, padding: int) -> np.ndarray:
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(padding, padding)] * 2)
 
 
-def cross_correlate_one_channel(
-    x: np.ndarray, f: np.ndarray, stride: int = 1, padding: int = 0
-) -> np.ndarray:
+def cross_correlate_one_channel(x: np.ndarray, f: np.ndarray, stride: int = 1, padding: int = 0) -> np.ndarray:
     """y (m_h, m_w) of x (n_h, n_w) and f (k_h, k_w): the definition, in four nested loops."""
     (n_h, n_w), (k_h, k_w) = x.shape, f.shape
     y = np.zeros((output_size(n_h, k_h, stride, padding), output_size(n_w, k_w, stride, padding)))
@@ -77,10 +73,7 @@ def cross_correlate_loops(x: np.ndarray, f: np.ndarray, stride: int = 1, padding
     """y (C_out, m_h, m_w) of x (C_in, n_h, n_w) and f (C_out, C_in, k_h, k_w): channels added up."""
     _check_channels(x, f)
     return np.array(
-        [
-            sum(cross_correlate_one_channel(x[d], f[c, d], stride, padding) for d in range(len(x)))
-            for c in range(len(f))
-        ]
+        [sum(cross_correlate_one_channel(x[d], f[c, d], stride, padding) for d in range(len(x))) for c in range(len(f))]
     )
 
 
@@ -114,9 +107,7 @@ def toeplitz_2d(f: np.ndarray, input_shape: tuple[int, int], stride: int = 1, pa
     return A.reshape(m_h * m_w, n_h * n_w)
 
 
-def convolution_matrix(
-    f: np.ndarray, input_shape: tuple[int, int], stride: int = 1, padding: int = 0
-) -> np.ndarray:
+def convolution_matrix(f: np.ndarray, input_shape: tuple[int, int], stride: int = 1, padding: int = 0) -> np.ndarray:
     """A (C_out m_h m_w, C_in n_h n_w) with channels: a block `toeplitz_2d` for each pair (c, d)."""
     return np.block([[toeplitz_2d(f_cd, input_shape, stride, padding) for f_cd in f_c] for f_c in f])
 
@@ -151,9 +142,7 @@ def col2im(
     padded = np.zeros((C_in, n_h + 2 * padding, n_w + 2 * padding))
     for position, column in enumerate(X.T):
         i, j = divmod(position, m_w)
-        padded[:, stride * i : stride * i + k_h, stride * j : stride * j + k_w] += column.reshape(
-            C_in, k_h, k_w
-        )
+        padded[:, stride * i : stride * i + k_h, stride * j : stride * j + k_w] += column.reshape(C_in, k_h, k_w)
     return padded[:, padding : padding + n_h, padding : padding + n_w]
 
 

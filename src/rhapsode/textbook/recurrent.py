@@ -90,9 +90,7 @@ class Gradients:
     W_hy: np.ndarray
 
 
-def hidden_states(
-    W_hh: np.ndarray, a: np.ndarray, h_0: np.ndarray, activation: str
-) -> tuple[np.ndarray, np.ndarray]:
+def hidden_states(W_hh: np.ndarray, a: np.ndarray, h_0: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
     """z and h, both (T, H), of the recurrence alone: z_t = W_hh h_{t-1} + a_t, h_t = ψ(z_t).
 
     a (T, H): what the input adds at each step, W_hx x_t in this chapter.
@@ -121,9 +119,7 @@ def forward(
     return Forward(z=z, h=h, o=o, y_hat=softmax(o), losses=cross_entropy(o, y), h_0=start)
 
 
-def step_contributions(
-    W_hh: np.ndarray, z: np.ndarray, direct: np.ndarray, i: int, activation: str
-) -> np.ndarray:
+def step_contributions(W_hh: np.ndarray, z: np.ndarray, direct: np.ndarray, i: int, activation: str) -> np.ndarray:
     """The terms of the sum dL/dh_i: row t - i (H,) is what step t contributes, for t = i, …, T.
 
     direct (T, H): the gradient that reaches each h_t from its own step, W_hyᵀ dL/do_t. i counts from 1.

@@ -69,9 +69,7 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"{name}: not a tokenizer.json that the tokenizers library reads: {error}"
-            ) from None
+            raise ValueError(f"{name}: not a tokenizer.json that the tokenizers library reads: {error}") from None
         self._tokenizer.encode_special_tokens = True  # "</s>" in a text is four characters, not the end
         self._vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self._piece_of_id = {id: piece for piece, id in self._vocab.items()}
@@ -195,9 +193,7 @@ class Tokenizer:
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.exists():
-            raise FileNotFoundError(
-                f"{file}: no such file; a tokenizer is a folder with tokenizer.json, or that file"
-            )
+            raise FileNotFoundError(f"{file}: no such file; a tokenizer is a folder with tokenizer.json, or that file")
         special: dict[str, str] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
             if (beside := file.parent / name).exists():

@@ -63,9 +63,7 @@ def _sample(texts: Iterable[str], most_bytes: int) -> list[str]:
     return kept
 
 
-def _train_bpe(
-    sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int
-) -> dict[str, Any]:
+def _train_bpe(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,9 +78,7 @@ def _train_bpe(
     return json.loads(tokenizer.to_str())
 
 
-def _train_unigram(
-    sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int
-) -> dict[str, Any]:
+def _train_unigram(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
     """Pieces begin with a space or have none, and other whitespace stands alone: texts are spelled exactly.
 
     A byte alphabet would spare <unk>, but on TinyStories, at 1,024 pieces, it costs 19% more tokens, and byte
@@ -106,16 +102,12 @@ def _train_unigram(
     pieces = definition["model"]["vocab"][len(specials) :]
     lowest = min(score for _, score in pieces)
     scores = {piece: lowest if len(piece) == 1 and score < lowest + 0.1 else score for piece, score in pieces}
-    ranked = sorted(
-        ((piece, round(score, 6)) for piece, score in scores.items()), key=lambda p: (-p[1], p[0])
-    )
+    ranked = sorted(((piece, round(score, 6)) for piece, score in scores.items()), key=lambda p: (-p[1], p[0]))
     definition["model"]["vocab"][len(specials) :] = ranked
     return definition
 
 
-def _train_characters(
-    sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int
-) -> dict[str, Any]:
+def _train_characters(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
     """A byte-pair encoding without pairs: each character is its own token."""
     vocab = {piece: id for id, piece in enumerate([*specials, *alphabet])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))

@@ -82,9 +82,7 @@ class Batcher:
             have, fits = f"{store.num_stories:,} stories", store.num_stories
             need = f"batch_size {config.batch_size} needs as many stories"
         if self.batches_per_epoch == 0:
-            advice = (
-                f"batch_size {fits} would fit" if fits else f"choose a window of at most {store.num_tokens}"
-            )
+            advice = f"batch_size {fits} would fit" if fits else f"choose a window of at most {store.num_tokens}"
             raise ValueError(f"{need}, the data have {have}: {advice}")
         self.load_state_dict({"epoch": 0, "position": 0})
 
@@ -97,9 +95,7 @@ class Batcher:
         i = self._position
         self._position += 1
         inputs, targets = self._stream_batch(i) if self.config.form == "stream" else self._first_batch(i)
-        return Batch(
-            torch.from_numpy(inputs), torch.from_numpy(targets), not self.config.carry_state or i == 0
-        )
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), not self.config.carry_state or i == 0)
 
     def state_dict(self) -> dict[str, int]:
         """Where the batcher stands: with the same store, config and seed, all that is needed to continue."""
@@ -108,9 +104,7 @@ class Batcher:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues exactly where `state_dict` was taken."""
         if state["epoch"] < 0 or not 0 <= state["position"] <= self.batches_per_epoch:
-            raise ValueError(
-                f"batcher state {state} does not fit data of {self.batches_per_epoch} batches per epoch"
-            )
+            raise ValueError(f"batcher state {state} does not fit data of {self.batches_per_epoch} batches per epoch")
         self._start_epoch(state["epoch"])
         self._position = state["position"]
 
@@ -131,9 +125,7 @@ class Batcher:
         slack = self.store.num_tokens - len(windows) * config.window
         offset = int(random.integers(min(config.window - 1, slack) + 1)) if config.shuffle else 0
         if config.carry_state:
-            windows = windows.reshape(
-                config.batch_size, -1
-            ).T.ravel()  # batch i is the i-th window of each lane
+            windows = windows.reshape(config.batch_size, -1).T.ravel()  # batch i is the i-th window of each lane
         elif config.shuffle:
             random.shuffle(windows)
         # The first input stands one before the first target; before the stream's beginning it is </s>, at -1.
@@ -153,9 +145,7 @@ class Batcher:
         counts = np.diff(ends, prepend=0)
         counts[last + 1 - touched] = ends[last + 1 - touched] - starts
         positions = (starts[:, None] + np.arange(size)).ravel()
-        ids = (
-            self._ids[positions + np.repeat(self._shifts[stories], counts)].astype(np.int64).reshape(-1, size)
-        )
+        ids = self._ids[positions + np.repeat(self._shifts[stories], counts)].astype(np.int64).reshape(-1, size)
         ids[starts == -1, 0] = self.store.eos_id
         return ids[:, :-1].copy(), ids[:, 1:].copy()
 

@@ -68,9 +68,7 @@ class TokenStore:
         """Opens a store that `prepare` made; raises FileNotFoundError, or ValueError where it is damaged."""
         about = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if about["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder}: format_version {about['format_version']}, this program reads {FORMAT_VERSION}"
-            )
+            raise ValueError(f"{folder}: format_version {about['format_version']}, this program reads {FORMAT_VERSION}")
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         byte_counts = np.load(folder / "bytes.npy", mmap_mode="r")
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
@@ -78,9 +76,7 @@ class TokenStore:
         counts = (store.num_stories, store.num_tokens, len(tokens), len(offsets))
         stories, ids = about["num_stories"], about["num_tokens"]
         if counts != (stories, ids, ids, stories + 1):
-            raise ValueError(
-                f"{folder}: damaged, its files hold {counts} items where store.json tells other numbers"
-            )
+            raise ValueError(f"{folder}: damaged, its files hold {counts} items where store.json tells other numbers")
         return store
 
     def story(self, i: int) -> np.ndarray:
@@ -110,9 +106,7 @@ class TokenStore:
 
     def _view(self, indices: np.ndarray) -> "TokenStore":
         fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()
-        return TokenStore(
-            self.tokens, self.offsets, self.byte_counts, self._marks, self._about, indices, fingerprint
-        )
+        return TokenStore(self.tokens, self.offsets, self.byte_counts, self._marks, self._about, indices, fingerprint)
 
     def _cut_in_two(self, fraction: float) -> tuple["TokenStore", "TokenStore"]:
         index = int(self.indices[0])
@@ -233,9 +227,7 @@ class _Column:
 
     def _write_header(self) -> None:
         shape = (self.rows,) if self.width is None else (self.rows, self.width)
-        np.lib.format.write_array_header_1_0(
-            self.stream, {"descr": "<i8", "fortran_order": False, "shape": shape}
-        )
+        np.lib.format.write_array_header_1_0(self.stream, {"descr": "<i8", "fortran_order": False, "shape": shape})
 
     def append(self, rows: list[int] | list[tuple[int, int]] | np.ndarray) -> None:
         array = np.asarray(rows, dtype="<i8")
@@ -323,9 +315,7 @@ class _Writer:
     def _write_sequences(self, batch: list[np.ndarray]) -> None:
         if not batch:
             return
-        byte_counts = [
-            len(text.encode()) for text in self.tokenizer.decode_batch([ids.tolist() for ids in batch])
-        ]
+        byte_counts = [len(text.encode()) for text in self.tokenizer.decode_batch([ids.tolist() for ids in batch])]
         self.tokens.write(np.concatenate(batch).astype(self.dtype).tobytes())
         ends = self.num_tokens + np.cumsum([len(ids) for ids in batch])
         self.offsets.append(ends)

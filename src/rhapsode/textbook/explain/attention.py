@@ -83,11 +83,7 @@ def attention(
     blocks += [
         Heading("The heads joined"),
         Text("Side by side, one row for each position; then the output transform `Y = joined W_oᵀ`."),
-        Lines(
-            side_by_side(
-                matrix("joined", f.heads_joined.reshape(T, -1)), matrix("W_o", w_o), matrix("Y", f.output)
-            )
-        ),
+        Lines(side_by_side(matrix("joined", f.heads_joined.reshape(T, -1)), matrix("W_o", w_o), matrix("Y", f.output))),
         Heading("Shapes"),
         Lines(
             table(
@@ -203,9 +199,7 @@ def _head_gradients(h: int, d: att.MultiHeadWeights) -> list[str]:
     return [f"head {h + 1}", *side_by_side(*(matrix(name, values) for name, values in matrices.items()))]
 
 
-def _check_attention(
-    X: np.ndarray, w_q: np.ndarray, w_k: np.ndarray, w_v: np.ndarray, w_o: np.ndarray
-) -> None:
+def _check_attention(X: np.ndarray, w_q: np.ndarray, w_k: np.ndarray, w_v: np.ndarray, w_o: np.ndarray) -> None:
     """Raises ValueError with the option's name where the numbers do not belong together."""
     for name, w in {"w_q": w_q, "w_k": w_k, "w_v": w_v}.items():
         if w.shape[2] != X.shape[1]:
@@ -215,13 +209,9 @@ def _check_attention(
         if len(w) != len(w_k):
             raise ValueError(f"{name} must have as many heads as w_k, {len(w_k)}, got {len(w)}")
     if w_q.shape[1] != w_k.shape[1]:
-        raise ValueError(
-            f"w_q and w_k must have equally many rows (d_k), got {w_q.shape[1]} and {w_k.shape[1]}"
-        )
+        raise ValueError(f"w_q and w_k must have equally many rows (d_k), got {w_q.shape[1]} and {w_k.shape[1]}")
     if w_o.shape[1] != len(w_v) * w_v.shape[1]:
-        raise ValueError(
-            f"w_o must have {len(w_v) * w_v.shape[1]} columns (heads times d_v), got {w_o.shape[1]}"
-        )
+        raise ValueError(f"w_o must have {len(w_v) * w_v.shape[1]} columns (heads times d_v), got {w_o.shape[1]}")
 
 
 def _entropy(p: np.ndarray) -> float:

@@ -170,9 +170,7 @@ def attention(
     w_k: Annotated[str | None, _matrix("W_k; heads separated by |.")] = None,
     w_v: Annotated[str | None, _matrix("W_v; heads separated by |.")] = None,
     w_o: Annotated[str | None, _matrix("W_o; the identity if not given.")] = None,
-    causal: Annotated[
-        bool | None, typer.Option("--causal/--not-causal", help="Hide later positions.")
-    ] = None,
+    causal: Annotated[bool | None, typer.Option("--causal/--not-causal", help="Hide later positions.")] = None,
     numbers: Numbers = None,
     html: Page = None,
 ) -> None:

@@ -84,14 +84,11 @@ def convolution(
         ]
     blocks += [
         Heading("2. One output after the other"),
-        Text(
-            "Rows and columns are counted from 1. Each line is one position of the filter, read row by row."
-        ),
+        Text("Rows and columns are counted from 1. Each line is one position of the filter, read row by row."),
         Lines(_position_lines(y, filter, X)),
         Lines(matrix("y", y)),
         Figure(
-            f"The filter at output row {i + 1}, column {j + 1}: the patch under it, and its sum "
-            f"{number(y[i, j])}.",
+            f"The filter at output row {i + 1}, column {j + 1}: the patch under it, and its sum {number(y[i, j])}.",
             lambda canvas: _draw_sweep(canvas, padded, filter, y, (i, j), stride),
             (9.0, 3.6),
         ),
@@ -172,11 +169,7 @@ def parameters(
         Text("Every output is connected with every input: outputs · inputs."),
         Lines([f"({output_channels} · {m_h * m_w}) · ({channels} · {n_h} · {n_w}) = {dense}"]),
         Heading("Together"),
-        Lines(
-            table(
-                ["layer", "learned weights"], [["shared", shared], ["unshared", unshared], ["dense", dense]]
-            )
-        ),
+        Lines(table(["layer", "learned weights"], [["shared", shared], ["unshared", unshared], ["dense", dense]])),
         Figure(
             "Left: the filter's first positions on the input. Right: learned weights, logarithmic scale.",
             lambda canvas: _draw_parameters(canvas, input_size, filter_size, stride, padding, counts),
@@ -199,9 +192,7 @@ def _position_lines(y: np.ndarray, filter: np.ndarray, X: np.ndarray) -> list[st
     lines = []
     for position, patch in enumerate(X.T[:MOST_POSITIONS]):
         i, j = divmod(position, y.shape[1])
-        products = " + ".join(
-            f"{factor(w)}·{factor(v)}" for w, v in zip(filter.reshape(-1), patch, strict=True)
-        )
+        products = " + ".join(f"{factor(w)}·{factor(v)}" for w, v in zip(filter.reshape(-1), patch, strict=True))
         lines.append(f"y[{i + 1},{j + 1}] = {products} = {number(y[i, j])}")
     if y.size > MOST_POSITIONS:
         lines.append(f"… and so on: the first {MOST_POSITIONS} of {y.size} positions are written out here.")
@@ -247,9 +238,7 @@ def _draw_parameters(
     positions = min(3, conv.output_size(n_w, k_w, stride, padding))
     for p in range(positions):
         corner = (stride * p - padding, -padding)
-        left.add_patch(
-            Rectangle(corner, k_w, k_h, facecolor=drawing.ACCENT, alpha=0.25, edgecolor=drawing.ACCENT)
-        )
+        left.add_patch(Rectangle(corner, k_w, k_h, facecolor=drawing.ACCENT, alpha=0.25, edgecolor=drawing.ACCENT))
     left.set_xlim(-padding - 0.5, n_w + padding + 0.5)
     left.set_ylim(n_h + padding + 0.5, -padding - 0.5)
     left.set_aspect("equal")
@@ -257,12 +246,8 @@ def _draw_parameters(
     left.set_title(f"{n_h}x{n_w} input, {k_h}x{k_w} filter, stride {stride}", fontsize=10, color=drawing.INK)
 
     names = list(counts)
-    bars = right.barh(
-        names, list(counts.values()), color=[drawing.SECOND, drawing.ACCENT, drawing.INK], height=0.6
-    )
-    right.bar_label(
-        bars, labels=[f"{counts[name]:,}" for name in names], padding=4, fontsize=9, color=drawing.INK
-    )
+    bars = right.barh(names, list(counts.values()), color=[drawing.SECOND, drawing.ACCENT, drawing.INK], height=0.6)
+    right.bar_label(bars, labels=[f"{counts[name]:,}" for name in names], padding=4, fontsize=9, color=drawing.INK)
     right.set_xscale("log")
     right.set_xlim(1, max(counts.values()) * 12)
     right.invert_yaxis()

@@ -52,9 +52,7 @@ def unrolling(
     blocks = _network(w_hh, w_hx, w_hy, activation)
     blocks += [
         Heading(f"1. The graph of {T} steps"),
-        Text(
-            "The loop of the network is cut open: one copy for each step, all with the same three matrices."
-        ),
+        Text("The loop of the network is cut open: one copy for each step, all with the same three matrices."),
         Lines(_ascii_graph(T)),
         Heading("2. Forward"),
     ]
@@ -220,8 +218,7 @@ def _check(
         raise ValueError(f"w_hh must be square, got {w_hh.shape[0]} rows and {w_hh.shape[1]} columns")
     if w_hx.shape != (H, inputs.shape[1]):
         raise ValueError(
-            f"w_hx must be {H}x{inputs.shape[1]} (w_hh's rows x numbers per input), "
-            f"got {w_hx.shape[0]}x{w_hx.shape[1]}"
+            f"w_hx must be {H}x{inputs.shape[1]} (w_hh's rows x numbers per input), got {w_hx.shape[0]}x{w_hx.shape[1]}"
         )
     if w_hy.shape[1] != H:
         raise ValueError(f"w_hy must have {H} columns like w_hh, got {w_hy.shape[1]}")

@@ -83,9 +83,7 @@ def tape(
     pushes = [moment for moment in right.moments if moment[0] == "push"]
     pops = [moment for moment in right.moments if moment[0] == "pop"]
     blocks: list[Block] = [
-        Text(
-            "`L = -log softmax(h ∘ z)[y]` with `z = W x + b` and `h = sigmoid(z)`. Note that z is used twice."
-        ),
+        Text("`L = -log softmax(h ∘ z)[y]` with `z = W x + b` and `h = sigmoid(z)`. Note that z is used twice."),
         Lines([f"x = {row(inputs)}    b = {row(bias)}    y = {target}", "", *matrix("W", weights)]),
         Heading("1. Forward: the tape grows"),
         Text("Each module computes its output, sets its output gradient to zero and pushes itself."),
@@ -106,9 +104,7 @@ def tape(
         name = right.names[module]
         lines = [f"pop {name}, its gradient g = {_value(right.gradients[module])}"]
         inputs_of = [m.output for m in module.inputs]
-        for m, gradient in zip(
-            module.inputs, module.backward(right.gradients[module], *inputs_of), strict=True
-        ):
+        for m, gradient in zip(module.inputs, module.backward(right.gradients[module], *inputs_of), strict=True):
             if gradient.ndim == 2:
                 lines += bracketed(f"  {right.names[m]} += ", gradient)
             else:

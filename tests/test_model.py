@@ -1,0 +1,145 @@
+"""The models: causality, rows, cuts, the loss; all sizes different, so that swapped arguments cannot hide."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rhapsode.model import IGNORED, LanguageModel, ModelConfig, SelfAttention, attend, build_model
+
+PLAIN = ModelConfig(vocab_size=23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
+STACKED = ModelConfig(
+    vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, num_heads=2,
+    activation="tanh", gate=True, feed_forward=2,
+)  # fmt: skip
+LAST = ModelConfig(
+    vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, num_layers=3, attention="last", tie_embeddings=True
+)
+CONFIGS = pytest.mark.parametrize("config", [PLAIN, STACKED, LAST], ids=["plain", "stacked", "last"])
+
+
+def made(config: ModelConfig, B: int = 3, T: int = 9) -> tuple[LanguageModel, torch.Tensor]:
+    model = build_model(config, seed=1).double()
+    return model, torch.randint(config.vocab_size, (B, T), generator=torch.Generator().manual_seed(2))
+
+
+@CONFIGS
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_a_cut_changes_nothing(config: ModelConfig, cut: int) -> None:
+    """Logits, final state and gradients: a wrong cache mask or a lost hidden state shows in one of them."""
+    model, tokens = made(config)
+    whole, after_whole = model(tokens)
+    first, state = model(tokens[:, :cut])
+    second, after_cut = model(tokens[:, cut:], state)
+    pieces = torch.cat((first, second), dim=1)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+    for ours, theirs in zip(after_cut.blocks, after_whole.blocks, strict=True):
+        torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=0, atol=1e-12)
+        assert (ours.cache is None) == (theirs.cache is None)
+        if ours.cache is not None and theirs.cache is not None:
+            torch.testing.assert_close(ours.cache, theirs.cache, rtol=0, atol=1e-12)
+    upstream = torch.randn_like(whole)
+    parameters = list(model.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(pieces, parameters, upstream), torch.autograd.grad(whole, parameters, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@CONFIGS
+def test_step_by_step_equals_at_once(config: ModelConfig) -> None:
+    """What decoding relies on."""
+    model, tokens = made(config)
+    whole, _ = model(tokens)
+    state = None
+    for t in range(tokens.shape[1]):
+        logits, state = model.step(tokens[:, t], state)
+        torch.testing.assert_close(logits, whole[:, t], rtol=0, atol=1e-12)
+
+
+@CONFIGS
+def test_no_look_ahead_and_no_look_aside(config: ModelConfig) -> None:
+    """A changed token changes its own row from its own position on, and nothing else."""
+    model, tokens = made(config)
+    changed = tokens.clone()
+    changed[1, 5] = (changed[1, 5] + 1) % config.vocab_size
+    difference = (model(tokens)[0] - model(changed)[0]).abs().amax(-1)
+    assert difference[[0, 2]].max() < 1e-12
+    assert difference[1, :5].max() < 1e-12
+    assert difference[1, 5:].min() > 1e-9
+
+
+@CONFIGS
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_chunked_loss_is_cross_entropy(config: ModelConfig, reduction: str) -> None:
+    """Value and gradients, with targets that are left out."""
+    model, tokens = made(config, T=10)
+    targets = tokens[:, 1:].clone()
+    targets[0, :4] = IGNORED
+    loss, _ = model.loss(tokens[:, :-1], targets, reduction=reduction)
+    plain = F.cross_entropy(
+        model(tokens[:, :-1])[0].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+    )
+    torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
+    parameters = list(model.parameters())
+    ours, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_equals_pytorch_multihead_attention() -> None:
+    """Independent oracle, two heads, the same weights put into nn.MultiheadAttention."""
+    torch.manual_seed(0)
+    ours = SelfAttention(6, 3, 3, num_heads=2).double()
+    theirs = torch.nn.MultiheadAttention(6, 2, batch_first=True).double()
+    transforms = (ours.query_transform, ours.key_transform, ours.value_transform)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([transform.weight for transform in transforms]))
+        theirs.in_proj_bias.copy_(torch.cat([transform.bias for transform in transforms]))
+        theirs.out_proj.load_state_dict(ours.output_transform.state_dict())
+    y = torch.randn(4, 5, 6, dtype=torch.float64)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    expected, _ = theirs(y, y, y, attn_mask=mask, need_weights=False)
+    torch.testing.assert_close(ours(y)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_attend_with_more_keys_than_queries() -> None:
+    """SDPA's own is_causal would hide the cache from the queries here."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 1, n, d, generator=generator) for n, d in ((3, 4), (8, 4), (8, 5)))
+    for t in range(3):
+        visible = 8 - 3 + t + 1
+        weights = torch.softmax(k[:, :, :visible] @ q[:, :, t, :, None] / 4**0.5, dim=2)
+        torch.testing.assert_close(attend(q, k, v)[:, :, t], (weights * v[:, :, :visible]).sum(2))
+
+
+def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
+    model, tokens = made(PLAIN)
+    _, state = model(tokens)
+    short = state.recent(4)
+    cache, whole = short.blocks[0].cache, state.blocks[0].cache
+    assert cache is not None
+    assert whole is not None
+    torch.testing.assert_close(cache.keys, whole.keys[:, :, -4:])
+    torch.testing.assert_close(short.blocks[0].hidden, state.blocks[0].hidden)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_dim": 0}, "hidden_dim must be at least 1, got 0"),
+        ({"activation": "gelu"}, "activation must be one of relu, tanh, got 'gelu'"),
+        ({"dropout": 1.0, "kind": "stacked"}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"gate": True}, "gate = True needs kind = 'stacked'"),
+    ],
+)
+def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(vocab_size=10, **fields)
+
+
+def test_plain_has_the_seventeen_names_in_order() -> None:
+    """The course's state dict."""
+    parts = ["rnn.cell.i2h", "rnn.cell.h2h", "rnn.out"]
+    parts += [f"attention.{name}_transform" for name in ("query", "key", "value", "output")] + ["lm_head"]
+    names = ["embeddings.weight"] + [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+    assert list(build_model(PLAIN, 0).state_dict()) == names

@@ -1,0 +1,64 @@
+"""The kernel against finite differences, PyTorch's own RNN and the stepwise equation."""
+
+import pytest
+import torch
+
+from rhapsode.recurrence import recurrence
+
+
+def stepwise(x: torch.Tensor, weight: torch.Tensor, initial: torch.Tensor | None, activation: str) -> torch.Tensor:
+    h = torch.zeros_like(x[0]) if initial is None else initial
+    states = []
+    for x_t in x:
+        h = getattr(torch, activation)(x_t + h @ weight.t())
+        states.append(h)
+    return torch.stack(states)
+
+
+def tensors(T: int, B: int, H: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(T * 100 + B * 10 + H)
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    return make(T, B, H), make(H, H), make(B, H)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("with_initial", [True, False])
+@pytest.mark.parametrize(("T", "B", "H"), [(1, 1, 1), (1, 3, 2), (5, 1, 4), (7, 2, 3)])
+def test_values_and_gradients_equal_the_stepwise_equation(
+    T: int, B: int, H: int, with_initial: bool, activation: str
+) -> None:
+    """Catches a transposed weight, a lost initial state, a gradient that stops after one step."""
+    x, weight, initial = tensors(T, B, H)
+    inputs = (x, weight, initial) if with_initial else (x, weight)
+    given = initial if with_initial else None
+    fast, slow = recurrence(x, weight, given, activation), stepwise(x, weight, given, activation)
+    upstream = torch.randn_like(slow)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(slow, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_gradcheck() -> None:
+    """Finite differences in float64 (tanh has no kink; relu is compared with autograd above)."""
+    x, weight, initial = tensors(4, 2, 3)
+    assert torch.autograd.gradcheck(lambda *a: recurrence(*a, "tanh"), (x, weight, initial))
+
+
+def test_equals_pytorch_rnn() -> None:
+    """Independent oracle: nn.RNN with the same weights."""
+    torch.manual_seed(0)
+    rnn = torch.nn.RNN(5, 6, nonlinearity="relu").double()
+    i, h0 = torch.randn(7, 3, 5, dtype=torch.float64), torch.randn(1, 3, 6, dtype=torch.float64)
+    x = i @ rnn.weight_ih_l0.t() + rnn.bias_ih_l0 + rnn.bias_hh_l0
+    torch.testing.assert_close(recurrence(x, rnn.weight_hh_l0, h0[0]), rnn(i, h0)[0], rtol=0, atol=1e-12)
+
+
+def test_unknown_activation_is_named() -> None:
+    x, weight, _ = tensors(2, 1, 2)
+    with pytest.raises(ValueError, match="activation must be one of relu, tanh, got 'gelu'"):
+        recurrence(x, weight, None, "gelu")
