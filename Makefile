@@ -31,11 +31,13 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed        ## the speeds of this machine, side by side with the rivals
-	$(BIN)/rhapsode bench
+bench: .venv/installed        ## how fast this machine generates and prepares text
+	$(BIN)/python benchmarks/storyworld.py
+	$(BIN)/python benchmarks/prepare.py
 
-docs: .venv/installed         ## write again what is generated: docs/cli.md
-	$(BIN)/python -m rhapsode.cli > docs/cli.md
+docs: .venv/installed         ## write again what is generated: docs/textbook.md
+	$(BIN)/python -m rhapsode.textbook.chapters > docs/textbook.md
+	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
 
 lock:                         ## resolve requirements.lock anew, in a throw-away environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -1,7 +1,7 @@
 """The command line, `rhapsode`: each verb imports only what it runs, so that `--help` answers at once.
 
-Errors are for the user: a ValueError, OSError or FloatingPointError becomes one line on stderr and exit code 2; `--debug` shows where
-it came from. stdout is data, stderr is talk.
+Errors are for the user: a ValueError, OSError or FloatingPointError becomes one line on stderr and exit code 2;
+`--debug` shows where it came from. stdout is data, stderr is talk.
 """
 
 import sys
@@ -22,7 +22,7 @@ app.add_typer(explain_app, name="explain")
 
 @app.command()
 def story(
-    seconds: float = typer.Option(60.0, min=1.0, help="How long to train."),
+    seconds: float = typer.Option(75.0, min=1.0, help="How long to train."),
     seed: int = typer.Option(0, min=0, help="Seed of the weights, of the stories and of what is written."),
 ) -> None:
     """Train on the corpus inside the package and print three stories that the model wrote."""

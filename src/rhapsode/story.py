@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
 
 
 def train_and_tell(seconds: float, seed: int) -> list[str]:
-    """Trains for `seconds` of wall-clock time on the CPU and returns three stories sampled at temperature 0.7."""
+    """Trains for `seconds` of wall-clock time on the CPU and returns three stories sampled at temperature 0.5."""
     tokenizer = train_tokenizer(storyworld.sample_batch(0, STORIES_PER_DRAW), "bpe", 1024)
     config = ModelConfig(**{**vars(CONFIG), "vocab_size": tokenizer.vocab_size})
     model = build_model(config, seed)
@@ -94,11 +94,11 @@ def bits_per_byte(model: LanguageModel, tokenizer: Tokenizer, texts: list[str]) 
 
 @torch.inference_mode()
 def tell(model: LanguageModel, tokenizer: Tokenizer, generator: torch.Generator, longest: int = 400) -> str:
-    """One story sampled at temperature 0.7 from a fresh state, of at most `longest` tokens."""
+    """One story sampled at temperature 0.5 from a fresh state, of at most `longest` tokens."""
     token, state, ids = torch.tensor([tokenizer.eos_id]), None, []
     for _ in range(longest):
         logits, state = model.step(token, state)
-        token = torch.multinomial(torch.softmax(logits[0] / 0.7, 0), 1, generator=generator)
+        token = torch.multinomial(torch.softmax(logits[0] / 0.5, 0), 1, generator=generator)
         if token.item() == tokenizer.eos_id:
             break
         ids.append(int(token.item()))

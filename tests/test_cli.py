@@ -1,0 +1,43 @@
+"""The command line as its user meets it: in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def rhapsode(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "rhapsode.cli", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_imports_no_torch() -> None:
+    """`--help` must answer at once; torch alone takes longer than that."""
+    code = "import sys, rhapsode.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bad_numbers_give_one_line_and_exit_code_2() -> None:
+    result = rhapsode("explain", "convolution", "--image", "1 2 / 3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_corpus_prints_the_stories_of_a_seed() -> None:
+    from rhapsode import storyworld
+
+    result = rhapsode("corpus", "2", "--seed", "5")
+    assert result.stdout == "\n\n".join([*storyworld.sample_batch(5, 2), ""])
+    assert result.returncode == 0
+
+
+@pytest.mark.slow
+def test_story_trains_and_writes() -> None:
+    """Ten seconds must bring the loss far below that of an untrained model (3.2 bits per byte at 1,024 pieces)."""
+    result = rhapsode("story", "--seconds", "10")
+    assert result.returncode == 0, result.stderr
+    reached = float(result.stderr.split("unseen stories: ")[1].split()[0])
+    assert 0.09 < reached < 2.9
+    assert len(result.stdout) > 100
