@@ -18,7 +18,6 @@ sequence anywhere and going on from the state gives what the uncut call gives: l
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,14 +111,6 @@ class State(NamedTuple):
 
     blocks: tuple[BlockState, ...]
 
-    def detach(self) -> "State":
-        """The same state, cut off from the graph of gradients."""
-        return self._map(Tensor.detach)
-
-    def expand(self, rows: int) -> "State":
-        """The state of one sequence (B = 1), repeated for `rows` sequences that go on from it."""
-        return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
-
     def recent(self, tokens: int) -> "State":
         """The same hidden states, with attention caches of at most the last `tokens` tokens."""
         return State(
@@ -128,14 +119,6 @@ class State(NamedTuple):
                     hidden,
                     cache and Cache(*(tensor[:, :, max(0, tensor.shape[2] - tokens) :] for tensor in cache)),
                 )
-                for hidden, cache in self.blocks
-            )
-        )
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "State":
-        return State(
-            tuple(
-                BlockState(change(hidden), cache and Cache(change(cache.keys), change(cache.values)))
                 for hidden, cache in self.blocks
             )
         )
@@ -323,11 +306,6 @@ class LanguageModel(nn.Module):
             options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK),
         )
         return nats, state
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.embeddings.weight.device
 
 
 def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:

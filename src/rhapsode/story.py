@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ CONFIG = ModelConfig(
 def train_and_tell(seconds: float, seed: int) -> list[str]:
     """Trains for `seconds` of wall-clock time on the CPU and returns three stories sampled at temperature 0.5."""
     tokenizer = train_tokenizer(storyworld.sample_batch(0, STORIES_PER_DRAW), "bpe", 1024)
-    config = ModelConfig(**{**vars(CONFIG), "vocab_size": tokenizer.vocab_size})
+    config = replace(CONFIG, vocab_size=tokenizer.vocab_size)
     model = build_model(config, seed)
     floor = storyworld.entropy("valid").bits_per_byte
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters; no model can go below {floor:.3f} bits per byte")
