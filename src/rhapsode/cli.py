@@ -5,6 +5,7 @@ Errors are for the user: a ValueError, OSError or FloatingPointError becomes one
 """
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -18,6 +19,103 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(explain_app, name="explain")
+
+
+PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
+
+
+@app.command()
+def train(
+    data: list[str] = typer.Argument(None, help="Files, folders, hub:NAME, storyworld[:COUNT] or - for stdin."),
+    valid: str = typer.Option(None, help="Data to validate on; otherwise a seeded share of the stories is held out."),
+    out: Path = typer.Option(None, help="The run directory; otherwise a new one under runs/."),
+    preset: str = typer.Option(None, help=PRESET_HELP),
+    minutes: float = typer.Option(None, help="Budget: minutes of training (validation comes on top)."),
+    tokens: int = typer.Option(None, help="Budget: tokens."),
+    sequences: int = typer.Option(None, help="Budget: sequences (rows of a batch)."),
+    epochs: float = typer.Option(None, help="Budget: times through the data."),
+    tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
+    vocab_size: int = typer.Option(None, help="Size of the tokenizer that is trained (1024)."),
+    config: Path = typer.Option(None, help="TOML file with the tables [model], [optimizer], [train], [batch]."),
+    assignments: list[str] = typer.Option(None, "--set", help="field=value of any config; repeatable."),
+    seed: int = typer.Option(None, help="Seed of weights, order and dropout (0)."),
+    threads: int = typer.Option(None, min=1, help="CPU threads; otherwise PyTorch's own choice."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+    split: str = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file."),
+    separator: str = typer.Option("<|endoftext|>", help="What stands between stories."),
+    field: str = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text."),
+    tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard files too."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly."),
+) -> None:
+    """Train a model on text and keep it in a run directory."""
+    from rhapsode.commands import train_command
+    from rhapsode.start import Request
+
+    budgets = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    request = Request(
+        data=tuple(data or ()),
+        valid=valid,
+        preset=preset,
+        budget={name: value for name, value in budgets.items() if value is not None},
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        config=None if config is None else str(config),
+        assignments=tuple(assignments or ()),
+        seed=seed,
+        split=split,
+        separator=separator,
+        field=field,
+    )
+    train_command(request, out, resume, threads, device, tensorboard)
+
+
+@app.command()
+def generate(
+    run: Path = typer.Argument(..., help="A run directory."),
+    prompt: str = typer.Argument("", help="What to go on from; - reads it from standard input."),
+    max_tokens: int = typer.Option(256, help="Most tokens to write."),
+    temperature: float = typer.Option(0.8, help="0 is greedy."),
+    top_k: int = typer.Option(0, help="Draw from the k likeliest tokens; 0 for all."),
+    top_p: float = typer.Option(1.0, help="Draw from the fewest tokens that reach this probability together."),
+    min_p: float = typer.Option(0.0, help="Draw from tokens at least this likely, relative to the likeliest."),
+    repetition_penalty: float = typer.Option(1.0, help="Above 1: tokens that are there already become less likely."),
+    stop: list[str] = typer.Option(None, help="A text at which writing ends; repeatable."),
+    samples: int = typer.Option(1, help="How many texts."),
+    seed: int = typer.Option(0, help="Sample i is drawn with seed + i."),
+    checkpoint: str = typer.Option("best", help="best or last."),
+    threads: int = typer.Option(None, min=1, help="CPU threads."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object, with ids and log-probabilities."),
+) -> None:
+    """Write on from a prompt."""
+    from rhapsode.commands import generate_command
+    from rhapsode.sample import SampleConfig
+
+    sampling = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed)
+    generate_command(run, prompt, sampling, samples, checkpoint, threads, device, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Path = typer.Argument(..., help="A run directory."),
+    data: list[str] = typer.Argument(None, help="Data to score; otherwise the run's own validation data."),
+    generate: int = typer.Option(0, "--generate", min=0, help="Storyworld only: sample so many stories and read them."),
+    temperature: float = typer.Option(1.0, help="Temperature of those stories; 1 is the model's own distribution."),
+    seed: int = typer.Option(0, help="Seed of those stories."),
+    checkpoint: str = typer.Option("best", help="best or last."),
+    threads: int = typer.Option(None, min=1, help="CPU threads."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+    split: str = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file."),
+    separator: str = typer.Option("<|endoftext|>", help="What stands between stories."),
+    field: str = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
+) -> None:
+    """Nats per token, perplexity and bits per byte over all of the data; on storyworld, the distance to the floor."""
+    from rhapsode.commands import evaluate_command
+    from rhapsode.sources import SourceConfig
+
+    source = SourceConfig(split, separator, field)
+    evaluate_command(run, data or [], source, checkpoint, threads, device, as_json, generate, temperature, seed)
 
 
 @app.command()

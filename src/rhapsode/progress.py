@@ -2,11 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
 
@@ -33,7 +36,10 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
     if console.is_terminal:
         rate_column = TextColumn("{task.fields[rate]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate_column)
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        # Left to itself, rich sends stdout through this console: to the screen, even where stdout is a file.
+        shared = sys.stdout.isatty()
+        options = {"console": console, "transient": True, "redirect_stdout": shared}
+        with Progress(*columns, TimeRemainingColumn(), **options) as progress:
             task = progress.add_task(description, total=total, rate="")
 
             def advance(amount: float) -> None:
@@ -55,3 +61,91 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
                 sys.stderr.flush()
 
         yield advance
+
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The values as a line of small bars, averaged down to `width` of them; highest value, highest bar."""
+    if not values:
+        return ""
+    width = min(width, len(values))
+    edges = [round(i * len(values) / width) for i in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+class TrainingDisplay:
+    """What training shows: on a terminal a live bar with loss, rate, ETA and a small loss curve; else lines.
+
+    past: losses that were reported before a resume; step: where it goes on. enabled=False shows nothing.
+    """
+
+    def __init__(self, past: Sequence[float], step: int, enabled: bool = True) -> None:
+        self.losses, self.first_step, self.enabled = list(past), step, enabled
+        self.smooth: float | None = None
+        self.live = enabled and console.is_terminal
+        self.told = self.shown = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task("training", total=None, numbers="")
+        self.scored = 0
+
+    def __enter__(self) -> "TrainingDisplay":
+        if self.live:
+            self.view = Live(self.bar, console=console, transient=True, refresh_per_second=4)
+            self.view.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.view.__exit__(None, None, None)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.scored = 0
+        self.told = time.monotonic()
+        if self.enabled:
+            say(line)
+
+    def sample(self, line: str) -> None:
+        """A text that the model wrote; only people at a terminal want it now."""
+        if self.live:
+            console.print(line, style="italic", markup=False)
+
+    def step(self, step: int, total: int, loss: float, tokens: int, seconds: float) -> None:
+        """After each step: the loss is smoothed here; seconds and tokens are those of training so far."""
+        if not self.enabled:
+            return
+        self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+        known = total < 10**12
+        if step * 200 // total > (step - 1) * 200 // total or not known:
+            self.losses.append(self.smooth)
+        now = time.monotonic()
+        numbers = f"loss {self.smooth:.3f}  {tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        if self.live and now - self.shown > 0.25:
+            self.shown = now
+            self.bar.update(self.task, completed=step, total=total if known else None, numbers=numbers)
+            self.bar.update(self.task, description="training")
+            curve = f"{sparkline(self.losses)} {max(self.losses):.2f} to {self.smooth:.2f}" if self.losses else ""
+            self.view.update(Group(self.bar, Text(f"loss     {curve}", style="cyan")))
+        elif not self.live and now - self.told > SECONDS_BETWEEN_LINES:
+            self.told = now
+            left = f", {seconds / step * (total - step):,.0f} s left" if known else ""
+            say(f"step {step:,}{f' of {total:,}' if known else ''}: {numbers}{left}")
+            sys.stderr.flush()
+
+    def validating(self, tokens: int, total: int) -> None:
+        """After each piece of a validation: `tokens` more of `total`."""
+        self.scored += tokens
+        if self.live:
+            self.bar.update(self.task, description=f"validating {min(1, self.scored / max(1, total)):.0%}")

@@ -1,0 +1,173 @@
+"""What the verbs of the command line do, once their options are read; stdout is data, stderr is talk."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rhapsode.evaluate import POLICY, Score, score
+from rhapsode.progress import bar, say
+from rhapsode.run import Run, new_directory
+from rhapsode.sample import SampleConfig, write
+from rhapsode.sources import SourceConfig, open_source
+from rhapsode.start import Request, begin, resume
+from rhapsode.tokens import TokenStore, prepare
+from rhapsode.train import Outcome, train
+
+EXIT_STOPPED = 130
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` is the best there is of cuda, mps, cpu; ValueError for one that this machine lacks."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, available in there.items() if available)
+    if wanted not in there:
+        raise ValueError(f"--device must be one of auto, cpu, cuda, mps, got {wanted!r}")
+    if not there[wanted]:
+        raise ValueError(f"--device {wanted}: PyTorch finds no such device here; there is {choose_device('auto')}")
+    return wanted
+
+
+def _use(threads: int | None, device: str) -> str:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return choose_device(device)
+
+
+def train_command(
+    request: Request, out: Path | None, go_on: bool, threads: int | None, device: str, tensorboard: bool
+) -> None:
+    """Trains, or goes on training; prints the run directory to stdout when there is a model in it."""
+    device = _use(threads, device)
+    if go_on and out is None:
+        raise ValueError("--resume needs --out DIR, the run to go on with")
+    path = out or new_directory()
+    outcome = train_to_the_end(request, path, go_on, device, tensorboard)
+    print(path)
+    if outcome.ended == "interrupted":
+        raise SystemExit(EXIT_STOPPED)
+
+
+def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, tensorboard: bool = False) -> Outcome:
+    """Begins or resumes the run at `path` and trains it; tells how to go on where it was interrupted."""
+    say(f"run directory: {path}")
+    ready = resume(path, request) if go_on and (path / "run.json").exists() else begin(request, path)
+    threads = torch.get_num_threads()
+    before = ready.run.about.get("threads")
+    if before not in (None, threads):
+        say(f"begun with {before} threads, going on with {threads}: other last bits; --threads {before} keeps them")
+    ready.run.update(threads=before or threads)
+    outcome = train(ready.run, ready.train, ready.valid, device, tensorboard)
+    say(f"run directory: {path}")
+    if outcome.ended == "interrupted":
+        say(f"go on with: rhapsode train --resume --out {shlex.quote(str(path))}")
+    return outcome
+
+
+def generate_command(
+    path: Path,
+    prompt: str,
+    config: SampleConfig,
+    samples: int,
+    checkpoint: str,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Writes to stdout as the text comes; with as_json, one object at the end."""
+    device = _use(threads, device)
+    run = Run.open(path)
+    tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    texts = [""] * samples
+    steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
+    ended: list[str | None] = [None] * samples
+    streaming = samples == 1 and not as_json
+    if streaming:
+        print(prompt, end="", flush=True)
+    for step in write(model, tokenizer, prompt, config, samples):
+        texts[step.sample] += step.text
+        ended[step.sample] = step.ended
+        if as_json:
+            token = {"id": step.id, "token": tokenizer.token_text(step.id), "log_probability": step.log_probability}
+            steps[step.sample].append(token)
+        if streaming:
+            print(step.text, end="", flush=True)
+    if as_json:
+        written = [
+            {"text": text, "ended": end, "log_probability": sum(t["log_probability"] for t in tokens), "tokens": tokens}
+            for text, end, tokens in zip(texts, ended, steps, strict=True)
+        ]
+        print(json.dumps({"prompt": prompt, "samples": written}, ensure_ascii=False))
+    elif streaming:
+        print()
+    else:
+        print("\n\n".join(prompt + text for text in texts))
+
+
+def evaluate_command(
+    path: Path,
+    data: list[str],
+    source_config: SourceConfig,
+    checkpoint: str,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+    generate: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Scores a run's model on data, by default on what it was validated on."""
+    device = _use(threads, device)
+    run = Run.open(path)
+    model = run.load_model(checkpoint, device)
+    if data:
+        source = open_source(data, source_config)
+        store, name = prepare(source, run.tokenizer), source.description
+    else:
+        store, name = resume(path, Request()).valid, "the run's own validation data"
+    say(f"{name}; {POLICY}")
+    result = scored(model, store)
+    about = {"run": str(path), "data": name, "policy": POLICY, **score_fields(result)}
+    if as_json:
+        print(json.dumps(about, ensure_ascii=False))
+        return
+    Console().print(score_table(name, result))
+
+
+def scored(model: Any, store: TokenStore) -> Score:
+    """`evaluate.score` with a progress bar."""
+    with bar("scoring", store.num_tokens, "tokens") as advance:
+        return score(model, store, advance)
+
+
+def score_fields(result: Score) -> dict[str, Any]:
+    """A score for JSON."""
+    return {
+        "nats_per_token": result.nats_per_token,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "nats": result.nats,
+        "tokens": result.num_tokens,
+        "bytes": result.num_bytes,
+        "stories": result.num_stories,
+    }
+
+
+def score_table(name: str, result: Score) -> Table:
+    """A score for people."""
+    table = Table(title=name, title_justify="left", show_header=False)
+    table.add_row("nats per token", f"{result.nats_per_token:.4f}")
+    table.add_row("perplexity", f"{result.perplexity:.3f}")
+    if result.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
+    table.add_row("tokens", f"{result.num_tokens:,}")
+    table.add_row("stories", f"{result.num_stories:,}")
+    return table

@@ -1,0 +1,117 @@
+"""Configs from outside: TOML files, `--set field=value`, and the JSON of a run, checked field by field.
+
+    sections = {"model": {...}, "train": {...}, "batch": {...}}     fields by section, not yet a config
+    merge(sections, read_toml(path)); merge(sections, read_assignments(["hidden_dim=256"]))
+    build(TrainConfig, sections["train"])
+
+Each config is a small frozen dataclass that checks its own values; here only names and types are checked.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rhapsode.model import ModelConfig
+from rhapsode.tokens import BatchConfig
+from rhapsode.train import BUDGETS, OptimizerConfig, TrainConfig
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "batch": BatchConfig,
+}
+Sections = dict[str, dict[str, Any]]
+Config = TypeVar("Config")
+
+
+def fields_of(section: str) -> dict[str, type]:
+    """The fields of a section that a user may set, with their types."""
+    # The tokenizer decides the vocabulary; --vocab-size is the way to choose it.
+    return {field.name: field.type for field in dataclasses.fields(SECTIONS[section]) if field.name != "vocab_size"}  # type: ignore[misc]
+
+
+def section_of(name: str, where: str) -> tuple[str, str]:
+    """(section, field) of a field's name, plain or as `section.field`; ValueError lists what there is."""
+    section, _, field = name.rpartition(".")
+    found = [key for key in SECTIONS if field in fields_of(key) and section in ("", key)]
+    if not found:
+        known = "; ".join(f"{key}: {', '.join(fields_of(key))}" for key in SECTIONS)
+        raise ValueError(f"{where}: there is no field {name!r} ({known})")
+    return found[0], field
+
+
+def read_toml(path: Path) -> Sections:
+    """Reads the tables [model], [optimizer], [train], [batch]; ValueError names file, table and field."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+    sections: Sections = {}
+    for section, fields in content.items():
+        if section not in SECTIONS or not isinstance(fields, dict):
+            raise ValueError(f"{path}: {section!r} is no table of a config; there are [{'], ['.join(SECTIONS)}]")
+        for field, value in fields.items():
+            section_of(f"{section}.{field}", str(path))
+            sections.setdefault(section, {})[field] = typed(section, field, value, f"{path}, [{section}]")
+    return sections
+
+
+def read_assignments(assignments: Iterable[str]) -> Sections:
+    """Reads `field=value` texts, such as those of --set."""
+    sections: Sections = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: not of the form field=value")
+        section, field = section_of(name.strip(), f"--set {assignment}")
+        sections.setdefault(section, {})[field] = parse(section, field, text.strip(), f"--set {assignment}")
+    return sections
+
+
+def parse(section: str, field: str, text: str, where: str) -> Any:
+    """The value of a field written as text, such as `256`, `tanh` or `true`."""
+    kind = fields_of(section)[field]
+    if kind is str:
+        return text
+    words = {"true": True, "false": False}
+    try:
+        value = words[text.lower()] if kind is bool else int(text.replace("_", "")) if kind is int else float(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{where}: {field} must be {_called(kind)}, got {text!r}") from None
+    return value
+
+
+def typed(section: str, field: str, value: Any, where: str) -> Any:
+    """The value, if it has the field's type (an integer will do where a float is meant)."""
+    kind = fields_of(section)[field]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where}: {field} must be {_called(kind)}, got {value!r}")
+    return value
+
+
+def _called(kind: type) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget."""
+    merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
+    if any(field in over.get("train", {}) for field in BUDGETS):
+        for field in BUDGETS:
+            if field not in over["train"]:
+                merged["train"].pop(field, None)
+    return merged
+
+
+def build(kind: type[Config], fields: Mapping[str, Any], where: str = "config") -> Config:
+    """A config from its fields; ValueError for one that it does not have (written by a newer version, say)."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"{where}: {kind.__name__} has no field {unknown[0]!r} (it has {', '.join(sorted(known))})")
+    return kind(**fields)

@@ -1,0 +1,118 @@
+"""How good is a model? Nats per token, perplexity and bits per byte, over all of a token store.
+
+Everything is scored: sums over all tokens, never a mean of batch means. Each story begins with a fresh state; a
+story longer than a chunk is scored chunk by chunk with its state carried on, attention reaching back CONTEXT
+tokens at least.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rhapsode.model import IGNORED, LanguageModel, State
+from rhapsode.tokens import TokenStore
+
+CHUNK = 512  # tokens of a row that are scored at once
+CONTEXT = 512  # tokens before a chunk that its attention sees
+BATCH_TOKENS = 16_384
+POLICY = f"each story from a fresh state; longer than {CHUNK} tokens: state carried, attention over {CONTEXT} or more"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model made of a text: summed negative log-likelihood in nats, and over how much of it.
+
+    num_tokens counts the tokens that were scored: all of a text, its end-of-story tokens included; of a list of
+    ids all but the first, which nothing predicts. num_bytes: UTF-8 bytes of the text, 0 for bare ids.
+    """
+
+    nats: float
+    num_tokens: int
+    num_bytes: int
+    num_stories: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean loss; comparable only between models with one tokenizer."""
+        return self.nats / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Compression in bits per UTF-8 byte; None for bare ids, whose text is not known."""
+        return bits_per_byte(self.nats, self.num_bytes) if self.num_bytes else None
+
+
+def bits_per_byte(nats: float, byte_count: int) -> float:
+    """Compression in bits per UTF-8 byte; lower is better, comparable across tokenizers.
+
+    nats: summed negative log-likelihood of the scored tokens; byte_count: bytes of the text they spell, counted
+    on the text itself, never on decoded ids (a broken UTF-8 piece would count as three bytes).
+    Raises ValueError if byte_count is 0.
+    """
+    if byte_count <= 0:
+        raise ValueError(f"byte_count must be greater than 0, got {byte_count}")
+    return nats / math.log(2) / byte_count
+
+
+@torch.inference_mode()
+def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], None] | None = None) -> Score:
+    """Scores all stories of the store, by the policy at the top of this file; on_tokens hears of progress.
+
+    The model is put into eval mode and back; no random number is drawn. Raises ValueError where nothing can be
+    scored.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    nats, num_tokens = 0.0, 0
+    try:
+        for inputs, targets in padded_batches(store):
+            state: State | None = None
+            for start in range(0, inputs.shape[1], CHUNK):
+                piece = slice(start, start + CHUNK)
+                expected = torch.from_numpy(targets[:, piece].copy()).to(device)
+                seen = torch.from_numpy(inputs[:, piece].copy()).to(device)
+                loss, state = model.loss(seen, expected, state, reduction="sum")
+                state = state.recent(CONTEXT)
+                nats += loss.item()
+                scored = int((expected != IGNORED).sum())
+                num_tokens += scored
+                if on_tokens:
+                    on_tokens(scored)
+    finally:
+        model.train(was_training)
+    if num_tokens == 0:
+        raise ValueError(f"{store.description}: nothing to score, no sequence has two tokens")
+    return Score(nats, num_tokens, store.num_bytes if store.has_text else 0, store.num_stories)
+
+
+def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All stories, those of similar length together: int64 (inputs, targets) of shape (B, T).
+
+    Rows are padded on the right, where a causal model cannot feel it; padding is no target. A text is predicted
+    from its first token on, </s> standing before it; a list of ids from its second.
+    """
+    lengths = store.story_lengths() - (0 if store.has_text else 1)
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    begin = 0
+    while begin < len(order):
+        longest = int(lengths[order[begin]])
+        rows = order[begin : begin + max(1, BATCH_TOKENS // longest)]
+        begin += len(rows)
+        inputs = np.full((len(rows), longest), store.eos_id, dtype=np.int64)
+        targets = np.full((len(rows), longest), IGNORED, dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids = store.story(row)
+            n = lengths[row]
+            inputs[i, :n] = np.concatenate(([store.eos_id], ids[:-1])) if store.has_text else ids[:-1]
+            targets[i, :n] = ids[-n:]
+        yield inputs, targets

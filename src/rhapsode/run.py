@@ -1,0 +1,217 @@
+"""A run directory: all that a training run leaves, written so that it can be killed at any moment.
+
+    run.json            what was asked for: configs, data, versions; and the plan, how many steps that makes
+    tokenizer/          the tokenizer folder
+    last.safetensors    the point to go on from: weights, optimiser, generators, progress, in one file
+    best.safetensors    the weights with the lowest validation loss so far
+    metrics.jsonl       one object per report or validation
+    log.txt             what was told on the way
+    .lock               held by the process that trains
+
+Every file but the two logs is replaced as a whole. A checkpoint is one file, so one rename commits it; it knows
+how long metrics.jsonl was, and what a killed process wrote after it is cut off.
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import rhapsode
+from rhapsode.atomic import replacing, write_text
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+CHECKPOINTS = ("best", "last")
+
+
+class Checkpoint(NamedTuple):
+    """tensors: by name, as they were saved; progress: JSON beside them."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+class Run:
+    """A run directory. about: the contents of run.json, of which configs are read by who needs them."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+
+    @classmethod
+    def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer | None) -> "Run":
+        """A new run; the directory appears whole. Raises FileExistsError where there is something already."""
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            what = "holds a run; --resume goes on with it" if (path / "run.json").exists() else "is there already"
+            raise FileExistsError(f"{path} {what}; choose another with --out")
+        versions = {"rhapsode": rhapsode.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        about = {"format_version": FORMAT_VERSION, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about}
+        about |= {"versions": versions}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            if tokenizer is not None:
+                tokenizer.save(temporary / "tokenizer")
+            write_text(temporary / "run.json", _json(about))
+            if path.is_dir():
+                path.rmdir()  # empty, or the line above would have told
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return cls(path, about)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Opens a run directory; raises FileNotFoundError, or ValueError where it is damaged or too new."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            what = "no run.json in it" if path.is_dir() else "no such directory"
+            raise FileNotFoundError(f"{path}: {what}; a run is a directory that `rhapsode train` made")
+        try:
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            version = about["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path / 'run.json'}: damaged ({error})") from None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}")
+        return cls(path, about)
+
+    def update(self, **fields: Any) -> None:
+        """Writes run.json again with some fields changed."""
+        self.about = {**self.about, **fields}
+        write_text(self.path / "run.json", _json(self.about))
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The shape of the run's model."""
+        try:
+            return ModelConfig(**self.about["model"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path / 'run.json'}: not a model config this program knows ({error})") from None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; raises ValueError for a run on bare token ids that has none."""
+        if not (self.path / "tokenizer").is_dir():
+            raise ValueError(f"{self.path}: this run has no tokenizer, it was trained on bare token ids")
+        return Tokenizer.load(self.path / "tokenizer")
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds; a line that a killed process left half is left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; raises BlockingIOError where another one has it."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(f"{self.path}: another process is training in it; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save_last(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Commits a checkpoint; metrics.jsonl reaches the disk before it does."""
+        if self.metrics_path.exists():
+            with self.metrics_path.open("rb") as stream:
+                os.fsync(stream.fileno())
+                progress = {**progress, "metrics_bytes": os.fstat(stream.fileno()).st_size}
+        self._save("last", tensors, progress)
+
+    def save_best(self, model: LanguageModel, progress: dict[str, Any]) -> None:
+        """Writes the weights as the best so far."""
+        self._save("best", weights_of(model), progress)
+
+    def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        metadata = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress)}
+        with replacing(self.path / f"{name}.safetensors") as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+
+    def load(self, name: str) -> Checkpoint | None:
+        """A checkpoint, None if there is none yet; ValueError where its file is damaged."""
+        file = self.path / f"{name}.safetensors"
+        if not file.exists():
+            return None
+        try:
+            with safetensors.safe_open(file, "pt") as stream:
+                progress = json.loads(stream.metadata()["progress"])
+                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
+        except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{file}: damaged or not a checkpoint ({error})") from None
+        return Checkpoint(tensors, progress)
+
+    def load_last(self) -> Checkpoint | None:
+        """The checkpoint to go on from; cuts metrics.jsonl back to what it was then."""
+        checkpoint = self.load("last")
+        if self.metrics_path.exists():
+            size = checkpoint.progress.get("metrics_bytes", 0) if checkpoint else 0
+            os.truncate(self.metrics_path, size)
+        return checkpoint
+
+    def load_model(self, checkpoint: str = "best", device: torch.device | str = "cpu") -> LanguageModel:
+        """The trained model, ready to be used; `best` falls back to `last` in a run that never validated.
+
+        Raises FileNotFoundError where nothing was saved yet.
+        """
+        if checkpoint not in CHECKPOINTS:
+            raise ValueError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {checkpoint!r}")
+        found = self.load(checkpoint) or self.load("last")
+        if found is None:
+            raise FileNotFoundError(f"{self.path}: nothing saved yet; train it on with --resume --out {self.path}")
+        model = build_model(self.model_config, seed=0)
+        load_weights(model, found.tensors, str(self.path))
+        return model.to(device).eval()
+
+
+def weights_of(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights as they are saved: `model/NAME`; a head tied to the embedding is saved once."""
+    named = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
+
+
+def load_weights(model: LanguageModel, tensors: dict[str, Tensor], where: str) -> None:
+    """Puts saved weights into a model; ValueError where names or shapes are others."""
+    own = dict(model.named_parameters())
+    saved = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
+        raise ValueError(f"{where}: the saved weights do not fit the model config of run.json")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+
+
+def new_directory(parent: Path = Path("runs")) -> Path:
+    """The next free directory under runs/, named by date and number."""
+    day = time.strftime("%Y-%m-%d")
+    taken = {path.name for path in parent.glob(f"{day}-*")} if parent.is_dir() else set()
+    return parent / next(f"{day}-{i}" for i in range(1, 10**6) if f"{day}-{i}" not in taken)
+
+
+def _json(about: dict[str, Any]) -> str:
+    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,173 @@
+"""From what a user asked for to a run that is ready to train: presets, configs, data, tokenizer, held-out stories."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rhapsode.configs import SECTIONS, Sections, build, merge, read_assignments, read_toml
+from rhapsode.model import ModelConfig
+from rhapsode.presets import PRESETS
+from rhapsode.progress import say
+from rhapsode.run import Run
+from rhapsode.sources import Source, SourceConfig, cache_root, open_source
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.training import KINDS
+from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
+from rhapsode.train import OptimizerConfig, TrainConfig
+from rhapsode.train.plan import first_plan
+
+HELD_OUT = 0.05
+MOST_HELD_OUT_BYTES = 1_000_000  # all of it is scored ten times in a run
+STORYWORLD = "storyworld"
+STORYWORLD_VALID = "storyworld:500:valid"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `rhapsode train` was asked for; None and empty mean: not asked."""
+
+    data: tuple[str, ...] = ()
+    valid: str | None = None
+    preset: str | None = None
+    budget: dict[str, float] = field(default_factory=dict)
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    config: str | None = None
+    assignments: tuple[str, ...] = ()
+    seed: int | None = None
+    split: str = "auto"
+    separator: str = "<|endoftext|>"
+    field: str = "text"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run and the data it trains on and is judged by."""
+
+    run: Run
+    train: TokenStore
+    valid: TokenStore
+
+
+def begin(request: Request, out: Path) -> Ready:
+    """Reads the data, makes what is missing of tokenizer and token stores, and creates the run directory.
+
+    Raises ValueError or OSError with one line before anything is written to `out`.
+    """
+    sections = sections_of(request)
+    build(ModelConfig, {**sections["model"], "vocab_size": 1})  # a wrong field is told before the data are read
+    optimizer = build(OptimizerConfig, sections["optimizer"])
+    training = build(TrainConfig, sections["train"])
+    batch = build(BatchConfig, sections["batch"])
+    source_config = SourceConfig(request.split, request.separator, request.field)
+    locations = list(request.data) or [STORYWORLD]
+    source = open_source(locations, source_config)
+    say(source.description)
+    tokenizer = tokenizer_of(request, source)
+    store = prepare(source, tokenizer)
+    about: dict[str, Any] = {
+        "locations": [_absolute(location) for location in locations],
+        "source": asdict(source_config),
+    }
+    valid_location = request.valid or (STORYWORLD_VALID if locations[0].split(":")[0] == STORYWORLD else None)
+    if valid_location:
+        about["valid"] = _absolute(valid_location)
+        train_store, valid_store = store, prepare(open_source([valid_location], source_config), tokenizer)
+    else:
+        share = min(HELD_OUT, MOST_HELD_OUT_BYTES / max(1, store.num_bytes))
+        about["held_out"] = share
+        train_store, valid_store = store.hold_out(share, training.seed)
+        what = f"{valid_store.num_stories:,} stories" if store.num_stories > 1 else "the end"
+        size = f"{what}, {valid_store.num_bytes:,} bytes"
+        say(f"held out for validation: {size} (seed {training.seed}; --valid says otherwise)")
+    about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
+    about["store_fingerprint"] = store.fingerprint
+    about["description"] = source.description
+    model = build(ModelConfig, {**sections["model"], "vocab_size": tokenizer.vocab_size})
+    first_plan(training, optimizer.warmup_steps, Batcher(train_store, batch, training.seed))  # raises what train would
+    configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
+    run = create_run(out, configs, tokenizer, {"data": about, "request": asdict(request)})
+    return Ready(run, train_store, valid_store)
+
+
+def create_run(out: Path, configs: dict[str, Any], tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
+    """A run directory for these configs (by section), with whatever else is to stand in its run.json."""
+    about = {section: asdict(configs[section]) for section in SECTIONS}
+    return Run.create(out, {**about, "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
+
+
+def resume(out: Path, request: Request) -> Ready:
+    """Opens a run to go on with; what the request names must be what the run was begun with.
+
+    Raises ValueError for another request or for data that have changed since.
+    """
+    run = Run.open(out)
+    begun, asked = run.about.get("request"), asdict(request)
+    if begun is None:
+        raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to go on with")
+    for name, value in asked.items():
+        default = Request.__dataclass_fields__[name]
+        unasked = value in (None, (), {}) or value == default.default
+        if not unasked and _plain(value) != _plain(begun[name]):
+            raise ValueError(
+                f"{out} was begun with {name} {begun[name]!r}, not {value!r}; a resumed run cannot change it"
+            )
+    about = run.about["data"]
+    config = SourceConfig(**about["source"])
+    store = _find_store(about["store_fingerprint"]) or prepare(open_source(about["locations"], config), run.tokenizer)
+    if "valid" in about:
+        train_store = store
+        valid_store = _find_store(about["valid_fingerprint"]) or prepare(
+            open_source([about["valid"]], config), run.tokenizer
+        )
+    else:
+        train_store, valid_store = store.hold_out(about["held_out"], run.about["train"]["seed"])
+    for name, found in (("train", train_store), ("valid", valid_store)):
+        if found.fingerprint != about[f"{name}_fingerprint"]:
+            raise ValueError(f"{out}: the data have changed since the run began ({found.description}); begin a new run")
+    return Ready(run, train_store, valid_store)
+
+
+def sections_of(request: Request) -> Sections:
+    """The fields of all configs: preset, then the TOML file, then flags, then --set."""
+    preset = request.preset or ("minute" if not request.data else "coffee")
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    sections = merge({}, PRESETS[preset])
+    if request.config:
+        sections = merge(sections, read_toml(Path(request.config)))
+    if len(request.budget) > 1:
+        names = " and ".join(f"--{name}" for name in request.budget)
+        raise ValueError(f"a budget is one of minutes, tokens, sequences, epochs; got {names}")
+    flags = {**request.budget, **({} if request.seed is None else {"seed": request.seed})}
+    return merge(merge(sections, {"train": flags}), read_assignments(request.assignments))
+
+
+def tokenizer_of(request: Request, source: Source) -> Tokenizer:
+    """The tokenizer that was named, or one trained on the source."""
+    named = request.tokenizer
+    if named is None or named in KINDS:
+        return tokenizer_for(source, named or "bpe", request.vocab_size or 1024)
+    if request.vocab_size is not None:
+        raise ValueError("--vocab-size is for a tokenizer that is trained; --tokenizer names a finished one")
+    return Tokenizer.load(Path(named))
+
+
+def _find_store(fingerprint: str) -> TokenStore | None:
+    """A store that is still in the cache, found without reading its source again."""
+    folder = cache_root() / "tokens" / f"store-{fingerprint[:32]}"
+    try:
+        return TokenStore.open(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _absolute(location: str) -> str:
+    """A location that means the same from another working directory."""
+    return os.path.abspath(location) if os.path.exists(location) else location
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

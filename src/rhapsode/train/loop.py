@@ -1,0 +1,371 @@
+"""Training: one loop, from a run directory and two token stores to a trained model in the same directory.
+
+Whatever decides the next step is either in run.json (configs, the plan of steps) or in the checkpoint (weights,
+optimiser, generators, progress), and nothing else is: so a run that was killed anywhere goes on bit by bit as if it
+had not been, on one kind of machine with as many threads. A budget in minutes becomes a plan of steps: first after
+the warm-up, mended at each validation, written down each time before it counts.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhapsode.evaluate import Score, score
+from rhapsode.model import IGNORED, BlockState, Cache, State, build_model
+from rhapsode.progress import TrainingDisplay
+from rhapsode.run import Run, load_weights, weights_of
+from rhapsode.sample import SampleConfig, complete
+from rhapsode.tokens import BatchConfig, Batcher, TokenStore
+from rhapsode.train.config import BUDGETS, TrainConfig
+from rhapsode.train.optimizer import OptimizerConfig, Optimizers, rate_at
+from rhapsode.train.plan import UNKNOWN, first_plan
+
+REPORTS = 100  # reports of the training loss in a whole run
+STEPS_BETWEEN_EARLY_REPORTS = 10  # while the number of steps is not known
+SAMPLE = SampleConfig(max_tokens=60, temperature=0.7)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors of its checkpoint, all that is needed to go on.
+
+    seconds: of training, without validation. nats, scored: since the last validation. Losses are nats per token.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    batcher: dict[str, int] = field(default_factory=lambda: {"epoch": 0, "position": 0})
+    nats: float = 0.0
+    scored: int = 0
+    reported_step: int = 0
+    validated_step: int = 0
+    validations: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    without_gain: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: ended is `budget`, `patience` or `interrupted`."""
+
+    ended: str
+    progress: Progress
+    valid: Score | None
+
+
+class Stopped(Exception):
+    """The user asked to stop while a validation ran."""
+
+
+def train(
+    run: Run,
+    train_store: TokenStore,
+    valid_store: TokenStore,
+    device: str = "cpu",
+    tensorboard: bool = False,
+    show: bool = True,
+) -> Outcome:
+    """Trains the run to the end of its budget, from its checkpoint if it has one.
+
+    Threads are PyTorch's as they are set. show: live progress on stderr. Ctrl-C or SIGTERM saves and returns; a
+    second Ctrl-C stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can
+    do harm, and BlockingIOError where another process trains in the directory.
+    """
+    with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
+        return _Training(run, train_store, valid_store, device, writer, asked, show).go()
+
+
+class _Training:
+    """A run at work: everything that changes while it trains."""
+
+    def __init__(
+        self,
+        run: Run,
+        train_store: TokenStore,
+        valid_store: TokenStore,
+        device: str,
+        writer: Any,
+        asked: threading.Event,
+        show: bool,
+    ) -> None:
+        about = run.about
+        self.run, self.valid_store, self.writer, self.asked = run, valid_store, writer, asked
+        self.device = torch.device(device)
+        self.config = TrainConfig(**about["train"])
+        self.optimizer_config = OptimizerConfig(**about["optimizer"])
+        self.batch_config = BatchConfig(**about["batch"])
+        self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
+        checkpoint = run.load_last()
+        self.model = build_model(run.model_config, self.config.seed).to(self.device)
+        self.optimizers = Optimizers(self.model, self.optimizer_config)
+        self.state: State | None = None
+        self.progress = Progress()
+        self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
+        self.plan.entries = about.get("plan") or self.plan.entries
+        torch.manual_seed(self.config.seed)
+        if checkpoint is not None:
+            self._restore(checkpoint.tensors, checkpoint.progress)
+        self.valid: Score | None = None
+        self.saved_at = time.monotonic()
+        self.log = (run.path / "log.txt").open("a", encoding="utf-8", buffering=1)
+        self.metrics = run.metrics_path.open("a", encoding="utf-8")
+        past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
+        self.display = TrainingDisplay(past, self.progress.step, enabled=show)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def go(self) -> Outcome:
+        progress = self.progress
+        with self.log, self.metrics, self.display:
+            self._tell(self._beginning())
+            try:
+                while True:
+                    if self._validation_is_due():
+                        self._validate()
+                        if self.plan.after_validation(progress.step, progress.seconds):
+                            self.run.update(plan=self.plan.entries)
+                        self.save()
+                    if progress.step >= self.total and progress.validated_step == progress.step:
+                        return self._end("budget")
+                    if self.config.patience and progress.without_gain >= self.config.patience:
+                        return self._end("patience")
+                    if self.asked.is_set():
+                        raise Stopped
+                    self._step()
+                    if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
+                        self.save()
+            except Stopped:
+                self.save()
+                return self._end("interrupted")
+
+    def _step(self) -> None:
+        """One batch: loss, gradients, update; stops before the update if any of it is not a finite number."""
+        started = time.monotonic()
+        progress, clip = self.progress, self.optimizer_config.clip_norm
+        batch = self.batcher.next()
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        loss, state = self.model.loss(inputs, targets, None if batch.restart else self.state)
+        if self.batch_config.carry_state:
+            self.state = carried(state, self.batch_config.window)
+        nats = loss.item()
+        if not math.isfinite(nats):
+            self._not_finite("loss", nats)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf).item()
+        if not math.isfinite(norm):
+            self._not_finite("norm of the gradient", norm)
+        self.optimizers.step(rate_at(self.optimizer_config, progress.step, self.total))
+        scored = targets.numel() if self.batch_config.form == "stream" else int((targets != IGNORED).sum())
+        progress.step += 1
+        progress.tokens += scored
+        progress.nats += nats * scored
+        progress.scored += scored
+        progress.seconds += time.monotonic() - started
+        if self.plan.after_step(progress.step, progress.seconds):
+            self.run.update(plan=self.plan.entries)
+        self._report(nats, norm, progress.tokens)
+        self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
+
+    def _validate(self) -> None:
+        progress = self.progress
+
+        def on_tokens(count: int) -> None:
+            self.display.validating(count, self.valid_store.num_tokens)
+            if self.asked.is_set():
+                raise Stopped
+
+        self.valid = valid = score(self.model, self.valid_store, on_tokens)
+        if not math.isfinite(valid.nats):
+            self._not_finite("validation loss", valid.nats)
+        loss = valid.nats_per_token
+        better = progress.best_loss is None or loss < progress.best_loss
+        progress.without_gain = 0 if better else progress.without_gain + 1
+        if better:
+            progress.best_loss, progress.best_step = loss, progress.step
+            self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss})
+        train_loss = progress.nats / max(1, progress.scored)
+        self._write("valid", train_loss=train_loss, valid_loss=loss, bits_per_byte=valid.bits_per_byte, best=better)
+        progress.nats, progress.scored = 0.0, 0
+        progress.validated_step = progress.step
+        progress.validations += 1
+        self._tell(self._validated(train_loss, valid))
+        if "tokenizer" in self.run.about and self.config.prompt:
+            text = complete(self.model.eval(), self.run.tokenizer, self.config.prompt, SAMPLE)[0]
+            self.model.train()
+            self._tell("    " + " ".join(f"{self.config.prompt}{text}".split()), sample=True)
+
+    @property
+    def total(self) -> int:
+        return self.plan.total(self.progress.step)
+
+    def _validation_is_due(self) -> bool:
+        progress = self.progress
+        if progress.validated_step == progress.step:
+            return False
+        part = progress.validations + 1
+        return progress.step >= self.total or progress.step * self.config.validations >= self.total * part
+
+    # -- what stays ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Commits a checkpoint of this very point."""
+        self.metrics.flush()
+        tensors = weights_of(self.model)
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
+        tensors["generator/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["generator/cuda"] = torch.cuda.get_rng_state()
+        if self.state is not None:
+            for i, (hidden, cache) in enumerate(self.state.blocks):
+                parts = {"hidden": hidden} | (cache._asdict() if cache else {})
+                tensors |= {f"state/{i}/{name}": tensor for name, tensor in parts.items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        self.progress.batcher = self.batcher.state_dict()
+        self.run.save_last(tensors, asdict(self.progress) | {"timed_from": self.plan.timed_from})
+        self.saved_at = time.monotonic()
+
+    def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        load_weights(self.model, tensors, str(self.run.path))
+        self.optimizers.load_state_tensors(
+            {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
+        )
+        torch.set_rng_state(tensors["generator/cpu"])
+        if "generator/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["generator/cuda"])
+        if "state/0/hidden" in tensors:
+            self.state = State(
+                tuple(
+                    BlockState(
+                        tensors[f"state/{i}/hidden"].to(self.device),
+                        Cache(tensors[f"state/{i}/keys"].to(self.device), tensors[f"state/{i}/values"].to(self.device))
+                        if f"state/{i}/keys" in tensors
+                        else None,
+                    )
+                    for i in range(sum(name.endswith("/hidden") for name in tensors))
+                )
+            )
+        self.plan.timed_from = tuple(progress.pop("timed_from"))
+        self.progress = Progress(**{name: value for name, value in progress.items() if name != "metrics_bytes"})
+        self.batcher.load_state_dict(self.progress.batcher)
+
+    def _report(self, nats: float, norm: float, tokens: int) -> None:
+        progress = self.progress
+        every = max(1, self.total // REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
+        if progress.step - progress.reported_step >= every:
+            progress.reported_step = progress.step
+            rate = rate_at(self.optimizer_config, progress.step - 1, self.total)
+            self._write("train", train_loss=nats, gradient_norm=norm, rate=rate)
+
+    def _write(self, event: str, **values: Any) -> None:
+        """A line of metrics.jsonl, and of TensorBoard's file."""
+        progress = self.progress
+        sequences = progress.step * self.batch_config.batch_size
+        counts = {"step": progress.step, "sequences": sequences, "tokens": progress.tokens}
+        entry = {"event": event, **counts, "seconds": round(progress.seconds, 3), **values}
+        self.metrics.write(json.dumps(entry) + "\n")
+        self.metrics.flush()
+        if self.writer is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(f"{event}/{name}", value, progress.step)
+
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def _tell(self, line: str, sample: bool = False) -> None:
+        self.log.write(line + "\n")
+        if sample:
+            self.display.sample(line)
+        else:
+            self.display.say(line)
+
+    def _beginning(self) -> str:
+        parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
+        threads = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else str(self.device)
+        if self.progress.step:
+            return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
+        budget = next(f"{getattr(self.config, name):,g} {name}" for name in BUDGETS if getattr(self.config, name))
+        steps = f"{self.total:,} steps" if self.total < UNKNOWN else "steps as many as fit, timed first"
+        return f"{parameters}, {threads}; {budget}: {steps}"
+
+    def _validated(self, train_loss: float, valid: Score) -> str:
+        progress = self.progress
+        rate = progress.tokens / max(progress.seconds, 1e-9)
+        bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte)"
+        losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
+        best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
+        return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
+
+    def _not_finite(self, what: str, value: float) -> None:
+        self._tell(f"the {what} became {value} at step {self.progress.step + 1}")
+        raise FloatingPointError(
+            f"the {what} became {value} at step {self.progress.step + 1}; the update was not made, the last checkpoint"
+            f" is in {self.run.path}; try a smaller learning_rate"
+        )
+
+    def _end(self, ended: str) -> Outcome:
+        words = {
+            "budget": "the budget is spent",
+            "patience": f"no gain in {self.config.patience} validations, stopped early",
+            "interrupted": "stopped and saved",
+        }
+        self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")
+        return Outcome(ended, self.progress, self.valid)
+
+
+def carried(state: State, tokens: int) -> State:
+    """The state as the next batch may use it: cut off from the graph, attention over the last `tokens` tokens."""
+    return State(
+        tuple(
+            BlockState(hidden.detach(), cache and Cache(cache.keys.detach(), cache.values.detach()))
+            for hidden, cache in state.recent(tokens).blocks
+        )
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C is an ordinary one."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _writer(run: Run, wanted: bool) -> Iterator[Any]:
+    """TensorBoard's writer, or None. Raises ValueError where the package is missing."""
+    if not wanted:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install 'rhapsode[tensorboard]'") from None
+    checkpoint = run.load("last")
+    step = checkpoint.progress["step"] + 1 if checkpoint else None
+    with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
+        yield writer

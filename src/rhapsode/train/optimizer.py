@@ -1,0 +1,182 @@
+"""How weights move: AdamW, Adam, or Muon on the matrices with AdamW on the rest, and the learning rate over time.
+
+    momentum <- b momentum + g                              Muon (Jordan et al. 2024), for a matrix (m, n)
+    update    = orthogonalise(g + b momentum)               Nesterov; all singular values become about 1
+    weight   <- weight - rate sqrt(max(1, m / n)) update
+
+Weight decay is decoupled (Loshchilov and Hutter 2019) and touches matrices only, never biases, norms or
+embeddings' rows as vectors; Adam has none.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("muon", "adamw", "adam")
+DECAYS = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its schedule.
+
+    optimizer: `muon` (matrices inside the model by Muon, embedding, head and vectors by AdamW), `adamw`, `adam`.
+    learning_rate: the peak rate of Adam or AdamW; matrix_learning_rate: that of Muon. warmup_steps: steps over
+    which the rate rises linearly. decay: how it falls from there to final_rate (a share of the peak) at the end.
+    clip_norm: the gradient's norm is cut to this, 0 for never.
+    """
+
+    optimizer: str = "muon"
+    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.99
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    warmup_steps: int = 50
+    decay: str = "linear"
+    final_rate: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+        for field in ("learning_rate", "matrix_learning_rate"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be greater than 0, got {getattr(self, field)}")
+        for field in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+        for field in ("weight_decay", "warmup_steps", "clip_norm"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate must be in [0, 1], a share of the peak rate, got {self.final_rate}")
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(f"weight_decay {self.weight_decay} needs optimizer adamw or muon; adam has none")
+
+
+def rate_at(config: OptimizerConfig, step: int, total: int) -> float:
+    """The share of the peak learning rate at which step (0, 1, ...) of `total` is taken; in (0, 1]."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return 1.0
+    # The last step still moves: it stands one step before the end of the decay.
+    left = max(0.0, 1 - (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    if config.decay == "cosine":
+        left = 0.5 - 0.5 * float(torch.cos(torch.tensor(torch.pi * left, dtype=torch.float64)))
+    return config.final_rate + (1 - config.final_rate) * left
+
+
+class Optimizers:
+    """The optimisers of a model, driven as one."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self.parts: list[torch.optim.Optimizer] = []
+        inner = [p for name, p in model.named_parameters() if p.ndim == 2 and not _is_vocabulary(name)]
+        matrices: list[Tensor] = [*inner] if config.optimizer == "muon" else []
+        if matrices:
+            self.parts.append(Muon(matrices, config.matrix_learning_rate, config.momentum, config.weight_decay))
+        taken = set(matrices)
+        rest = [p for p in model.parameters() if p not in taken]
+        # Decay draws weights towards zero; a bias or a norm's scale has no reason to be there.
+        groups = [
+            {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
+        ]
+        adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        betas = (config.beta1, config.beta2)
+        self.parts.append(adam([g for g in groups if g["params"]], config.learning_rate, betas, fused=True))
+        for part in self.parts:
+            for group in part.param_groups:
+                group["peak"] = group["lr"]
+
+    def step(self, share: float) -> None:
+        """One update at this share of the peak learning rates; then the gradients are gone."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["peak"] * share
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All state, as `part/parameter/key` -> tensor; with the config it is all that is needed to go on."""
+        return {
+            f"{number}/{self.names[parameter]}/{key}": value
+            for number, part in enumerate(self.parts)
+            for parameter, state in part.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Takes what `state_tensors` gave."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        states: list[dict[Tensor, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.parts]
+        for path, tensor in tensors.items():
+            number, name, key = path.split("/")
+            # Adam counts steps in a tensor that stays on the CPU unless the kernel is a GPU's.
+            states[int(number)][parameters[name]][key] = tensor.to(parameters[name].device)
+        for part, state in zip(self.parts, states, strict=True):
+            part.state = defaultdict(dict, state)
+
+
+def _is_vocabulary(name: str) -> bool:
+    """Embedding and head: their rows are looked up or compared one by one, so Muon's geometry is not theirs."""
+    return name.startswith(("embeddings.", "lm_head."))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by a Newton-Schulz iteration (Jordan et al. 2024), in float32.
+
+    torch.optim.Muon iterates in bfloat16, which CPUs without bfloat16 units emulate slowly. Matrices of one
+    shape are orthogonalised together. Parameters: 2-D only.
+    """
+
+    def __init__(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of all parameters that have a gradient; a closure is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(p.grad)
+                by_shape[tuple(p.shape)].append((p, p.grad.add(momentum, alpha=group["momentum"])))
+            for (rows, columns), pairs in by_shape.items():
+                updates = orthogonalise(torch.stack([update for _, update in pairs]))
+                scale = max(1.0, rows / columns) ** 0.5
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    if group["weight_decay"]:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """matrices (N, m, n) -> (N, m, n) with the same singular vectors and singular values from about 0.7 to 1.2.
+
+    Each step applies x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5 to the singular values (coefficients: Jordan et
+    al. 2024), by matrix products alone.
+    """
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x

@@ -1,0 +1,72 @@
+"""How many steps a budget makes. Minutes become steps by timing, and what was decided is written down.
+
+A plan is a list of (from step, total steps); the last entry at or before a step counts. A budget in sequences,
+tokens or epochs makes one entry, known before the first step. A budget in minutes makes its first entry when the
+warm-up ends, whose learning rates do not depend on the total, and mends it at each validation by the pace since.
+Since each entry is stored before it counts, a run that is killed and resumed repeats the same plan.
+"""
+
+import math
+from dataclasses import dataclass
+
+from rhapsode.tokens import Batcher
+from rhapsode.train.config import TrainConfig
+
+FEWEST_TIMED_STEPS = 10
+UNTIMED_STEPS = 3  # the first steps are slower: memory is new, kernels are chosen
+UNKNOWN = 10**12  # more steps than can be
+
+
+@dataclass
+class Plan:
+    """entries: as they are stored. seconds: the budget of training time, 0 where it is counted in steps.
+
+    timed_from: the (step, second of training) from which the pace is measured.
+    """
+
+    entries: list[list[int]]
+    seconds: float
+    warmup_steps: int
+    timed_from: tuple[int, float] = (0, 0.0)
+
+    def total(self, step: int) -> int:
+        """The number of steps, by what was known at this step."""
+        return next((total for begin, total in reversed(self.entries) if begin <= step), UNKNOWN)
+
+    def after_step(self, step: int, seconds: float) -> bool:
+        """Times the warm-up; at its end, or after a twentieth of the time, makes the first plan: True then."""
+        if self.entries:
+            return False
+        if step == UNTIMED_STEPS:
+            self.timed_from = (step, seconds)
+        if step < FEWEST_TIMED_STEPS or (step < self.warmup_steps and seconds < 0.05 * self.seconds):
+            return False
+        self._extend(step, seconds)
+        return True
+
+    def after_validation(self, step: int, seconds: float) -> bool:
+        """Plans what is left of the minutes anew; True where there is a new entry."""
+        if not self.seconds or step >= self.total(step) or self.entries[-1][0] >= step:
+            return False
+        self._extend(step, seconds)
+        return True
+
+    def _extend(self, step: int, seconds: float) -> None:
+        since_step, since_seconds = self.timed_from
+        pace = (seconds - since_seconds) / (step - since_step)
+        self.entries.append([step, step + round(max(0.0, self.seconds - seconds) / pace)])
+        self.timed_from = (step, seconds)
+
+
+def first_plan(config: TrainConfig, warmup_steps: int, batcher: Batcher) -> Plan:
+    """The plan before the first step; ValueError where a budget in minutes has no warm-up to be timed in."""
+    if config.minutes:
+        if warmup_steps < FEWEST_TIMED_STEPS:
+            raise ValueError(
+                f"a budget in minutes is timed during the warm-up: warmup_steps must be >= {FEWEST_TIMED_STEPS},"
+                f" got {warmup_steps}"
+            )
+        return Plan([], 60 * config.minutes, warmup_steps)
+    sequences = config.sequences / batcher.config.batch_size
+    steps = sequences or config.tokens / batcher.tokens_per_batch or config.epochs * batcher.batches_per_epoch
+    return Plan([[0, max(1, math.ceil(steps))]], 0.0, warmup_steps)
