@@ -1,82 +1,124 @@
-"""How fast storyworld makes training data: text, fragments, and tokens in two processes.
+"""How fast does storyworld make training data? Writes benchmarks/results/storyworld.json.
 
-    python benchmarks/storyworld.py [MEGABYTES]
+    python benchmarks/storyworld.py                        up to 1,000,000 stories (823 MB of text)
+    python benchmarks/storyworld.py --stories 20000 200000
 
-First checks that the tokens of fragments are the tokens of the texts, then prints megabytes of text (UTF-8)
-per second: medians of three runs, tables and tokenizer made beforehand.
+First checks that the tokens of fragments, made by one process and by two, are the tokens of the texts. Then prints
+megabytes of text (UTF-8) per second: of texts, fragments and tokens in memory (medians of three runs, tables and
+tokenizer made beforehand), and of whole stores on disk (`rhapsode.tokens.prepare`, start of the processes and fsync
+included), each made once by one process and once by two. The last line is how long a new Python takes from its
+start to a small store, tokenizer included.
 """
 
+import argparse
+import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from rhapsode import storyworld
+from rhapsode.sources import GeneratedSource
+from rhapsode.storyworld import parallel
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import prepare, tokenizer_for
 
-STORIES_PER_BATCH = 8_192
-_tables: dict[str, storyworld.FragmentTokens] = {}
-
-
-def make_tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=2_048, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(storyworld.sample_batch(0, 2_000), trainer)
-    return tokenizer
-
-
-def load_tables(tokenizer_json: str) -> None:
-    """Runs once in each process, so that the timed work is generation alone."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    _tables["tokens"] = storyworld.fragment_tokens(lambda text: tokenizer.encode(text).ids)
-    storyworld.sample_fragments(0, 100)
+RESULTS = Path(__file__).parent / "results" / "storyworld.json"
+VOCAB_SIZE = 1024
+IN_MEMORY = 10 * parallel.STORIES_PER_BATCH
+SMALL = """
+import sys
+from pathlib import Path
+from rhapsode.sources import open_source
+from rhapsode.tokens import prepare, tokenizer_for
+source, cache = open_source(["storyworld:2000"]), Path(sys.argv[1])
+prepare(source, tokenizer_for(source, "bpe", 1024, cache), cache)
+"""
 
 
-def tokens_of_batch(seed_start: int) -> int:
-    """Makes one batch in tokens and says how many there are."""
-    tokens, _ = _tables["tokens"].tokens(*storyworld.sample_fragments(seed_start, STORIES_PER_BATCH))
-    return len(tokens)
+def check(tokenizer: Tokenizer, table: storyworld.FragmentTokens) -> None:
+    """500 stories by text, and 30,000 by one process and by two."""
+    tokens, offsets = table.tokens(*storyworld.sample_fragments(7, 500))
+    for i, text in enumerate(storyworld.sample_batch(7, 500)):
+        assert tokens[offsets[i] : offsets[i + 1]].tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+    one, two = (list(storyworld.token_batches(table, 0, 30_000, processes=n)) for n in (1, 2))
+    for batch, other in zip(one, two, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, other, strict=True))
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], runs: int) -> float:
+    """The median time of a run."""
+
     def once() -> float:
         started = time.perf_counter()
         work()
         return time.perf_counter() - started
 
-    return statistics.median(once() for _ in range(3))
+    return statistics.median(once() for _ in range(runs))
+
+
+def store_seconds(stories: int, processes: int, tokenizer: Tokenizer) -> float:
+    """The time of making a store from nothing."""
+    parallel.PARALLEL_FROM = 0 if processes > 1 else stories + 1
+    parallel.MOST_PROCESSES = processes
+    with tempfile.TemporaryDirectory() as folder:
+        return seconds(lambda: prepare(GeneratedSource(stories), tokenizer, Path(folder)), 1)
 
 
 def main() -> None:
-    megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    tokenizer = make_tokenizer()
-    load_tables(tokenizer.to_str())
-    tokens, offsets = _tables["tokens"].tokens(*storyworld.sample_fragments(7, 500))
-    for i, text in enumerate(storyworld.sample_batch(7, 500)):
-        assert tokens[offsets[i] : offsets[i + 1]].tolist() == tokenizer.encode(text).ids
-    print("checked: 500 stories have the same tokens by fragments and by text")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--stories", type=int, nargs="+", default=[20_000, 200_000, 1_000_000])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = tokenizer_for(GeneratedSource(2_000), "bpe", VOCAB_SIZE, Path(folder))
+    table = storyworld.fragment_tokens(tokenizer.encode, tokenizer.eos_id)
+    check(tokenizer, table)
+    print("checked: the same tokens by text, by fragments, and in two processes")
 
-    batch_megabytes = sum(len(text.encode()) for text in storyworld.sample_batch(0, STORIES_PER_BATCH)) / 1e6
-    starts = [int(start) for start in np.arange(round(megabytes / batch_megabytes)) * STORIES_PER_BATCH]
-    total = len(starts) * batch_megabytes
+    rates: dict[str, float] = {}
 
-    def report(name: str, spent: float) -> None:
-        print(f"{name:36s} {total / spent:8.1f} MB/s  ({total:.0f} MB of text)")
+    def report(name: str, stories: int, spent: float) -> None:
+        megabytes = stories * storyworld.entropy().bytes_per_story / 1e6
+        rates[name] = round(megabytes / spent, 1)
+        print(f"{name:44s} {megabytes / spent:8.1f} MB/s  ({spent:.2f} s)", flush=True)
 
-    report("texts, one process", seconds(lambda: [storyworld.sample_batch(s, STORIES_PER_BATCH) for s in starts]))
-    fragments = seconds(lambda: [storyworld.sample_fragments(s, STORIES_PER_BATCH) for s in starts])
-    report("fragments, one process", fragments)
-    report("tokens, one process", seconds(lambda: [tokens_of_batch(s) for s in starts]))
-    with ProcessPoolExecutor(2, initializer=load_tables, initargs=(tokenizer.to_str(),)) as pool:
-        list(pool.map(tokens_of_batch, starts[:2]))
-        report("tokens, two processes", seconds(lambda: list(pool.map(tokens_of_batch, starts))))
-    print(f"{os.cpu_count()} cores, NumPy {np.__version__}, Python {sys.version.split()[0]}")
+    starts = range(0, IN_MEMORY, parallel.STORIES_PER_BATCH)
+    size = parallel.STORIES_PER_BATCH
+    for name, make in (
+        ("texts", lambda start: storyworld.sample_batch(start, size)),
+        ("fragments", lambda start: storyworld.sample_fragments(start, size)),
+        ("tokens", lambda start: table.tokens(*storyworld.sample_fragments(start, size))),
+    ):
+        report(f"{name}, one process", IN_MEMORY, seconds(lambda make=make: [make(start) for start in starts], 3))
+    for stories in arguments.stories:
+        for processes in (1, 2):
+            name = f"store of {stories:,}, {'one process' if processes == 1 else 'two processes'}"
+            report(name, stories, store_seconds(stories, processes, tokenizer))
+
+    def from_nothing() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, "-c", SMALL, folder], check=True, stderr=subprocess.DEVNULL)
+
+    small = seconds(from_nothing, 3)
+    print(f"from starting Python to a store of 2,000 stories: {small:.2f} s")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "format_version": 1,
+        "commit": commit,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "tokenizer": f"bpe {VOCAB_SIZE}",
+        "megabytes_per_second": rates,
+        "small_store_seconds": round(small, 2),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Where text comes from: files, folders, JSON, JSONL, Parquet, standard input, the Hugging Face Hub.
+"""Where text comes from: files, folders, JSON, JSONL, Parquet, standard input, the Hugging Face Hub, storyworld.
 
     source = open_source(["stories.jsonl", "more/"], SourceConfig(field="story"))
     print(source.description)
     for story in source.stories(): ...
 
-A source is a list of files and a way to cut them into stories. It streams; it can be read again and again.
+A source is a list of files and a way to cut them into stories, or a share of the corpus inside the package. It
+streams; it can be read again and again.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rhapsode.sources import hub
 from rhapsode.sources.cutting import Piece, cut, pieces_of
@@ -32,9 +33,19 @@ from rhapsode.sources.files import (
     open_bytes,
     read_text,
 )
+from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
 from rhapsode.sources.records import Record, read_records
 
-__all__ = ["Piece", "Record", "Source", "SourceConfig", "cache_root", "open_source"]
+__all__ = [
+    "FileSource",
+    "GeneratedSource",
+    "Piece",
+    "Record",
+    "Source",
+    "SourceConfig",
+    "cache_root",
+    "open_source",
+]
 
 SPLITS = ("auto", "separator", "paragraph", "line", "file")
 CUT_AT = {
@@ -67,13 +78,32 @@ class SourceConfig:
             raise ValueError("field must not be empty")
 
 
-class Source:
-    """Stories, or lists of token ids, out of files that were found and recognised by `open_source`.
+class Source(Protocol):
+    """Stories, or lists of token ids: a `FileSource` or a `GeneratedSource`, as `open_source` finds them.
 
     description: one line for the user: what it is and, where that was guessed, how it is cut.
     kind: "text" or "ids".
-    total_bytes: bytes on disk, the scale of what `on_read` reports.
+    files: what is read; nothing for what is generated.
+    total_bytes: bytes on disk, the scale of what `on_read` reports; None where that is not known.
     """
+
+    description: str
+    kind: Literal["text", "ids"]
+    files: tuple[InputFile, ...]
+    total_bytes: int | None
+
+    def stories(self) -> Iterator[str] | Iterator[list[int]]:
+        """Yields each story's text, or each list of ids; a file that is one story comes whole."""
+
+    def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
+        """Yields the stories in pieces of bounded length; on_read is told of bytes read."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the stories, in order."""
+
+
+class FileSource:
+    """Stories, or lists of token ids, out of files that were found and recognised by `open_source`."""
 
     def __init__(self, files: Sequence[InputFile], config: SourceConfig, called: str) -> None:
         self.files = tuple(files)
@@ -176,11 +206,16 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
     """Finds the files behind the locations and tells what they hold.
 
     locations: files, folders (all files of known kinds in them, sorted), `-` (standard input), `hub:NAME` (a
-    dataset of the Hugging Face Hub, see `rhapsode.sources.hub`). Files may be packed with gzip or zstandard.
+    dataset of the Hugging Face Hub, see `rhapsode.sources.hub`). Files may be packed with gzip or zstandard. Or
+    alone, `storyworld[:COUNT][:SPLIT]` (the corpus inside the package, see `rhapsode.sources.generated`).
     Raises ValueError, or an OSError, with one line that says which location cannot be used and why.
     """
     if not locations:
-        raise ValueError("no data: name a file, a folder, hub:NAME, or - for standard input")
+        raise ValueError("no data: name a file, a folder, hub:NAME, storyworld, or - for standard input")
+    if any(map(is_generated, locations)):
+        if len(locations) > 1:
+            raise ValueError(f"storyworld cannot be mixed with other data, got {', '.join(locations)}")
+        return open_generated(locations[0])
     files: list[InputFile] = []
     temporary = None
     ignored = 0
@@ -205,7 +240,7 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
         called += f" and {len(locations) - 3} more"
     if len(files) > len(locations):
         called += f" ({len(files)} files{f'; {ignored} of other kinds left out' if ignored else ''})"
-    source = Source(files, config, called)
+    source = FileSource(files, config, called)
     source._temporary = temporary
     return source
 

@@ -16,10 +16,11 @@ from functools import cache
 
 import numpy as np
 
-from rhapsode.storyworld import evaluation, parsing, sampling
+from rhapsode.storyworld import evaluation, parallel, parsing, sampling
 from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
 from rhapsode.storyworld.evaluation import Accuracy, Cloze, GeneratedReport, clozes, reference_accuracy
-from rhapsode.storyworld.grammar import load_grammar
+from rhapsode.storyworld.grammar import fingerprint, load_grammar
+from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
 from rhapsode.storyworld.proof import Proof
 from rhapsode.storyworld.sampling import FragmentTokens
@@ -38,9 +39,11 @@ __all__ = [
     "Parse",
     "Reference",
     "Story",
+    "TokenBatch",
     "check_generated",
     "clozes",
     "entropy",
+    "fingerprint",
     "fragment_tokens",
     "fragments",
     "labels",
@@ -51,6 +54,7 @@ __all__ = [
     "sample_batch",
     "sample_fragments",
     "sample_log_probabilities",
+    "token_batches",
     "training_stories",
 ]
 
@@ -113,6 +117,17 @@ def fragment_tokens(
 ) -> FragmentTokens:
     """The fragments in a tokenizer's ids: `.tokens(*sample_fragments(...))` are then stories in tokens."""
     return FragmentTokens(fragments(), encode, end_id, dtype)
+
+
+def token_batches(
+    tokens: FragmentTokens, seed_start: int, count: int, split: str = "train", processes: int | None = None
+) -> Iterator[TokenBatch]:
+    """Stories in tokens, in order, a few thousand at a time; in several processes where there are very many.
+
+    tokens: see fragment_tokens. processes: None for as many as pay. The processes are ended with the iterator.
+    Raises ChildProcessError where one of them fails.
+    """
+    return parallel.token_batches(_sampler(split), tokens, seed_start, count, processes)
 
 
 def training_stories(count: int, seed_start: int = 0, split: str = "train") -> Iterator[str]:

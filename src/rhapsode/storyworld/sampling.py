@@ -313,28 +313,33 @@ class FragmentTokens:
         dtype: type[np.integer] = np.uint16,
     ):
         """encode: text -> ids, without special tokens. end_id: token put after each story, if any."""
+        fragments = tuple(fragments)
         ids = [encode(text) for text in fragments]
         largest = max(max(each) for each in ids)
         if max(largest, end_id or 0) > np.iinfo(dtype).max:
             raise ValueError(f"token id {max(largest, end_id or 0)} does not fit into {np.dtype(dtype).name}")
+        ids.append([] if end_id is None else [end_id])  # the end of a story: one more fragment, the last
         self.lengths = np.array([len(each) for each in ids], dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.ids = np.concatenate([np.array(each, dtype=dtype) for each in ids])
+        self.byte_lengths = np.array([len(text.encode()) for text in fragments], dtype=np.int64)
         self.end_id = end_id
+
+    def byte_counts(self, numbers: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """(numbers, offsets) of BatchSampler.sample -> UTF-8 bytes of each story's text, int64 (stories,)."""
+        ends = np.zeros(len(numbers) + 1, dtype=np.int64)
+        np.cumsum(self.byte_lengths[numbers], out=ends[1:])
+        return np.diff(ends[offsets])
 
     def tokens(self, numbers: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(numbers, offsets) of BatchSampler.sample -> (token ids, offsets int64 (stories + 1,))."""
+        if self.end_id is not None:
+            numbers = np.insert(numbers, offsets[1:], len(self.byte_lengths))
+            offsets = offsets + np.arange(len(offsets))
         lengths = self.lengths[numbers]
         ends = np.zeros(len(numbers) + 1, dtype=np.int64)
         np.cumsum(lengths, out=ends[1:])
         # Source of each token: its fragment's start, plus its place within the fragment.
         source = np.repeat(self.starts[numbers] - ends[:-1], lengths)
         source += np.arange(len(source))
-        tokens = self.ids[source]
-        story_starts = ends[offsets]
-        if self.end_id is None:
-            return tokens, story_starts
-        stories = np.arange(len(offsets))
-        with_ends = np.full(len(tokens) + len(offsets) - 1, self.end_id, dtype=tokens.dtype)
-        with_ends[np.arange(len(tokens)) + np.repeat(stories[:-1], np.diff(story_starts))] = tokens
-        return with_ends, story_starts + stories
+        return self.ids[source], ends[offsets]

@@ -54,6 +54,7 @@ class Tokenizer:
 
     vocab_size: the largest id + 1; dtype: the integer type that holds an id. eos_id ends each story; pad_id
     and unk_id may be None. kind: bpe, unigram or characters, or the library's name for what we do not train.
+    words_stand_alone: whether the ids of a text cut before whitespace are those of the parts, one after the other.
     fingerprint: SHA-256 of all that decides the ids.
     """
 
@@ -92,7 +93,7 @@ class Tokenizer:
         self._tokenizer.add_special_tokens([self._piece_of_id[id] for id in ends])
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {id for id, token in added.items() if token.special}
-        self._words_stand_alone = _words_stand_alone(definition)
+        self.words_stand_alone = _words_stand_alone(definition)
         self._ids_of_word: dict[str, bytes] = {}
         self._kept_characters = 0
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
@@ -117,7 +118,7 @@ class Tokenizer:
         Where a tokenizer treats each word by itself, a word is encoded once and its ids are kept: two to five
         times as fast on two cores, since most words of a text have been seen before.
         """
-        if not self._words_stand_alone:
+        if not self.words_stand_alone:
             return [np.array(ids, self.dtype) for ids in self._encode_all(texts)]
         words_of = [WORD.findall(text) for text in texts]
         words = set().union(*words_of)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from rhapsode.progress import bar, say
-from rhapsode.sources import Source, cache_root
+from rhapsode.sources import FileSource, GeneratedSource, Source, cache_root
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT_VERSION = 1
 BATCH_CHARACTERS = 2_000_000  # of text that the tokenizer's threads share at a time
 BATCH_IDS = 1_000_000
 STALE_SECONDS = 3600.0
+TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 
 
 class TokenStore:
@@ -132,7 +133,12 @@ class TokenStore:
 def tokenizer_for(
     source: Source, kind: str = "bpe", vocab_size: int = 1024, cache_dir: Path | None = None
 ) -> Tokenizer:
-    """The tokenizer of this kind and size trained on the source; trained once, then found in the cache."""
+    """The tokenizer of this kind and size trained on the source; trained once, then found in the cache.
+
+    For storyworld it is trained on the first stories, so that it is the same for all numbers of them above 2,000.
+    """
+    if isinstance(source, GeneratedSource):
+        source = source.head(TOKENIZER_STORIES)
     if source.kind == "ids":
         raise ValueError(
             f"{source.description}: ids have no text to train a tokenizer on; name theirs with --tokenizer"
@@ -191,9 +197,12 @@ def _write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str
         _reading("tokenizing" if source.kind == "text" else "reading token ids", source) as on_read,
     ):
         writer = _Writer(tokenizer, tokens, offsets, byte_counts, marks)
-        if source.kind == "text":
+        if isinstance(source, GeneratedSource) and tokenizer.words_stand_alone:
+            writer.write_generated(source, on_read)
+        elif source.kind == "text":
             writer.write_text(source, on_read)
         else:
+            assert isinstance(source, FileSource)
             writer.write_ids(source, on_read)
     return {
         "format_version": FORMAT_VERSION,
@@ -294,7 +303,21 @@ class _Writer:
         self.byte_counts.append(byte_counts)
         self.marks.append(np.array(marks, dtype=np.int64).reshape(-1, 2))
 
-    def write_ids(self, source: Source, on_read: Callable[[float], None]) -> None:
+    def write_generated(self, source: GeneratedSource, on_read: Callable[[float], None]) -> None:
+        """What write_text writes, but put together from the ids of fragments, of which storyworld is made."""
+        from rhapsode import storyworld
+
+        table = storyworld.fragment_tokens(self.tokenizer.encode, self.tokenizer.eos_id, self.dtype.type)
+        for batch in storyworld.token_batches(table, source.seed_start, source.count, source.split):
+            self.tokens.write(batch.tokens.astype(self.dtype, copy=False).data)
+            ends = self.num_tokens + np.cumsum(batch.lengths)
+            self.offsets.append(ends)
+            self.byte_counts.append(batch.byte_counts)
+            read = int(batch.byte_counts.sum())
+            self.num_tokens, self.num_bytes = int(ends[-1]), self.num_bytes + read
+            on_read(read)
+
+    def write_ids(self, source: FileSource, on_read: Callable[[float], None]) -> None:
         batch: list[np.ndarray] = []
         held = 0
         for record in source.sequences(on_read):

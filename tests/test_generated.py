@@ -1,0 +1,288 @@
+"""storyworld as a source: what its names mean, and a store that is the one of its texts."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rhapsode import storyworld
+from rhapsode.sources import FileSource, GeneratedSource, open_source
+from rhapsode.storyworld import grammar, parallel
+from rhapsode.tokenizer import Tokenizer, train_tokenizer
+from rhapsode.tokens import prepare, store, tokenizer_for
+
+FILES = ("tokens.bin", "offsets.npy", "bytes.npy", "marks.npy")
+
+
+def generated(*locations: str) -> GeneratedSource:
+    source = open_source(locations)
+    assert isinstance(source, GeneratedSource)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("location", "count", "split"),
+    [
+        ("storyworld", 50_000, "train"),
+        ("storyworld:70", 70, "train"),
+        ("storyworld:valid", 1_000, "valid"),
+        ("storyworld:train", 50_000, "train"),
+        ("storyworld:5:held_out_skeletons", 5, "held_out_skeletons"),
+    ],
+)
+def test_names(location: str, count: int, split: str) -> None:
+    """Would catch a count or split that is dropped on the way: training would see what is held out."""
+    source = generated(location)
+    assert (source.count, source.split, source.seed_start, source.kind) == (count, split, 0, "text")
+    assert source.description == f"storyworld: {count:,} stories of the split {split}"
+
+
+@pytest.mark.parametrize(
+    ("locations", "said"),
+    [
+        (["storyworld:abc"], "storyworld:abc: 'abc' is no number of stories (1 or more), nor a split (train, valid"),
+        (["storyworld:0"], "storyworld:0: '0' is no number of stories"),
+        (["storyworld:-5"], "'-5' is no number of stories"),
+        (["storyworld:²"], "'²' is no number of stories"),
+        (["storyworld:"], "'' is no number of stories"),
+        (["storyworld:x:valid"], "storyworld:x:valid: 'x' is no number of stories (1 or more)"),
+        (["storyworld:5:nosuch"], "storyworld:5:nosuch: storyworld has no split 'nosuch'; its splits are train, valid"),
+        (["storyworld:5:valid:2"], "give it as storyworld:COUNT:SPLIT"),
+        (["storyworld:valid:5"], "'valid' is no number of stories"),
+        ([f"storyworld:{2**64 + 1}"], "seeds must be from 0 to 2^64 - 1"),
+        (["a.txt", "storyworld:5"], "storyworld cannot be mixed with other data, got a.txt, storyworld:5"),
+        (["storyworld", "storyworld:valid"], "storyworld cannot be mixed with other data"),
+    ],
+)
+def test_bad_names(locations: list[str], said: str) -> None:
+    """Would catch a number or split read wrongly in silence, and a message of several lines."""
+    with pytest.raises(ValueError) as caught:
+        open_source(locations)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_the_same_name_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch files that cannot be reached any more, and a corpus that depends on the working directory."""
+    (tmp_path / "storyworld").mkdir()
+    (tmp_path / "storyworld" / "a.txt").write_text("One.\n\nTwo.\n")
+    monkeypatch.chdir(tmp_path)
+    found = open_source(["./storyworld"])
+    assert isinstance(found, FileSource)
+    assert list(found.stories()) == ["One.", "Two."]
+    generated("storyworld")
+
+
+def test_stories_and_pieces_are_the_seeds() -> None:
+    """Would catch stories of other seeds than those that `training_stories` makes again."""
+    source = GeneratedSource(23, "valid", seed_start=2**64 - 23)
+    expected = storyworld.sample_batch(2**64 - 23, 23, "valid")
+    read: list[float] = []
+    assert list(source.stories()) == expected
+    assert [piece.text for piece in source.pieces(read.append)] == expected
+    assert sum(read) == sum(len(text.encode()) for text in expected)
+    assert "from seed 18,446,744,073,709,551,593 on" in source.description
+
+
+def test_fingerprint_tells_what_decides_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a store found again after the grammar, the generator, the split or the seeds changed."""
+    prints = [
+        GeneratedSource(count, split, seed).fingerprint()
+        for count, split, seed in ((5, "train", 0), (6, "train", 0), (5, "valid", 0), (5, "train", 1))
+    ]
+    monkeypatch.setattr(grammar, "GENERATOR_VERSION", grammar.GENERATOR_VERSION + 1)
+    grammar.fingerprint.cache_clear()
+    prints.append(GeneratedSource(5).fingerprint())
+    monkeypatch.undo()
+    grammar.fingerprint.cache_clear()
+    assert len(set(prints)) == 5
+    assert GeneratedSource(5).fingerprint() == prints[0]
+
+
+# The store
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, Tokenizer]:
+    texts = storyworld.sample_batch(0, 300)
+    made = {kind: train_tokenizer(texts, kind, 600) for kind in ("bpe", "unigram", "characters")}
+    definition = json.loads(made["unigram"]._tokenizer.to_str())
+    # As the course's: line breaks are parts of words, so that a piece may run from one fragment into the next.
+    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    made["foreign"] = Tokenizer(definition)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "characters", "foreign"])
+def test_store_is_the_one_of_the_texts(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch ids that merge over fragments, a </s> or bytes miscounted, and batches out of order."""
+    tokenizer = tokenizers[kind]
+    monkeypatch.setattr(parallel, "STORIES_PER_BATCH", 100)
+    texts = storyworld.sample_batch(0, 250, "held_out_combinations")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    expected = prepare(open_source([str(tmp_path / "texts.jsonl")]), tokenizer, tmp_path / "texts")
+    with monkeypatch.context() as patch:
+        if kind != "foreign":  # no text is even made
+            patch.setattr(GeneratedSource, "pieces", None)
+        made = prepare(generated("storyworld:250:held_out_combinations"), tokenizer, tmp_path / "generated")
+    for name in FILES:
+        (one,), (other,) = (list((tmp_path / folder).glob(f"*/{name}")) for folder in ("texts", "generated"))
+        assert one.read_bytes() == other.read_bytes(), name
+    differing = {"fingerprint", "source_fingerprint", "description"}
+    assert {key for key in made._about if made._about[key] != expected._about[key]} == differing
+    assert tokenizer.words_stand_alone == (kind != "foreign")
+
+
+def test_the_table_would_be_wrong_for_a_foreign_tokenizer(tokenizers: dict[str, Tokenizer]) -> None:
+    """The test above must have a case in which fragments do not give the ids of the text."""
+    encode = tokenizers["foreign"].encode
+    tokens, _ = storyworld.fragment_tokens(encode).tokens(*storyworld.sample_fragments(0, 1))
+    assert tokens.tolist() != encode(storyworld.sample(0).text)
+
+
+def test_more_ids_than_sixteen_bits_hold(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
+    """Would catch ids cut off at 65,536, and a store of another width than its tokenizer's."""
+    definition = json.loads(tokenizers["bpe"]._tokenizer.to_str())
+    shift = {id: id + 70_000 for id in range(300, 600)}
+    definition["model"]["vocab"] = {word: shift.get(id, id) for word, id in definition["model"]["vocab"].items()}
+    wide = Tokenizer(definition)
+    made = prepare(generated("storyworld:20"), wide, tmp_path)
+    assert made.tokens.dtype == "<u4"
+    for i, text in enumerate(storyworld.sample_batch(0, 20)):
+        assert made.story(i).tolist() == [*wide.encode(text), wide.eos_id]
+    assert made.tokens.max() > 70_000
+
+
+def test_one_tokenizer_for_all_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a tokenizer trained on a million stories, or anew for each number of them."""
+    monkeypatch.setattr(store, "TOKENIZER_STORIES", 40)
+    trained = tokenizer_for(generated("storyworld:41"), "bpe", 300, tmp_path)
+    assert trained.fingerprint == train_tokenizer(storyworld.sample_batch(0, 40), "bpe", 300).fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "train_tokenizer", None)
+        again = tokenizer_for(generated(f"storyworld:{10**12}"), "bpe", 300, tmp_path)
+    assert again.fingerprint == trained.fingerprint
+    fewer = tokenizer_for(generated("storyworld:39"), "bpe", 300, tmp_path)
+    assert fewer.fingerprint == train_tokenizer(storyworld.sample_batch(0, 39), "bpe", 300).fingerprint
+
+
+def test_every_character_is_known(tmp_path: Path) -> None:
+    """Would catch <unk> in stories because the tokenizer's sample lacks a character that other stories have."""
+    trained = tokenizer_for(generated("storyworld"), "characters", 100, tmp_path)
+    assert trained.unk_id is not None
+    assert trained.unk_id not in trained.encode("".join(storyworld.fragments()))
+
+
+# Several processes
+
+
+@pytest.fixture
+def table(tokenizers: dict[str, Tokenizer]) -> storyworld.FragmentTokens:
+    return storyworld.fragment_tokens(tokenizers["bpe"].encode, tokenizers["bpe"].eos_id)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """The processes that are started."""
+    started: list[subprocess.Popen] = []
+    start = parallel._start
+    monkeypatch.setattr(parallel, "_start", lambda: started.append(start()) or started[-1])
+    return started
+
+
+@pytest.mark.parametrize("count", [1, 8_192, 3 * 8_192 + 5])
+def test_processes_make_what_one_makes(
+    table: storyworld.FragmentTokens, watched: list[subprocess.Popen], count: int
+) -> None:
+    """Would catch batches in another order than the seeds', one lost or made twice, and a process left behind."""
+    alone = list(storyworld.token_batches(table, 10**15, count, "valid", processes=1))
+    assert not watched
+    together = list(storyworld.token_batches(table, 10**15, count, "valid", processes=3))
+    assert len(together) == len(alone) == -(-count // 8_192)
+    for batch, other in zip(alone, together, strict=True):
+        for array, twin in zip(batch, other, strict=True):
+            assert array.dtype == twin.dtype
+            assert array.tolist() == twin.tolist()
+    assert len(watched) == (0 if len(alone) == 1 else min(3, len(alone)))
+    assert all(worker.returncode is not None for worker in watched)
+
+
+def test_processes_end_when_the_reader_stops(
+    table: storyworld.FragmentTokens, watched: list[subprocess.Popen], tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    """Would catch processes and half a store left behind by Ctrl-C."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "PARALLEL_FROM", 1)
+        patch.setattr(parallel, "_cores", lambda: 2)
+        patch.setattr(store, "bar", lambda *_: _Bar(interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(generated("storyworld:100000"), tokenizers["bpe"], tmp_path)
+    assert len(watched) == 2
+    assert all(worker.returncode is not None for worker in watched)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Bar:
+    def __init__(self, advance: Callable[[float], None]) -> None:
+        self.advance = advance
+
+    def __enter__(self) -> Callable[[float], None]:
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.stdin.read(); raise ValueError('no such luck')", "1 / 0"])
+def test_a_failing_process_says_why(
+    table: storyworld.FragmentTokens, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Would catch an exception that vanishes with its process, before and after it has read its task."""
+    arguments = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    monkeypatch.setattr(parallel, "_start", lambda: subprocess.Popen([sys.executable, "-c", code], **arguments))
+    with pytest.raises(ChildProcessError, match=r"ended with status 1: (ValueError: no such luck|ZeroDivisionError)"):
+        list(storyworld.token_batches(table, 0, 20_000, processes=2))
+
+
+def test_processes_do_without_torch_and_the_main_module(tmp_path: Path) -> None:
+    """Would catch processes that run the caller's script again: without end where it has no guard, and with torch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "print('once')\n"
+        "from rhapsode import storyworld\n"
+        "from rhapsode.storyworld import parallel\n"
+        "table = storyworld.fragment_tokens(lambda text: [len(text)])\n"
+        "print(sum(len(batch.lengths) for batch in storyworld.token_batches(table, 0, 20_000, processes=2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "once\n20000\n"
+    code = "import sys, rhapsode.storyworld.parallel; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """Would catch processes that go on, or wait for ever, after the parent was killed outright."""
+    psutil = pytest.importorskip("psutil")
+    code = (
+        "from rhapsode import storyworld\n"
+        "table = storyworld.fragment_tokens(lambda text: [len(text)])\n"
+        "for batch in storyworld.token_batches(table, 0, 10**9, processes=2): print('batch', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"batch\n"
+        workers = psutil.Process(parent.pid).children()
+        assert len(workers) == 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
