@@ -119,15 +119,41 @@ def evaluate(
 
 
 @app.command()
-def story(
-    seconds: float = typer.Option(75.0, min=1.0, help="How long to train."),
-    seed: int = typer.Option(0, min=0, help="Seed of the weights, of the stories and of what is written."),
+def inspect(
+    run: Path = typer.Argument(..., help="A run directory."),
+    text: str = typer.Option(None, help="A text to read: shows where the model looks and what it expects next."),
+    top: int = typer.Option(5, min=1, help="How many expected tokens to show at each place."),
+    out: Path = typer.Option(None, help="Where the pictures go; otherwise inspect/ in the run directory."),
+    checkpoint: str = typer.Option("best", help="best or last."),
 ) -> None:
-    """Train on the corpus inside the package and print three stories that the model wrote."""
-    from rhapsode.story import train_and_tell
+    """Parameters per part, memory and FLOPs per token; with --text, an attention map and a next-token table."""
+    from rhapsode.commands import inspect_command
 
-    for text in train_and_tell(seconds, seed):
-        print(text, end="\n\n")
+    inspect_command(run, text, top, out, checkpoint)
+
+
+@app.command("import")
+def import_(
+    model: Path = typer.Argument(..., help="model.pt, as rnn.py writes it."),
+    run: Path = typer.Argument(..., help="The run directory to make of it."),
+    tokenizer: Path = typer.Option(Path("my_tokenizer"), help="The tokenizer folder that belongs to it."),
+) -> None:
+    """Make a run directory of the course's model.pt; nothing in the file is executed."""
+    from rhapsode.commands import import_command
+
+    import_command(model, run, tokenizer)
+
+
+@app.command()
+def story(
+    minutes: float = typer.Option(1.0, min=0.02, help="How long to train."),
+    seed: int = typer.Option(0, min=0, help="Seed of weights, order, and what is written."),
+    out: Path = typer.Option(None, help="The run directory; otherwise a new one under runs/."),
+) -> None:
+    """Train on the corpus inside the package, against its known floor, and print three stories of the model's own."""
+    from rhapsode.commands import story_command
+
+    story_command(minutes, seed, out)
 
 
 @app.command()

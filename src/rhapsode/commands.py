@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rhapsode.evaluate import POLICY, Score, score
+from rhapsode.inspection import as_text, cost_table, draw, next_token_table, read
+from rhapsode.model import build_model
 from rhapsode.progress import bar, say
 from rhapsode.run import Run, new_directory
-from rhapsode.sample import SampleConfig, write
+from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import Request, begin, resume
+from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
 
@@ -171,3 +175,54 @@ def score_table(name: str, result: Score) -> Table:
     table.add_row("tokens", f"{result.num_tokens:,}")
     table.add_row("stories", f"{result.num_stories:,}")
     return table
+
+
+STORY = SampleConfig(max_tokens=400, temperature=0.5)
+
+
+def story_command(minutes: float, seed: int, out: Path | None) -> None:
+    """Trains the minute preset on storyworld, for so many minutes, and prints three stories to stdout."""
+    path = out or new_directory()
+    outcome = train_to_the_end(Request(budget={"minutes": minutes}, seed=seed), path, False, "cpu")
+    if outcome.ended == "interrupted":
+        raise SystemExit(EXIT_STOPPED)
+    run = Run.open(path)
+    for text in complete(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=3):
+        print(text.strip(), end="\n\n")
+    say(f"more of them: rhapsode generate {shlex.quote(str(path))}")
+
+
+def import_command(model: Path, path: Path, tokenizer_path: Path) -> None:
+    """Makes a run of the course's model.pt."""
+    from rhapsode.course.weights import load_course_model, plain_parts
+
+    config, weights = plain_parts(load_course_model(model))
+    tokenizer = Tokenizer.load(tokenizer_path)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"{tokenizer_path}: a vocabulary of {tokenizer.vocab_size}, {model} has one of {config.vocab_size};"
+            " name the model's own with --tokenizer"
+        )
+    plain = build_model(config, seed=0)
+    plain.load_state_dict(weights)
+    about = {"model": asdict(config), "tokenizer": tokenizer.fingerprint, "imported": model.name}
+    Run.create(path, about, tokenizer).save_best(plain, {"step": 0})
+    print(path)
+
+
+def inspect_command(path: Path, text: str | None, top: int, out: Path | None, checkpoint: str) -> None:
+    """Tables to stdout; pictures into a folder."""
+    run = Run.open(path)
+    model = run.load_model(checkpoint)
+    console = Console()
+    console.print(cost_table(model))
+    if text is None:
+        return
+    reading = read(model, run.tokenizer, text, top)
+    for name, heads in reading.attention.items():
+        for head, attention in enumerate(heads):
+            print(f"\nattention: {name}, head {head + 1} (rows look at columns, the first column is the beginning)\n")
+            print(as_text(reading.tokens, attention))
+    console.print(next_token_table(reading))
+    for file in draw(reading, out or path / "inspect"):
+        say(f"saved {file}")

@@ -55,9 +55,7 @@ class Run:
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer | None) -> "Run":
         """A new run; the directory appears whole. Raises FileExistsError where there is something already."""
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            what = "holds a run; --resume goes on with it" if (path / "run.json").exists() else "is there already"
-            raise FileExistsError(f"{path} {what}; choose another with --out")
+        check_free(path)
         versions = {"rhapsode": rhapsode.__version__, "torch": torch.__version__, "python": platform.python_version()}
         about = {"format_version": FORMAT_VERSION, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about}
         about |= {"versions": versions}
@@ -204,6 +202,16 @@ def load_weights(model: LanguageModel, tensors: dict[str, Tensor], where: str) -
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])
+
+
+def check_free(path: Path) -> None:
+    """Raises an OSError with one line where a new run cannot be made: something is there, or nothing can be."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        what = "holds a run; --resume goes on with it" if (path / "run.json").exists() else "is there already"
+        raise FileExistsError(f"{path} {what}; choose another directory")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"{path}: cannot be made, {above} is no directory that can be written")
 
 
 def new_directory(parent: Path = Path("runs")) -> Path:

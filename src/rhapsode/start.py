@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rhapsode import storyworld
 from rhapsode.configs import SECTIONS, Sections, build, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
 from rhapsode.presets import PRESETS
 from rhapsode.progress import say
-from rhapsode.run import Run
+from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
+from rhapsode.sources.generated import GeneratedSource, is_generated
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
@@ -56,6 +58,7 @@ def begin(request: Request, out: Path) -> Ready:
 
     Raises ValueError or OSError with one line before anything is written to `out`.
     """
+    check_free(out)
     sections = sections_of(request)
     build(ModelConfig, {**sections["model"], "vocab_size": 1})  # a wrong field is told before the data are read
     optimizer = build(OptimizerConfig, sections["optimizer"])
@@ -71,10 +74,14 @@ def begin(request: Request, out: Path) -> Ready:
         "locations": [_absolute(location) for location in locations],
         "source": asdict(source_config),
     }
-    valid_location = request.valid or (STORYWORLD_VALID if locations[0].split(":")[0] == STORYWORLD else None)
+    valid_location = request.valid or (STORYWORLD_VALID if isinstance(source, GeneratedSource) else None)
+    floor = None
     if valid_location:
         about["valid"] = _absolute(valid_location)
-        train_store, valid_store = store, prepare(open_source([valid_location], source_config), tokenizer)
+        valid_source = open_source([valid_location], source_config)
+        train_store, valid_store = store, prepare(valid_source, tokenizer)
+        if isinstance(valid_source, GeneratedSource):
+            floor = storyworld.entropy(valid_source.split).bits_per_byte
     else:
         share = min(HELD_OUT, MOST_HELD_OUT_BYTES / max(1, store.num_bytes))
         about["held_out"] = share
@@ -88,7 +95,8 @@ def begin(request: Request, out: Path) -> Ready:
     model = build(ModelConfig, {**sections["model"], "vocab_size": tokenizer.vocab_size})
     first_plan(training, optimizer.warmup_steps, Batcher(train_store, batch, training.seed))  # raises what train would
     configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
-    run = create_run(out, configs, tokenizer, {"data": about, "request": asdict(request)})
+    more = {"data": about, "request": asdict(request), "floor_bits_per_byte": floor}
+    run = create_run(out, configs, tokenizer, more)
     return Ready(run, train_store, valid_store)
 
 
@@ -166,7 +174,7 @@ def _find_store(fingerprint: str) -> TokenStore | None:
 
 def _absolute(location: str) -> str:
     """A location that means the same from another working directory."""
-    return os.path.abspath(location) if os.path.exists(location) else location
+    return os.path.abspath(location) if os.path.exists(location) and not is_generated(location) else location
 
 
 def _plain(value: Any) -> Any:

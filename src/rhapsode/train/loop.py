@@ -301,7 +301,9 @@ class _Training:
     def _validated(self, train_loss: float, valid: Score) -> str:
         progress = self.progress
         rate = progress.tokens / max(progress.seconds, 1e-9)
-        bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte)"
+        floor = self.run.about.get("floor_bits_per_byte")
+        against = "" if floor is None else f", the floor is {floor:.3f}"
+        bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
         losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
         return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
