@@ -31,13 +31,17 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed        ## how fast this machine generates and prepares text
+bench: .venv/installed        ## the speeds of this machine, and how fast it generates and prepares text
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/course.py
 	$(BIN)/python benchmarks/storyworld.py
 	$(BIN)/python benchmarks/prepare.py
 
-docs: .venv/installed         ## write again what is generated: docs/textbook.md
+docs: .venv/installed         ## write again what is generated: docs/cli.md, docs/textbook.md, docs/resume.md
+	$(BIN)/python -m typer rhapsode.cli utils docs --name rhapsode > docs/cli.md
 	$(BIN)/python -m rhapsode.textbook.chapters > docs/textbook.md
 	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
+	$(BIN)/python tests/faults/kill_and_resume.py > docs/resume.md
 
 lock:                         ## resolve requirements.lock anew, in a throw-away environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -36,7 +36,7 @@ def train(
     epochs: float = typer.Option(None, help="Budget: times through the data."),
     tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
     vocab_size: int = typer.Option(None, help="Size of the tokenizer that is trained (1024)."),
-    config: Path = typer.Option(None, help="TOML file with the tables [model], [optimizer], [train], [batch]."),
+    config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
     assignments: list[str] = typer.Option(None, "--set", help="field=value of any config; repeatable."),
     seed: int = typer.Option(None, help="Seed of weights, order and dropout (0)."),
     threads: int = typer.Option(None, min=1, help="CPU threads; otherwise PyTorch's own choice."),
