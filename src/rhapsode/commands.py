@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,21 @@ def train_command(
 
 def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, tensorboard: bool = False) -> Outcome:
     """Begins or resumes the run at `path` and trains it; tells how to go on where it was interrupted."""
+    if tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install 'rhapsode[tensorboard]'")
     say(f"run directory: {path}")
-    ready = resume(path, request) if go_on and (path / "run.json").exists() else begin(request, path)
-    threads = torch.get_num_threads()
-    before = ready.run.about.get("threads")
-    if before not in (None, threads):
-        say(f"begun with {before} threads, going on with {threads}: other last bits; --threads {before} keeps them")
-    ready.run.update(threads=before or threads)
-    outcome = train(ready.run, ready.train, ready.valid, device, tensorboard)
+    # A run that was killed before its directory was there begins anew; a bare --resume names one that must be there.
+    go_on = go_on and (request == Request() or (path / "run.json").exists())
+    ready = resume(path, request) if go_on else begin(request, path)
+    how_to_go_on = f"go on with: rhapsode train --resume --out {shlex.quote(str(path))}"
+    try:
+        outcome = train(ready.run, ready.train, ready.valid, device, tensorboard)
+    except KeyboardInterrupt:  # the second one
+        say(f"stopped at once, without saving; {how_to_go_on}")
+        raise
     say(f"run directory: {path}")
     if outcome.ended == "interrupted":
-        say(f"go on with: rhapsode train --resume --out {shlex.quote(str(path))}")
+        say(how_to_go_on)
     return outcome
 
 

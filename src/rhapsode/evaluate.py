@@ -41,8 +41,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss."""
-        return math.exp(self.nats_per_token)
+        """exp of the mean loss; infinite where that is more than a float can hold."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:

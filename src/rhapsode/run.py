@@ -67,8 +67,12 @@ class Run:
                 tokenizer.save(temporary / "tokenizer")
             write_text(temporary / "run.json", _json(about))
             if path.is_dir():
-                path.rmdir()  # empty, or the line above would have told
-            os.rename(temporary, path)
+                path.rmdir()  # empty, or check_free would have told
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                check_free(path)  # another process was faster
+                raise
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -123,13 +127,20 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; raises BlockingIOError where another one has it."""
+        """Holds the run for this process; raises BlockingIOError where another one has it.
+
+        Reads run.json again, which another process may have written meanwhile, and sweeps up what killed ones left.
+        """
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise BlockingIOError(f"{self.path}: another process is training in it; wait for it or stop it") from None
         try:
+            self.about = Run.open(self.path).about
+            for name in ("run.json", "last.safetensors", "best.safetensors"):
+                for leftover in self.path.glob(f".{name}.*"):
+                    leftover.unlink()
             yield
         finally:
             lock.release()
@@ -169,7 +180,7 @@ class Run:
         checkpoint = self.load("last")
         if self.metrics_path.exists():
             size = checkpoint.progress.get("metrics_bytes", 0) if checkpoint else 0
-            os.truncate(self.metrics_path, size)
+            os.truncate(self.metrics_path, min(size, self.metrics_path.stat().st_size))  # never longer, with zeros
         return checkpoint
 
     def load_model(self, checkpoint: str = "best", device: torch.device | str = "cpu") -> LanguageModel:

@@ -84,13 +84,19 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def choose(logits: Tensor, config: SampleConfig, seen: Tensor, generator: torch.Generator) -> int:
-    """The next token after logits (V,), with the ids seen so far (n,); the generator draws on the CPU."""
+    """The next token after logits (V,), with the ids seen so far (n,); the generator draws on the CPU.
+
+    Raises FloatingPointError for logits that are not numbers: the model that made them is spoilt.
+    """
     logits = logits.double().cpu()
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite numbers; its training went wrong")
     if config.repetition_penalty != 1 and len(seen):
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return int(logits.argmax())
-    logits = keep_top_k(logits / config.temperature, config.top_k)
+    # Less the largest, which changes no probability: divided by a tiny temperature it stays a number.
+    logits = keep_top_k((logits - logits.max()) / config.temperature, config.top_k)
     logits = keep_min_p(keep_top_p(logits, config.top_p), config.min_p)
     return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
 

@@ -120,7 +120,7 @@ def resume(out: Path, request: Request) -> Ready:
         unasked = value in (None, (), {}) or value == default.default
         if not unasked and _plain(value) != _plain(begun[name]):
             raise ValueError(
-                f"{out} was begun with {name} {begun[name]!r}, not {value!r}; a resumed run cannot change it"
+                f"{out} was begun with {name} {begun[name]!r}, not {_plain(value)!r}; a resumed run cannot change it"
             )
     about = run.about["data"]
     config = SourceConfig(**about["source"])
@@ -157,7 +157,7 @@ def tokenizer_of(request: Request, source: Source) -> Tokenizer:
     """The tokenizer that was named, or one trained on the source."""
     named = request.tokenizer
     if named is None or named in KINDS:
-        return tokenizer_for(source, named or "bpe", request.vocab_size or 1024)
+        return tokenizer_for(source, named or "bpe", 1024 if request.vocab_size is None else request.vocab_size)
     if request.vocab_size is not None:
         raise ValueError("--vocab-size is for a tokenizer that is trained; --tokenizer names a finished one")
     return Tokenizer.load(Path(named))

@@ -38,5 +38,5 @@ class TrainConfig:
         if self.validations < 1:
             raise ValueError(f"validations must be >= 1, got {self.validations}")
         for name in ("patience", "seed", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -102,6 +102,8 @@ class _Training:
         about = run.about
         self.run, self.valid_store, self.writer, self.asked = run, valid_store, writer, asked
         self.device = torch.device(device)
+        if "threads" not in about:
+            run.update(threads=torch.get_num_threads())
         self.config = TrainConfig(**about["train"])
         self.optimizer_config = OptimizerConfig(**about["optimizer"])
         self.batch_config = BatchConfig(**about["batch"])
@@ -129,6 +131,11 @@ class _Training:
         progress = self.progress
         with self.log, self.metrics, self.display:
             self._tell(self._beginning())
+            before, threads = self.run.about["threads"], torch.get_num_threads()
+            if self.device.type == "cpu" and before != threads:
+                self._tell(
+                    f"begun with {before} threads: {threads} give other last bits; --threads {before} keeps them"
+                )
             try:
                 while True:
                     if self._validation_is_due():
@@ -160,11 +167,11 @@ class _Training:
             self.state = carried(state, self.batch_config.window)
         nats = loss.item()
         if not math.isfinite(nats):
-            self._not_finite("loss", nats)
+            self._not_finite(f"the loss became {nats} at step {progress.step + 1}")
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf).item()
         if not math.isfinite(norm):
-            self._not_finite("norm of the gradient", norm)
+            self._not_finite(f"the norm of the gradient became {norm} at step {progress.step + 1}")
         self.optimizers.step(rate_at(self.optimizer_config, progress.step, self.total))
         scored = targets.numel() if self.batch_config.form == "stream" else int((targets != IGNORED).sum())
         progress.step += 1
@@ -187,7 +194,7 @@ class _Training:
 
         self.valid = valid = score(self.model, self.valid_store, on_tokens)
         if not math.isfinite(valid.nats):
-            self._not_finite("validation loss", valid.nats)
+            self._not_finite(f"the validation loss became {valid.nats} after step {progress.step}")
         loss = valid.nats_per_token
         better = progress.best_loss is None or loss < progress.best_loss
         progress.without_gain = 0 if better else progress.without_gain + 1
@@ -294,7 +301,7 @@ class _Training:
         threads = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else str(self.device)
         if self.progress.step:
             return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
-        budget = next(f"{getattr(self.config, name):,g} {name}" for name in BUDGETS if getattr(self.config, name))
+        budget = next(f"{amount:,} {name}" for name in BUDGETS if (amount := getattr(self.config, name)))
         steps = f"{self.total:,} steps" if self.total < UNKNOWN else "steps as many as fit, timed first"
         return f"{parameters}, {threads}; {budget}: {steps}"
 
@@ -308,12 +315,9 @@ class _Training:
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
         return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
 
-    def _not_finite(self, what: str, value: float) -> None:
-        self._tell(f"the {what} became {value} at step {self.progress.step + 1}")
-        raise FloatingPointError(
-            f"the {what} became {value} at step {self.progress.step + 1}; the update was not made, the last checkpoint"
-            f" is in {self.run.path}; try a smaller learning_rate"
-        )
+    def _not_finite(self, what: str) -> None:
+        self._tell(what)
+        raise FloatingPointError(f"{what}; nothing of it was saved in {self.run.path}; try a smaller learning_rate")
 
     def _end(self, ended: str) -> Outcome:
         words = {
@@ -359,15 +363,13 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def _writer(run: Run, wanted: bool) -> Iterator[Any]:
-    """TensorBoard's writer, or None. Raises ValueError where the package is missing."""
+    """TensorBoard's writer, or None; what a killed process wrote after the checkpoint is hidden there."""
     if not wanted:
         yield None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install 'rhapsode[tensorboard]'") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     checkpoint = run.load("last")
-    step = checkpoint.progress["step"] + 1 if checkpoint else None
+    step = checkpoint.progress["step"] + 1 if checkpoint else 0
     with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
         yield writer

@@ -4,10 +4,11 @@
     update    = orthogonalise(g + b momentum)               Nesterov; all singular values become about 1
     weight   <- weight - rate sqrt(max(1, m / n)) update
 
-Weight decay is decoupled (Loshchilov and Hutter 2019) and touches matrices only, never biases, norms or
-embeddings' rows as vectors; Adam has none.
+Weight decay is decoupled (Loshchilov and Hutter 2019) and touches matrices only, embedding and head among them,
+never biases or norms; Adam has none.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,14 +48,14 @@ class OptimizerConfig:
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
         for field in ("learning_rate", "matrix_learning_rate"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be greater than 0, got {getattr(self, field)}")
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field} must be greater than 0 and finite, got {getattr(self, field)}")
         for field in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
         for field in ("weight_decay", "warmup_steps", "clip_norm"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field} must be at least 0 and finite, got {getattr(self, field)}")
         if not 0 <= self.final_rate <= 1:
             raise ValueError(f"final_rate must be in [0, 1], a share of the peak rate, got {self.final_rate}")
         if self.optimizer == "adam" and self.weight_decay:

@@ -69,4 +69,5 @@ def first_plan(config: TrainConfig, warmup_steps: int, batcher: Batcher) -> Plan
         return Plan([], 60 * config.minutes, warmup_steps)
     sequences = config.sequences / batcher.config.batch_size
     steps = sequences or config.tokens / batcher.tokens_per_batch or config.epochs * batcher.batches_per_epoch
-    return Plan([[0, max(1, math.ceil(steps))]], 0.0, warmup_steps)
+    # Rounded first: 1.1 epochs of 10 batches are 11 steps, and a product in floating point is a little more.
+    return Plan([[0, max(1, math.ceil(round(steps, 6)))]], 0.0, warmup_steps)
