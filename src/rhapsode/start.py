@@ -23,7 +23,7 @@ from rhapsode.train.plan import first_plan
 HELD_OUT = 0.05
 MOST_HELD_OUT_BYTES = 1_000_000  # all of it is scored ten times in a run
 STORYWORLD = "storyworld"
-STORYWORLD_VALID = "storyworld:500:valid"
+STORYWORLD_VALID = "storyworld:200:valid"
 
 
 @dataclass(frozen=True)
