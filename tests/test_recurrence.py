@@ -58,6 +58,24 @@ def test_equals_pytorch_rnn() -> None:
     torch.testing.assert_close(recurrence(x, rnn.weight_hh_l0, h0[0]), rnn(i, h0)[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_states_in_the_place_of_the_inputs(transposed: bool) -> None:
+    """overwrite=True changes where the states are, not what they are, nor the gradients; x is left alone without it."""
+    leaf, weight, initial = tensors(5, 2, 3)
+    before = leaf.detach().clone()
+    expected = recurrence(leaf, weight, initial)
+    torch.testing.assert_close(leaf.detach(), before, rtol=0, atol=0)
+    x = leaf * 1
+    if transposed:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    h = recurrence(x, weight, initial, overwrite=True)
+    assert (h.data_ptr() == x.data_ptr()) == (not transposed)
+    torch.testing.assert_close(h, expected, rtol=0, atol=0)
+    inputs, upstream = (leaf, weight, initial), torch.randn_like(h)
+    ours, theirs = torch.autograd.grad(h, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_unknown_activation_is_named() -> None:
     x, weight, _ = tensors(2, 1, 2)
     with pytest.raises(ValueError, match="activation must be one of relu, tanh, got 'gelu'"):

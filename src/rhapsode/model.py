@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.loss import IGNORED as IGNORED
+from rhapsode.loss import linear_cross_entropy
 from rhapsode.recurrence import ACTIVATIONS, recurrence
-
-IGNORED = -100  # a target that is not scored
-LOSS_CHUNK = 2048  # tokens whose logits exist at once
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,8 @@ class RNN(nn.Module):
         cell = self.cell
         i = sequence.transpose(0, 1)  # (T, B, input_dim)
         x = F.linear(i, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-        h = recurrence(x, cell.h2h.weight, initial, "tanh" if isinstance(cell.activation, nn.Tanh) else "relu")
+        activation = "tanh" if isinstance(cell.activation, nn.Tanh) else "relu"
+        h = recurrence(x, cell.h2h.weight, initial, activation, overwrite=True)
         y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
         return h.transpose(0, 1), y.transpose(0, 1)
 
@@ -183,9 +183,9 @@ class SelfAttention(nn.Module):
 
     def project(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim)."""
-        y = y.transpose(0, 1)  # (T, B, hidden_dim): the layout in which the recurrence left it
+        y = y.contiguous()  # one copy: attention kernels are slow on rows that lie B apart, as the recurrence left them
         q, k, v = (
-            transform(y).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+            transform(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for transform in (self.query_transform, self.key_transform, self.value_transform)
         )
         return q, k, v
@@ -295,15 +295,8 @@ class LanguageModel(nn.Module):
         Returns (scalar loss, the state after the tokens).
         """
         x, state = self.features(tokens, state)
-        nats = F.linear_cross_entropy(
-            x.flatten(0, 1),
-            self.lm_head.weight,
-            targets.flatten(),
-            linear_bias=self.lm_head.bias,
-            ignore_index=IGNORED,
-            reduction=reduction,
-            # One chunk for a small batch: the automatic choice cuts 128 rows finely and takes three times as long.
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK),
+        nats = linear_cross_entropy(
+            x.flatten(0, 1), self.lm_head.weight, self.lm_head.bias, targets.flatten(), reduction
         )
         return nats, state
 
