@@ -53,6 +53,20 @@ class Ready:
     valid: TokenStore
 
 
+@dataclass(frozen=True)
+class Data:
+    """What to train on and to be judged by; about: how to find it again, as run.json keeps it.
+
+    floor_bits_per_byte: the validation text's entropy where that is known.
+    """
+
+    train: TokenStore
+    valid: TokenStore
+    tokenizer: Tokenizer
+    about: dict[str, Any]
+    floor_bits_per_byte: float | None
+
+
 def begin(request: Request, out: Path) -> Ready:
     """Reads the data, makes what is missing of tokenizer and token stores, and creates the run directory.
 
@@ -64,6 +78,20 @@ def begin(request: Request, out: Path) -> Ready:
     optimizer = build(OptimizerConfig, sections["optimizer"])
     training = build(TrainConfig, sections["train"])
     batch = build(BatchConfig, sections["batch"])
+    data = open_data(request, training.seed)
+    model = build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size})
+    first_plan(training, optimizer.warmup_steps, Batcher(data.train, batch, training.seed))  # raises what train would
+    configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
+    more = {"data": data.about, "request": asdict(request), "floor_bits_per_byte": data.floor_bits_per_byte}
+    run = create_run(out, configs, data.tokenizer, more)
+    return Ready(run, data.train, data.valid)
+
+
+def open_data(request: Request, seed: int) -> Data:
+    """Makes, or finds in the cache, the tokenizer and the stores that the request names; seed: of what is held out.
+
+    Raises ValueError or OSError with one line.
+    """
     source_config = SourceConfig(request.split, request.separator, request.field)
     locations = list(request.data) or [STORYWORLD]
     source = open_source(locations, source_config)
@@ -85,19 +113,14 @@ def begin(request: Request, out: Path) -> Ready:
     else:
         share = min(HELD_OUT, MOST_HELD_OUT_BYTES / max(1, store.num_bytes))
         about["held_out"] = share
-        train_store, valid_store = store.hold_out(share, training.seed)
+        train_store, valid_store = store.hold_out(share, seed)
         what = f"{valid_store.num_stories:,} stories" if store.num_stories > 1 else "the end"
         size = f"{what}, {valid_store.num_bytes:,} bytes"
-        say(f"held out for validation: {size} (seed {training.seed}; --valid says otherwise)")
+        say(f"held out for validation: {size} (seed {seed}; --valid says otherwise)")
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
     about["store_fingerprint"] = store.fingerprint
     about["description"] = source.description
-    model = build(ModelConfig, {**sections["model"], "vocab_size": tokenizer.vocab_size})
-    first_plan(training, optimizer.warmup_steps, Batcher(train_store, batch, training.seed))  # raises what train would
-    configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
-    more = {"data": about, "request": asdict(request), "floor_bits_per_byte": floor}
-    run = create_run(out, configs, tokenizer, more)
-    return Ready(run, train_store, valid_store)
+    return Data(train_store, valid_store, tokenizer, about, floor)
 
 
 def create_run(out: Path, configs: dict[str, Any], tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
@@ -122,20 +145,27 @@ def resume(out: Path, request: Request) -> Ready:
             raise ValueError(
                 f"{out} was begun with {name} {begun[name]!r}, not {_plain(value)!r}; a resumed run cannot change it"
             )
-    about = run.about["data"]
+    train_store, valid_store = reopen_data(run.about["data"], run.tokenizer, run.about["train"]["seed"], str(out))
+    return Ready(run, train_store, valid_store)
+
+
+def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str) -> tuple[TokenStore, TokenStore]:
+    """The (train, valid) stores that `open_data` told of in `about`; ValueError where the data are others by now."""
     config = SourceConfig(**about["source"])
-    store = _find_store(about["store_fingerprint"]) or prepare(open_source(about["locations"], config), run.tokenizer)
+    store = _find_store(about["store_fingerprint"]) or prepare(open_source(about["locations"], config), tokenizer)
     if "valid" in about:
         train_store = store
         valid_store = _find_store(about["valid_fingerprint"]) or prepare(
-            open_source([about["valid"]], config), run.tokenizer
+            open_source([about["valid"]], config), tokenizer
         )
     else:
-        train_store, valid_store = store.hold_out(about["held_out"], run.about["train"]["seed"])
+        train_store, valid_store = store.hold_out(about["held_out"], seed)
     for name, found in (("train", train_store), ("valid", valid_store)):
         if found.fingerprint != about[f"{name}_fingerprint"]:
-            raise ValueError(f"{out}: the data have changed since the run began ({found.description}); begin a new run")
-    return Ready(run, train_store, valid_store)
+            raise ValueError(
+                f"{where}: the data have changed since the run began ({found.description}); begin a new run"
+            )
+    return train_store, valid_store
 
 
 def sections_of(request: Request) -> Sections:
