@@ -37,9 +37,10 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
         rate_column = TextColumn("{task.fields[rate]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate_column)
         # Left to itself, rich sends stdout through this console: to the screen, even where stdout is a file.
-        shared = sys.stdout.isatty()
-        options = {"console": console, "transient": True, "redirect_stdout": shared}
-        with Progress(*columns, TimeRemainingColumn(), **options) as progress:
+        live = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, redirect_stdout=sys.stdout.isatty()
+        )
+        with live as progress:
             task = progress.add_task(description, total=total, rate="")
 
             def advance(amount: float) -> None:
