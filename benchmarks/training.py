@@ -1,0 +1,179 @@
+"""How fast is a training step, and how do its time and memory grow? Writes benchmarks/results/.
+
+    python benchmarks/training.py                    training.json: ours against three yardsticks, side by side
+    python benchmarks/training.py --quick            the same in half a minute, printed only
+    python benchmarks/training.py --growth           growth.json and docs/figures/growth.svg: against T, batch, hidden
+    python benchmarks/training.py --plot             docs/figures/growth.svg again from growth.json
+
+What is measured, and how, is in rhapsode/bench.py; the rivals are in rivals.py.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rhapsode.bench import (
+    OURS,
+    Setting,
+    as_table,
+    batches,
+    contenders,
+    measure,
+    peak_memory,
+    plain,
+    take_turns,
+    training_step,
+)
+from rhapsode.progress import say
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FIGURE = HERE.parent / "docs" / "figures" / "growth.svg"
+STEPWISE_LIMIT = 512  # tokens: the memory of the stepwise algorithm grows with their square
+
+# For each axis, its points; the sizes that stand still are in `growth_setting`.
+AXES = {
+    "tokens": (128, 256, 512, 1024, 2048, 4096),
+    "batch": (1, 4, 16, 64, 256),
+    "hidden": (32, 64, 128, 256, 512, 1024),
+}
+LABELS = {
+    "tokens": "tokens T in a window (batch 4, hidden 128)",
+    "batch": "batch size (T 128, hidden 128)",
+    "hidden": "hidden size (T 128, batch 16)",
+}
+# Colours of Okabe and Ito, which colour-blind readers tell apart; markers and dashes serve those who print in grey.
+STYLES: dict[str, dict[str, Any]] = {
+    OURS: {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "rhapsode"},
+    "nn.RNN": {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "nn.RNN, SDPA, cross_entropy"},
+    "stepwise": {"color": "#009E73", "marker": "^", "linestyle": ":", "label": "stepwise"},
+}
+
+
+def growth_setting(axis: str, size: int) -> Setting:
+    """The setting at one point of an axis: one size is the point's, the others stand still."""
+    if axis == "tokens":
+        return Setting(f"T {size}", plain(128, 128, 128), batch_size=4, length=size)
+    if axis == "batch":
+        return Setting(f"batch {size}", plain(128, 128, 128), batch_size=size)
+    return Setting(f"hidden {size}", plain(size, size, size), batch_size=16)
+
+
+def measure_growth(seconds: float) -> dict[str, Any]:
+    """Median seconds and peak megabytes of a step at every point of AXES."""
+    growth: dict[str, Any] = {}
+    for axis, sizes in AXES.items():
+        points = []
+        for size in sizes:
+            setting = growth_setting(axis, size)
+            say(setting.name)
+            leave_out = () if setting.length <= STEPWISE_LIMIT else ("stepwise",)
+            data = batches(setting)
+            runs = {n: training_step(m, data) for n, m in contenders(setting.config, leave_out).items()}
+            rounds, _, others = take_turns(runs, seconds)
+            points.append(
+                {
+                    "size": size,
+                    "seconds": {name: statistics.median(times[name] for times in rounds) for name in runs},
+                    "peak_megabytes": peak_memory(setting, leave_out),
+                    "share_of_cores_taken_by_others": others,
+                }
+            )
+        growth[axis] = points
+    return growth
+
+
+def plot(growth: dict[str, Any], path: Path) -> None:
+    """Two rows (time, memory) of three log-log panels (tokens, batch, hidden size); writes an SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    plt.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "path", "font.size": 10})
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", constrained_layout=True)
+    quantities = (("seconds", 1e3, "ms per training step"), ("peak_megabytes", 1, "peak memory of a step, MB"))
+    for row, (quantity, unit, label) in zip(axes, quantities, strict=True):
+        for ax, points in zip(row, growth.values(), strict=True):
+            for name, style in STYLES.items():
+                known = [(p["size"], unit * p[quantity][name]) for p in points if name in p[quantity]]
+                ax.plot(*zip(*known, strict=True), linewidth=1.8, markersize=6, **style)
+            sizes = [p["size"] for p in points]
+            draw_slopes(ax, sizes, unit * points[-1][quantity][OURS])
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.xaxis.set_major_locator(FixedLocator(sizes))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.grid(alpha=0.3)
+            ax.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(label)
+    for ax, axis in zip(axes[1], growth, strict=True):
+        ax.set_xlabel(LABELS[axis])
+    axes[0, 0].legend(frameon=False, loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    say(f"wrote {path.relative_to(HERE.parent)}")
+
+
+def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
+    """Thin grey guides below our curve's end: what linear and quadratic growth would look like."""
+    begin, end = sizes[-1] / 4, sizes[-1]
+    for power, name in ((1, "linear"), (2, "quadratic")):
+        top = last / 2.2
+        ax.plot([begin, end], [top / math.pow(4, power), top], color="0.45", linewidth=0.9)
+        ax.annotate(
+            name,
+            (begin, top / math.pow(4, power)),
+            textcoords="offset points",
+            xytext=(-4, 0),
+            ha="right",
+            va="center",
+            fontsize=8,
+            color="0.35",
+        )
+
+
+def commit() -> str:
+    """The commit of the checkout, shortened."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, help="how long each setting is timed (60; a point of --growth: 3)")
+    parser.add_argument("--quick", action="store_true", help="6 seconds a setting, print only")
+    parser.add_argument("--growth", action="store_true", help="time and memory against T, batch and hidden size")
+    parser.add_argument("--plot", action="store_true", help="draw the figure again from growth.json")
+    arguments = parser.parse_args()
+    if arguments.growth:
+        machine = measure(0.0, settings=())
+        write(
+            RESULTS / "growth.json", {**machine, "commit": commit(), "growth": measure_growth(arguments.seconds or 3)}
+        )
+    if arguments.growth or arguments.plot:
+        plot(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["growth"], FIGURE)
+        return
+    result = measure(arguments.seconds or (6 if arguments.quick else 60), memory=not arguments.quick)
+    if not arguments.quick:
+        write(RESULTS / "training.json", {"commit": commit(), **result})
+    Console().print(as_table(result))
+
+
+if __name__ == "__main__":
+    main()

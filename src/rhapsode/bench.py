@@ -1,0 +1,323 @@
+"""`rhapsode bench`: how fast this machine trains, in tokens per second and against three yardsticks, side by side.
+
+    stepwise    (a) the course's algorithm: a loop over timesteps, then a loop of attention steps
+    nn.RNN      (b) the same model on PyTorch's own RNN, attention and cross-entropy
+    product     (c) what the machine can do at all: its rate in the product of two 2048 x 2048 matrices in float32
+
+(a) and (b) live in benchmarks/rivals.py, which is part of a checkout and not of an installed package; without them
+rhapsode and (c) are measured. All start from the same weights; losses and gradients are checked equal before anything
+is timed. A training step is zero_grad, loss, backward, clipping and Adam, the same for all. The contenders take turns,
+each round a burst of steps each, so that a change of the machine's speed hits all of them; ratios are made within a
+round, and medians over the rounds are reported. Rounds in which other processes took more than DISTURBED of the cores
+are left out, while enough others remain. Peak memory is measured in a process of its own for each contender.
+"""
+
+import gc
+import importlib.util
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from rhapsode.inspection.cost import flops_per_token
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.progress import say
+
+OURS, PRODUCT = "rhapsode", "product"
+PRODUCT_SIZE = 2048
+BURST_SECONDS = 0.1  # a round times each contender for at least this long
+FEWEST_ROUNDS = 5
+DISTURBED = 0.05
+BATCHES = 16  # different ones in turn, so that nothing is learnt by heart and gradients stay ordinary numbers
+TOLERANCE = 1e-4  # relative, float32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a model and the shape (batch_size, length) of its batches, in tokens."""
+
+    name: str
+    config: ModelConfig
+    batch_size: int
+    length: int = 128
+
+
+def plain(embed_dim: int, hidden_dim: int, head_dim: int) -> ModelConfig:
+    """A plain model with vocabulary 1024 and keys and values of one size."""
+    return ModelConfig(1024, "plain", embed_dim, hidden_dim, head_dim, head_dim)
+
+
+SETTINGS = (
+    Setting("embed 128, hidden 128, dk = dv 128, batch 128", plain(128, 128, 128), 128),
+    Setting("embed 512, hidden 512, dk = dv 256, batch 128", plain(512, 512, 256), 128),
+    Setting("embed 64, hidden 128, dk = dv 32, batch 1", plain(64, 128, 32), 1),
+)
+
+
+def bench(quick: bool = False, as_json: bool = False, seconds: float = 60.0) -> None:
+    """Measures and prints a table to stdout, or with as_json one JSON object.
+
+    seconds: how long each setting is timed. quick: at most 6 seconds each, without the large one and without memory.
+    Raises ValueError if a rival's loss or gradients differ from ours: a speed on wrong numbers is not reported.
+    """
+    result = measure(min(6.0, seconds) if quick else seconds, SETTINGS[::2] if quick else SETTINGS, memory=not quick)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        Console().print(as_table(result))
+
+
+def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS, memory: bool = True) -> dict[str, Any]:
+    """The whole result as JSON-ready values: the machine, and for each setting medians, ratios and peak memory."""
+    if rival_module() is None:
+        say("benchmarks/rivals.py is not beside the package: measuring without the rivals (a) and (b)")
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "settings": [],
+    }
+    for setting in settings:
+        say(setting.name)
+        peaks = peak_memory(setting) if memory else {}
+        result["settings"].append({**race(setting, seconds), "peak_megabytes": peaks})
+    return result
+
+
+def rival_module() -> ModuleType | None:
+    """benchmarks/rivals.py of the checkout that this package lies in, or None if there is none."""
+    path = Path(__file__).parents[2] / "benchmarks" / "rivals.py"
+    spec = importlib.util.spec_from_file_location("rhapsode_rivals", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def contenders(config: ModelConfig, leave_out: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """Ours first, then the rivals that are at hand, all with the same weights."""
+    ours = build_model(config, seed=0)
+    module = rival_module()
+    rivals = {} if module is None else {n: make(ours) for n, make in module.RIVALS.items() if n not in leave_out}
+    return {OURS: ours, **rivals}
+
+
+def loss_of(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Ours returns its state beside the loss; the rivals have none."""
+    return model.loss(tokens, targets)[0] if isinstance(model, LanguageModel) else model.loss(tokens, targets)
+
+
+def check_agreement(models: dict[str, Any], tokens: Tensor, targets: Tensor) -> float:
+    """The largest relative difference between a rival's loss or gradient of a parameter and ours.
+
+    A gradient's difference is taken relative to its norm, or to a hundredth of the whole gradient's norm where that is
+    more: the key bias moves all scores of a query alike, so that its gradient is rounding noise around 0.
+    Raises ValueError if it exceeds TOLERANCE, naming the rival and what differs. Leaves no gradients behind.
+    """
+    expected: dict[str, Tensor] = {}
+    largest = 0.0
+    for name, model in models.items():
+        loss = loss_of(model, tokens, targets)
+        loss.backward()
+        named = model.named_gradients() if name != OURS else {n: p.grad for n, p in model.named_parameters()}
+        values = {"the loss": loss.detach(), **named}
+        if not expected:
+            expected = values
+            floor = nn.utils.get_total_norm(named.values()) / 100
+        if values.keys() != expected.keys():
+            raise ValueError(f"{name} has other parameters: {sorted(values.keys() ^ expected.keys())}")
+        for what, value in values.items():
+            difference = float((value - expected[what]).norm() / torch.maximum(expected[what].norm(), floor))
+            if not difference <= TOLERANCE:
+                raise ValueError(f"{name}: {what} differs from ours by {difference:.1e}, allowed is {TOLERANCE}")
+            largest = max(largest, difference)
+        model.zero_grad()
+    return largest
+
+
+def batches(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+    """Random (tokens, targets), each (B, T)."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (BATCHES, setting.batch_size, setting.length + 1)
+    ids = torch.randint(setting.config.vocab_size, shape, generator=generator)
+    return [(rows[:, :-1], rows[:, 1:]) for rows in ids]
+
+
+def training_step(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    """A function that trains the model on the next batch: gradient norm clipped at 1, fused Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    turn = itertools.cycle(data)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(model, *next(turn)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+
+    return step
+
+
+def product() -> Callable[[], None]:
+    """The yardstick (c): one product of two square matrices in float32."""
+    a, b, out = (torch.rand(PRODUCT_SIZE, PRODUCT_SIZE) for _ in range(3))
+
+    def multiply() -> None:
+        torch.mm(a, b, out=out)
+
+    return multiply
+
+
+def step_flops(setting: Setting) -> int:
+    """Floating-point operations of a training step: three forward passes over windows that start from nothing."""
+    window = sum(flops_per_token(setting.config, visible) for visible in range(1, setting.length + 1))
+    return 3 * setting.batch_size * window
+
+
+def race(setting: Setting, seconds: float) -> dict[str, Any]:
+    """Checks that all contenders agree, then times them in turns for `seconds`: medians and ratios."""
+    models, data = contenders(setting.config), batches(setting)
+    difference = check_agreement(models, *data[0])
+    runs = {name: training_step(model, data) for name, model in models.items()} | {PRODUCT: product()}
+    rounds, left_out, others = take_turns(runs, seconds)
+    flops, tokens = step_flops(setting), setting.batch_size * setting.length
+    product_flops = 2 * PRODUCT_SIZE**3
+    median = {name: statistics.median(times[name] for times in rounds) for name in runs}
+    shares = [flops / times[OURS] / (product_flops / times[PRODUCT]) for times in rounds]
+    return {
+        "name": setting.name,
+        **asdict(setting.config),
+        "batch_size": setting.batch_size,
+        "length": setting.length,
+        "largest_relative_difference": difference,
+        "rounds": len(rounds),
+        "rounds_left_out": left_out,
+        "share_of_cores_taken_by_others": others,
+        "milliseconds_per_step": {name: round(1e3 * median[name], 3) for name in models},
+        "tokens_per_second": {name: round(tokens / median[name]) for name in models},
+        "times_as_fast_as": {
+            name: round(statistics.median(times[name] / times[OURS] for times in rounds), 2)
+            for name in models
+            if name != OURS
+        },
+        "product_gigaflops_per_second": round(product_flops / median[PRODUCT] / 1e9, 1),
+        "share_of_product_rate": round(statistics.median(shares), 3),
+    }
+
+
+def take_turns(runs: dict[str, Callable[[], None]], seconds: float) -> tuple[list[dict[str, float]], int, float | None]:
+    """Times the functions in turns: (seconds per call in each round, rounds left out, others' share of the cores).
+
+    Each function's bursts are as many calls as fill BURST_SECONDS. At least FEWEST_ROUNDS are made.
+    """
+    calls = {}
+    for name, run in runs.items():
+        run()
+        started = time.perf_counter()
+        run()
+        calls[name] = max(1, math.ceil(BURST_SECONDS / (time.perf_counter() - started)))
+    rounds: list[tuple[float | None, dict[str, float]]] = []
+    ends = time.monotonic() + seconds
+    while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
+        began, busy_before = time.perf_counter(), busy_seconds()
+        times = {}
+        for name, run in runs.items():
+            gc.collect()
+            started = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            times[name] = (time.perf_counter() - started) / calls[name]
+        busy = busy_seconds()
+        taken = None
+        if busy is not None and busy_before is not None:
+            taken = max(0.0, busy - busy_before) / ((time.perf_counter() - began) * (os.cpu_count() or 1))
+        rounds.append((taken, times))
+    quiet = [(taken, times) for taken, times in rounds if taken is None or taken <= DISTURBED]
+    kept = quiet if len(quiet) >= FEWEST_ROUNDS else rounds
+    known = [taken for taken, _ in kept if taken is not None]
+    others = round(statistics.mean(known), 3) if known else None
+    return [times for _, times in kept], len(rounds) - len(kept), others
+
+
+def busy_seconds() -> float | None:
+    """Core-seconds that all other processes have used since the machine started; None where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, soft_irq, steal = (int(field) for field in fields[:8])
+    ticks = user + nice + system + irq + soft_irq + steal
+    own = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def peak_memory(setting: Setting, leave_out: tuple[str, ...] = ()) -> dict[str, int]:
+    """Megabytes by which each contender's process grows at most while it trains for three steps."""
+    names = [OURS] + ([] if (module := rival_module()) is None else [n for n in module.RIVALS if n not in leave_out])
+    peaks = {}
+    for name in names:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process; its peak is its own
+            peaks[name] = round(pool.apply(grown_bytes, (setting, name)) / 1e6)
+    return peaks
+
+
+def grown_bytes(setting: Setting, name: str) -> int:
+    """Runs in a process of its own: bytes of peak resident memory above what was resident before the first step."""
+    model, data = contenders(setting.config)[name], batches(setting)
+    step = training_step(model, data)
+    gc.collect()
+    torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the matrix library's own buffers
+    before = resident_bytes()
+    for _ in range(3):
+        step()
+    return resident_bytes(peak=True) - before
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """Resident memory of this process, now or at its highest.
+
+    From /proc where there is one: ru_maxrss of a process that was started by a larger one begins at the larger one's.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def as_table(result: dict[str, Any]) -> Table:
+    """The result for the terminal."""
+    table = Table(
+        title="A training step, side by side", caption=f"{result['machine']}, torch {result['torch']}, medians"
+    )
+    table.add_column(f"vocabulary 1024, {SETTINGS[0].length} tokens")
+    for heading in ("tokens/s", "vs stepwise (a)", "vs nn.RNN (b)", "share of product (c)", "peak MB: ours, a, b"):
+        table.add_column(heading, justify="right")
+    for row in result["settings"]:
+        ratios, peaks = row["times_as_fast_as"], row["peak_megabytes"]
+        table.add_row(
+            row["name"],
+            f"{row['tokens_per_second'][OURS]:,}",
+            *(f"{ratios[name]:.2f}x" if name in ratios else "-" for name in ("stepwise", "nn.RNN")),
+            f"{row['share_of_product_rate']:.0%}",
+            ", ".join(f"{peaks[name]:,}" for name in (OURS, "stepwise", "nn.RNN") if name in peaks) or "-",
+        )
+    return table
