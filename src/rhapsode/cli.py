@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from rhapsode import __version__
+from rhapsode.study.commands import app as study_app
 from rhapsode.textbook.explain import app as explain_app
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(explain_app, name="explain")
+app.add_typer(study_app, name="study")
 
 
 PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
@@ -112,10 +114,12 @@ def evaluate(
 ) -> None:
     """Nats per token, perplexity and bits per byte over all of the data; on storyworld, the distance to the floor."""
     from rhapsode.commands import evaluate_command
+    from rhapsode.sample import SampleConfig
     from rhapsode.sources import SourceConfig
 
     source = SourceConfig(split, separator, field)
-    evaluate_command(run, data or [], source, checkpoint, threads, device, as_json, generate, temperature, seed)
+    sampling = SampleConfig(max_tokens=600, temperature=temperature, seed=seed)
+    evaluate_command(run, data or [], source, checkpoint, threads, device, as_json, generate, sampling)
 
 
 @app.command()

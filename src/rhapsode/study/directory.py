@@ -1,0 +1,121 @@
+"""A study on disk.
+
+study.json            what was asked, what was decided (scale, validation stories), data, versions, commit
+tokenizer/            the tokenizer of all its cells
+cells/NAME/           a run directory each; result.json in it is written last, and only then is the cell finished
+logs/NAME.txt         what the cell's process said
+report.html, report.md, points.csv, figures/
+.lock                 held by the process that runs the study
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rhapsode.atomic import write_text
+from rhapsode.run import check_free
+from rhapsode.study.plans import Cell, Plan, Request, plan_of
+from rhapsode.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+
+
+class Study:
+    """A study directory; about: the contents of study.json."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        self.request = Request(**{name: _tuples(value) for name, value in about["request"].items()})
+        self.plan: Plan = plan_of(self.request, about["scale"])
+
+    @classmethod
+    def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer) -> "Study":
+        """A new study; study.json is written last, so that a directory with it is whole."""
+        check_free(path)
+        about = {"format_version": FORMAT_VERSION, **about}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            tokenizer.save(temporary / "tokenizer")
+            write_text(temporary / "study.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            if path.is_dir():
+                path.rmdir()
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return cls(path, about)
+
+    @classmethod
+    def open(cls, path: Path) -> "Study":
+        """Opens a study directory; ValueError where it is damaged or of another version."""
+        try:
+            about = json.loads((path / "study.json").read_text(encoding="utf-8"))
+            version = about["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path / 'study.json'}: damaged ({error})") from None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}")
+        return cls(path, about)
+
+    def check_same(self, request: Request) -> None:
+        """Raises ValueError with one line where the study was begun with another request."""
+        begun, asked = asdict(self.request), asdict(request)
+        for name in asked:
+            if begun[name] != asked[name]:
+                raise ValueError(
+                    f"{self.path} holds a study with {name} {begun[name]!r}, not {asked[name]!r};"
+                    " go on with that one or choose another directory with --out"
+                )
+
+    def cell_path(self, cell: Cell) -> Path:
+        return self.path / "cells" / cell.name
+
+    def log_path(self, cell: Cell) -> Path:
+        return self.path / "logs" / f"{cell.name}.txt"
+
+    def identity(self, cell: Cell) -> str:
+        """SHA-256 of all that decides the cell's result, but for the machine."""
+        data = self.about["data"]
+        parts = [cell.sections, cell.completions, self.about["valid_stories"], self.plan.valid_tokens]
+        parts += [data["train_fingerprint"], data["valid_fingerprint"], self.about["tokenizer_fingerprint"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What a finished cell wrote at its end; None for one that is not finished, or was another cell."""
+        try:
+            result = json.loads((self.cell_path(cell) / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if isinstance(result, dict) and result.get("cell") == self.identity(cell) else None
+
+    def finish(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Marks the cell as finished, in one rename."""
+        text = json.dumps({"cell": self.identity(cell), **result}, indent=1, ensure_ascii=False) + "\n"
+        write_text(self.cell_path(cell) / "result.json", text)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the study for this process; raises BlockingIOError where another one runs it."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(f"{self.path}: another process runs this study; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

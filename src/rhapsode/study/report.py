@@ -1,0 +1,495 @@
+"""The report of a study: one page of HTML that needs nothing else, the same in Markdown, and a CSV of every point.
+
+A report is a list of chapters, one per part of the plan: sentences, figures, tables, completions. Both templates
+show the same chapters; all numbers in them come from the cells' results.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rhapsode.atomic import write_text
+from rhapsode.study import sentences
+from rhapsode.study.directory import Study
+from rhapsode.study.figures import MOST_LINES, Figure, Line, dots, lines
+from rhapsode.study.plans import TITLES, Part, Setting, shown
+from rhapsode.study.statistics import Measured, measured
+
+COURSE_CAVEAT = (
+    "The course's figures are its own: one GPU, and its full data set, which is another one than this; losses on"
+    " different text cannot be compared, and times only within one machine."
+)
+COURSE_SECONDS = {32: 241.8, 64: 124.2, 128: 61.0, 256: 39.7}  # for 50,000 sequences
+COURSE_SEQUENCES = 50_000
+COURSE_LARGE = {"sequences": 250_000, "train": 2.032871, "valid": 2.285386, "seconds": 777.4}
+LOSS, TRAIN_LOSS = "nats per token", "Training loss"
+AXIS = "sequences seen"
+WHAT = {
+    "size": "embed = hidden",
+    "batch": "batch size",
+    "sequences": "sequences",
+    "temperature": "model",
+    "grid": "setting",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """header and rows of text; note: a line below."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The texts written at one temperature."""
+
+    temperature: float
+    prompt: str
+    texts: Sequence[str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of the study, as both templates show it."""
+
+    name: str
+    title: str
+    sentences: Sequence[str]
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    completions: Sequence[Completions] = ()
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the finished cells of a setting came to; settings without a finished cell have none.
+
+    points: of each seed, in the order of the plan.
+    """
+
+    setting: Setting
+    results: Sequence[dict[str, Any]] = field(repr=False)
+
+    def last(self, key: str) -> Measured:
+        """A number of the last validation, over the seeds."""
+        return measured([result["points"][-1][key] for result in self.results])
+
+    def total(self, key: str) -> Measured:
+        """A number of the whole run, over the seeds."""
+        return measured([result[key] for result in self.results])
+
+    def curve(self, key: str) -> Line:
+        """A loss against the sequences seen; mean over the seeds, with a band from the lowest to the highest."""
+        count = min(len(result["points"]) for result in self.results)
+        columns = [[result["points"][i][key] for result in self.results] for i in range(count)]
+        x = [point["sequences"] for point in self.results[0]["points"][:count]]
+        y = [measured(column).mean for column in columns]
+        if len(self.results) == 1:
+            return Line(self.setting.label, x, y)
+        return Line(self.setting.label, x, y, [min(column) for column in columns], [max(c) for c in columns])
+
+
+def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
+    """Writes report.html, report.md, points.csv and figures/ into the study; returns the page's path.
+
+    facts: what is to be told of machine, versions and commit. publish: a folder that gets NAME.md and NAME/*.svg
+    as well, NAME being that of the study's directory. Raises ValueError where matplotlib or jinja2 is missing.
+    """
+    chapters = [chapter_of(study, part) for part in study.plan.parts]
+    for chapter in chapters:
+        for figure in chapter.figures:
+            figure.save(study.path / "figures")
+    write_text(study.path / "points.csv", points_csv(study))
+    about = {"study": study, "chapters": chapters, "settings": settings_of(study, facts), "failed": failed}
+    about |= {"command": study.about["command"], "title": title_of(study)}
+    write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
+    write_text(study.path / "report.html", _render("report.html.jinja", about))
+    if publish is not None:
+        name = study.path.resolve().name
+        publish.mkdir(parents=True, exist_ok=True)
+        for chapter in chapters:
+            for figure in chapter.figures:
+                (publish / name).mkdir(exist_ok=True)
+                write_text(publish / name / f"{figure.name}.svg", figure.svg)
+        write_text(publish / f"{name}.md", _render("report.md.jinja", about | {"figures": name}))
+    return study.path / "report.html"
+
+
+def check_extras() -> None:
+    """Raises ValueError with one line where the packages of the report are missing."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"a study's report needs {error.name}: pip install 'rhapsode[study]'") from None
+
+
+def _render(template: str, about: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    html = ".html" in template
+    environment = Environment(
+        loader=PackageLoader("rhapsode.study"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["cell"] = _markdown_cell
+    return environment.get_template(template).render(about).rstrip() + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    """A text for a cell of a Markdown table, or for one line of a list."""
+    for character in ("\\", "|", "*", "_", "`", "<", ">", "#"):
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def title_of(study: Study) -> str:
+    """The headline of the page."""
+    name = study.request.study
+    if name == "all":
+        return "The course's studies"
+    if name == "grid":
+        return "Study: " + " by ".join(study.plan.parts[0].fields)
+    return f"Study: {TITLES[name].lower()}"
+
+
+# -- chapters --------------------------------------------------------------------------------------------------------
+
+
+def chapter_of(study: Study, part: Part) -> Chapter:
+    """The part's chapter, made of the cells that are finished."""
+    found = []
+    for setting in part.settings:
+        results = [result for name in setting.cells if (result := study.result(study.plan.cells[name]))]
+        if results:
+            found.append(Outcomes(setting, results))
+    if not found:
+        return Chapter(part.name, TITLES[part.name], ["No cell of this part is finished."])
+    make: dict[str, Callable[[Study, Part, list[Outcomes]], Chapter]] = {
+        "size": _size,
+        "batch": _batch,
+        "sequences": _sequences,
+        "temperature": _temperature,
+        "grid": _grid,
+    }
+    return make[part.name](study, part, found)
+
+
+def _size(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    labels, valid, seconds = _labels(found), _valid(found), [o.total("seconds").mean for o in found]
+    told = [sentences.trend("Final validation loss", labels, valid)]
+    if len(found) > 1:
+        smaller, larger = found[0].total("parameters").mean, found[-1].total("parameters").mean
+        told.append(
+            f"The largest model has {larger / smaller:.1f}x the parameters of the smallest;"
+            f" it is {sentences.faster(seconds[0], seconds[-1])} that."
+        )
+    told += [sentences.gap(labels[-1], found[-1].last("train_loss"), valid[-1]), *_common(study, found)]
+    return Chapter(part.name, TITLES["size"], told, _curves(part, found), [_table(study, part, found)])
+
+
+def _batch(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    labels, valid, seconds = _labels(found), _valid(found), [o.total("seconds").mean for o in found]
+    told = []
+    if len(found) > 1:
+        ends = (f"batch {labels[0]}", f"batch {labels[-1]}")
+        told.append(sentences.compare(*ends, (seconds[0], seconds[-1]), (valid[0], valid[-1])))
+    told.append(sentences.trend("Training time", labels, [o.total("seconds") for o in found], 0.0, "s", 1))
+    told.append(sentences.trend("Final validation loss", labels, valid))
+    known = [o for o in found if o.setting.values["batch_size"] in COURSE_SECONDS]
+    rows = []
+    for outcomes in known:
+        size = outcomes.setting.values["batch_size"]
+        own, theirs = outcomes.total("seconds"), COURSE_SECONDS[size]
+        count = outcomes.last("sequences").mean
+        row = [str(size), own.text(1), f"{count:,.0f}", f"{count / own.mean:,.1f}"]
+        rows.append([*row, f"{theirs:,.1f}", f"{COURSE_SEQUENCES / theirs:,.1f}"])
+    if len(known) > 1:
+        first, last = known[0], known[-1]
+        sizes = [o.setting.values["batch_size"] for o in (first, last)]
+        # Sequences per second, since a large batch rounds the number of sequences up.
+        rates = [o.last("sequences").mean / o.total("seconds").mean for o in (first, last)]
+        theirs = COURSE_SECONDS[sizes[0]] / COURSE_SECONDS[sizes[1]]
+        told.append(sentences.against(rates[1] / rates[0], theirs, f"from batch {sizes[0]} to {sizes[1]}"))
+    header = ("batch size", "s here", "sequences", "sequences/s", "s, course", "sequences/s, course")
+    course = Table("Total time, beside the course's", header, rows, COURSE_CAVEAT)
+    tables = [_table(study, part, found), course]
+    return Chapter(part.name, TITLES["batch"], [*told, *_common(study, found)], _curves(part, found), tables)
+
+
+def _sequences(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    labels, valid = [f"{label} sequences" for label in _labels(found)], _valid(found)
+    train = [o.last("train_loss") for o in found]
+    told = [
+        sentences.trend("Final validation loss", labels, valid),
+        sentences.trend("Final training loss", labels, train),
+        sentences.gap(labels[-1], train[-1], valid[-1]),
+        *_common(study, found),
+    ]
+    counts = [o.setting.values["sequences"] * study.about["scale"] for o in found]
+    drawn = [_finals(name, counts, values) for name, values in (("training", train), ("validation", valid))]
+    title = "Final loss by number of training sequences"
+    figure = lines("sequences-final", title, "training sequences (logarithmic)", LOSS, drawn, log_x=True)
+    return Chapter(part.name, TITLES["sequences"], told, [figure], [_table(study, part, found)])
+
+
+def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    from rhapsode.study.cell import COMPLETION_TOKENS, COMPLETIONS, PROMPT
+
+    own = found[0]
+    train, valid, seconds = own.last("train_loss"), own.last("valid_loss"), own.total("seconds")
+    count = own.last("sequences").mean
+    theirs = COURSE_LARGE
+    told = [
+        f"The large model ends at a training loss of {train.text()} and a validation loss of {valid.text()},"
+        f" after {count:,.0f} sequences and {seconds.text(1)} s.",
+        *_trends_of_texts(own),
+        *_common(study, found),
+    ]
+    rows = [
+        ["here", f"{count:,.0f}", train.text(4), valid.text(4), seconds.text(1), f"{count / seconds.mean:,.1f}"],
+        [
+            "course",
+            f"{theirs['sequences']:,}",
+            f"{theirs['train']:.6f}",
+            f"{theirs['valid']:.6f}",
+            f"{theirs['seconds']:,.1f}",
+            f"{theirs['sequences'] / theirs['seconds']:,.1f}",
+        ],
+    ]
+    header = ("", "sequences", "training loss", "validation loss", "s", "sequences/s")
+    course = Table("The large model, beside the course's", header, rows, COURSE_CAVEAT)
+    note = (
+        f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0"
+        " they are all the same). distinct-n: different n-grams as a share of all, within a completion; repetition:"
+        " share of 4-grams that were there before; log-probability: natural logarithm, per token, under the model itself."
+    )
+    numbers = ("temperature", "distinct-1", "distinct-2", "distinct-3", "repetition", "log-probability")
+    texts = Table("Variety of the completions", numbers, [_numbers_of_texts(own, i) for i in range(3)], note)
+    completions = [
+        Completions(
+            entry["temperature"],
+            PROMPT,
+            entry["texts"],
+            "" if entry["temperature"] else "At temperature 0 nothing is drawn: all completions are the same.",
+        )
+        for entry in own.results[0]["completions"]
+    ]
+    figures = [
+        lines("temperature-loss", "The large model: loss while training", AXIS, LOSS, _train_and_valid(own)),
+    ]
+    return Chapter(part.name, TITLES["temperature"], told, figures, [course, texts], completions)
+
+
+def _grid(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    labels, valid, train = _labels(found), _valid(found), [o.last("train_loss") for o in found]
+    told = [sentences.best(labels, valid)]
+    if len(part.fields) == 1:
+        told.append(sentences.trend("Final validation loss", labels, valid))
+    else:
+        complete = [o for o in found if len(o.results) == len(o.setting.cells)]
+        told += [_marginal(name, complete) for name in part.fields if len(complete) == len(part.settings)]
+    told += _common(study, found)
+    figures = _curves(part, found) if len(found) <= MOST_LINES else []
+    whiskers = [_finals(name, (), values) for name, values in (("training", train), ("validation", valid))]
+    figures.append(dots("grid-final", "Final loss of each setting", LOSS, whiskers, labels))
+    return Chapter(part.name, TITLES["grid"], told, figures, [_table(study, part, found)])
+
+
+def _marginal(name: str, found: list[Outcomes]) -> str:
+    """The final validation loss for each value of a field, averaged over everything else."""
+    groups: dict[str, list[float]] = {}
+    for outcomes in found:
+        groups.setdefault(shown(outcomes.setting.values[name]), []).append(outcomes.last("valid_loss").mean)
+    means = [Measured(measured(group).mean) for group in groups.values()]
+    return sentences.trend(f"Averaged over all else, the validation loss by {name}", list(groups), means)
+
+
+def _common(study: Study, found: list[Outcomes]) -> list[str]:
+    epochs = [result["epochs"] for outcomes in found for result in outcomes.results]
+    return [sentences.walked(epochs), sentences.one_seed(study.request.seeds)]
+
+
+def _labels(found: list[Outcomes]) -> list[str]:
+    return [outcomes.setting.label for outcomes in found]
+
+
+def _valid(found: list[Outcomes]) -> list[Measured]:
+    return [outcomes.last("valid_loss") for outcomes in found]
+
+
+# -- figures and tables ----------------------------------------------------------------------------------------------
+
+
+def _curves(part: Part, found: list[Outcomes]) -> list[Figure]:
+    """Training and validation loss against the sequences seen, a line per setting."""
+    by = {"size": "by model size", "batch": "by batch size"}.get(part.name, f"by {', '.join(part.fields)}")
+    return [
+        lines(f"{part.name}-{name}", f"{title} {by}", AXIS, LOSS, [o.curve(key) for o in found], WHAT[part.name])
+        for name, title, key in (
+            ("train", TRAIN_LOSS, "train_loss"),
+            ("valid", "Validation loss", "valid_loss"),
+        )
+    ]
+
+
+def _train_and_valid(outcomes: Outcomes) -> list[Line]:
+    return [
+        Line(name, line.x, line.y, line.low, line.high)
+        for name, line in (
+            ("training", outcomes.curve("train_loss")),
+            ("validation", outcomes.curve("valid_loss")),
+        )
+    ]
+
+
+def _finals(label: str, x: Sequence[float], values: Sequence[Measured]) -> Line:
+    """Final losses as one line, with a standard deviation to both sides where there is one."""
+    y = [value.mean for value in values]
+    if all(value.spread is None for value in values):
+        return Line(label, x, y)
+    low = [value.mean - (value.spread or 0.0) for value in values]
+    return Line(label, x, y, low, [value.mean + (value.spread or 0.0) for value in values])
+
+
+def _table(study: Study, part: Part, found: list[Outcomes]) -> Table:
+    """All settings of a part, one a row."""
+    header = (
+        WHAT[part.name],
+        "training loss",
+        "validation loss",
+        "training s",
+        "sequences seen",
+        "epochs",
+        "parameters",
+        "seeds",
+    )
+    rows = [
+        [
+            outcomes.setting.label,
+            outcomes.last("train_loss").text(4),
+            outcomes.last("valid_loss").text(4),
+            outcomes.total("seconds").text(1),
+            f"{outcomes.last('sequences').mean:,.0f}",
+            f"{outcomes.total('epochs').mean:.2f}",
+            f"{outcomes.total('parameters').mean:,.0f}",
+            str(len(outcomes.results)),
+        ]
+        for outcomes in found
+    ]
+    note = (
+        "Losses in nats per token. Training loss: mean over all tokens since the validation before, which is the last"
+        f" tenth of the run with ten validations. Validation loss: {validated_on(study)}."
+        " Training s: seconds of training alone, without validation and start-up."
+    )
+    return Table("Final losses and time", header, rows, note)
+
+
+def validated_on(study: Study) -> str:
+    """What the validation loss is a mean over."""
+    count = study.about["valid_sequences"]
+    which = "all" if count == study.about["data"]["valid_stories_there"] else "a seeded draw of"
+    stories = f"{which} {count:,} validation stories"
+    length = study.plan.valid_tokens
+    if length is None:
+        return f"over every token of {stories}, each story from a fresh state"
+    return (
+        f"over the first {length} tokens of each of {stories}, of which all but the first are predicted, just as in"
+        " training; each story from a fresh state"
+    )
+
+
+def _numbers_of_texts(outcomes: Outcomes, i: int) -> list[str]:
+    temperature = outcomes.results[0]["completions"][i]["temperature"]
+    return [
+        f"{temperature:g}",
+        *(_text_number(outcomes, i, "distinct", n).text(3).split(" ")[0] for n in ("1", "2", "3")),
+        f"{_text_number(outcomes, i, 'repetition').mean:.3f}",
+        f"{_text_number(outcomes, i, 'log_probability').mean:.3f}",
+    ]
+
+
+def _text_number(outcomes: Outcomes, i: int, name: str, n: str | None = None) -> Measured:
+    """Mean over all completions of all seeds, with its standard error as the spread; 0 spread for what is certain."""
+    values = []
+    for result in outcomes.results:
+        numbers = result["completions"][i][name]
+        values += [value for value in (numbers if n is None else numbers[n]) if value is not None]
+    if not values:
+        return Measured(float("nan"))
+    found = measured(values)
+    return Measured(found.mean, (found.spread or 0.0) / len(values) ** 0.5)
+
+
+def _trends_of_texts(outcomes: Outcomes) -> list[str]:
+    """How variety, repetition and probability move with the temperature."""
+    entries = outcomes.results[0]["completions"]
+    labels = [f"temperature {entry['temperature']:g}" for entry in entries]
+    told = []
+    for what, name, n in (
+        ("distinct-2 of the completions", "distinct", "2"),
+        ("Their repetition", "repetition", None),
+        ("Their mean log-probability per token", "log_probability", None),
+    ):
+        values = [_text_number(outcomes, i, name, n) for i in range(len(entries))]
+        told.append(sentences.trend(what, labels, values, 0.005, "" if n or name == "repetition" else "nats"))
+    return told
+
+
+def points_csv(study: Study) -> str:
+    """Every point of every finished cell, once for each part that it belongs to, with all digits."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    keys = ("step", "sequences", "tokens", "seconds", "train_loss", "valid_loss")
+    writer.writerow(["part", "setting", "cell", "seed", *keys])
+    for part in study.plan.parts:
+        for setting in part.settings:
+            for name in setting.cells:
+                cell = study.plan.cells[name]
+                for point in (study.result(cell) or {"points": []})["points"]:
+                    writer.writerow([part.name, setting.label, name, cell.seed, *(repr(point[key]) for key in keys)])
+    return stream.getvalue()
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+def settings_of(study: Study, facts: dict[str, str]) -> Table:
+    """What the study was run with, and on."""
+    about, request = study.about, study.request
+    first = next(iter(study.plan.cells.values())).sections
+    varied = {name for part in study.plan.parts for name in part.fields}
+    constants = ", ".join(
+        f"{name} {shown(value)}"
+        for section in ("model", "optimizer", "train", "batch")
+        for name, value in first[section].items()
+        if name not in varied | {"prompt", "seed"} and value != ""
+    )
+    data = about["data"]
+    source = f"{data['description']} ({data['num_stories']:,} stories)"
+    results = [result for cell in study.plan.cells.values() if (result := study.result(cell))]
+    used = sorted({result["threads"] for result in results} | {result["threads_begun"] for result in results})
+    rows = [
+        ["training data", source],
+        ["validation", f"{data['valid_description']}: {validated_on(study)}"],
+        ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
+        ["the same in all cells", constants],
+        ["scale", f"{about['scale']:g} of the course's sequences" + (_minutes(study))],
+        ["seeds", f"{request.seeds}, from {request.seed} on"],
+        ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
+        ["threads of a cell", ", ".join(map(str, used)) or "-"],
+        *([name, value] for name, value in facts.items()),
+    ]
+    return Table("Settings", ("what", "value"), rows)
+
+
+def _minutes(study: Study) -> str:
+    minutes = study.request.minutes
+    return "" if minutes is None else f", chosen to fit into {minutes:g} minutes"
