@@ -66,9 +66,9 @@ class Run:
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer")
             write_text(temporary / "run.json", _json(about))
-            if path.is_dir():
-                path.rmdir()  # empty, or check_free would have told
             try:
+                if path.is_dir():
+                    path.rmdir()  # empty, or check_free would have told
                 os.rename(temporary, path)
             except OSError:
                 check_free(path)  # another process was faster

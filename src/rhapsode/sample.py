@@ -70,8 +70,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one."""
     if p == 1:
         return logits
-    ordered, order = logits.softmax(0).sort(descending=True)
-    before = ordered.cumsum(0) - ordered  # what the likelier ones have reached
+    ordered, order = logits.sort(descending=True)
+    probabilities = ordered.softmax(0)
+    before = probabilities.cumsum(0) - probabilities  # what the likelier ones have reached
     return logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(0, order, before >= p), -torch.inf)
 
 
