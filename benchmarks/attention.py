@@ -1,0 +1,103 @@
+"""What attention buys on storyworld: presets with and without it, for the same minutes of training.
+
+    python benchmarks/attention.py                      presets minute and coffee: some 25 minutes
+    python benchmarks/attention.py --presets minute
+
+Trains on storyworld, then measures the excess over the exact floor and the recall at labelled references on 300
+stories of the split valid. Writes benchmarks/results/attention.json and docs/figures/storyworld-recall.svg, and
+prints the table of docs/storyworld.md.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rhapsode import coherence, storyworld
+from rhapsode.evaluate import score
+from rhapsode.inspection.cost import parameters_by_part
+from rhapsode.presets import PRESETS
+from rhapsode.progress import say
+from rhapsode.sources import open_source
+from rhapsode.start import Request, begin
+from rhapsode.storyworld import Accuracy
+from rhapsode.tokens import prepare
+from rhapsode.train import train
+
+RESULTS = Path(__file__).parent / "results" / "attention.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "storyworld-recall.svg"
+STORIES = 300
+
+
+def measure(preset: str, with_attention: bool, folder: Path) -> tuple[dict[str, Any], Accuracy]:
+    """Trains one of the four and asks it; returns its row of the table, and its recall."""
+    assignments = () if with_attention else ("attention=none",)
+    name = f"{preset}{'' if with_attention else ', no attention'}"
+    ready = begin(Request(("storyworld",), preset=preset, assignments=assignments), folder / name.replace(", ", "-"))
+    outcome = train(ready.run, ready.train, ready.valid)
+    model, tokenizer = ready.run.load_model(), ready.run.tokenizer
+    result = score(model, prepare(open_source([f"storyworld:{STORIES}:valid"]), tokenizer))
+    excess = coherence.excess(result.nats, result.num_bytes, STORIES)
+    stories = [storyworld.sample(seed, "valid") for seed in range(STORIES)]
+    recall = coherence.reference_scores(model, tokenizer, stories)
+    row = {
+        "name": name,
+        "parameters": sum(parameters_by_part(model).values()),
+        "training_seconds": round(outcome.progress.seconds, 1),
+        "tokens": outcome.progress.tokens,
+        "bits_per_byte": excess.bits_per_byte,
+        "excess_bits_per_byte": excess.excess,
+        "excess_bits_per_story": excess.excess_bits_per_story,
+        "recall": recall.overall[0],
+        "recall_by_distance": {key: share for key, (share, _) in recall.by_distance.items()},
+    }
+    say(json.dumps(row))
+    return row, recall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["minute", "coffee"])
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    recalls: dict[str, Accuracy] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in arguments.presets:
+            for with_attention in (True, False):
+                row, recall = measure(preset, with_attention, Path(folder))
+                rows.append(row)
+                recalls[row["name"]] = recall
+    chance = storyworld.chance(storyworld.sample(seed, "valid") for seed in range(STORIES))
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    coherence.plot_recall(recalls, FIGURE, chance)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    about = {
+        "stories": STORIES,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+    RESULTS.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    bins = list(rows[0]["recall_by_distance"])
+    print(
+        "| | parameters | bits per byte | excess | excess per story, bits | right at references |",
+        " | ".join(bins),
+        "|",
+    )
+    print("|---" * (6 + len(bins)) + "|")
+    for row in rows:
+        far = " | ".join(f"{row['recall_by_distance'][name]:.1%}" for name in bins)
+        print(
+            f"| {row['name']} | {row['parameters']:,} | {row['bits_per_byte']:.4f} | {row['excess_bits_per_byte']:.4f}"
+            f" | {row['excess_bits_per_story']:.1f} | {row['recall']:.1%} | {far} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
