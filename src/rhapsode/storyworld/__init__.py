@@ -18,7 +18,16 @@ import numpy as np
 
 from rhapsode.storyworld import evaluation, parallel, parsing, sampling
 from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
-from rhapsode.storyworld.evaluation import Accuracy, Cloze, GeneratedReport, clozes, reference_accuracy
+from rhapsode.storyworld.evaluation import (
+    Accuracy,
+    Cloze,
+    GeneratedReport,
+    Outcome,
+    accuracy,
+    chance,
+    clozes,
+    reference_accuracy,
+)
 from rhapsode.storyworld.grammar import fingerprint, load_grammar
 from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
@@ -36,10 +45,13 @@ __all__ = [
     "Entropy",
     "FragmentTokens",
     "GeneratedReport",
+    "Outcome",
     "Parse",
     "Reference",
     "Story",
     "TokenBatch",
+    "accuracy",
+    "chance",
     "check_generated",
     "clozes",
     "entropy",

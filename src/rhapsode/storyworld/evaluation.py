@@ -1,9 +1,11 @@
 """What a language model is asked about storyworld: the right words at references, and stories of its own."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rhapsode.storyworld.grammar import Grammar
 from rhapsode.storyworld.parsing import parse
@@ -76,25 +78,45 @@ def reference_accuracy(
     log_probabilities: (prefix, continuations) -> the log-probability of each continuation after the prefix,
     the sum over its tokens. A tie counts as wrong: a model that knows nothing must not be right.
     """
-    outcomes: list[tuple[str, int, bool]] = []
+    outcomes: list[Outcome] = []
     for story in stories:
         for question in clozes(story):
             right, *wrong = log_probabilities(question.prefix, [question.right, *question.wrong])
-            outcomes.append((question.kind, question.distance, right > max(wrong)))
+            outcomes.append(Outcome(question.kind, question.distance, right > max(wrong)))
+    return accuracy(outcomes)
+
+
+def chance(stories: Iterable[Story]) -> Accuracy:
+    """The accuracy of a guesser at the references of these stories: one over the number of continuations."""
+    questions = [question for story in stories for question in clozes(story)]
+    return accuracy(Outcome(each.kind, each.distance, 1 / (1 + len(each.wrong))) for each in questions)
+
+
+class Outcome(NamedTuple):
+    """What became of one question: 1 or True for right, 0 or False for wrong, or the probability of right."""
+
+    kind: str
+    distance: int
+    right: float
+
+
+def accuracy(outcomes: Iterable[Outcome]) -> Accuracy:
+    """Means of outcomes over all, by kind and by distance. Raises ValueError if there are none."""
+    outcomes = list(outcomes)
     if not outcomes:
         raise ValueError("accuracy at references needs at least one story with a labelled reference")
     bins = [distance_bin(bound) for bound in DISTANCE_BOUNDS]
-    by_distance = {name: [ok for _, d, ok in outcomes if distance_bin(d) == name] for name in bins}
-    by_kind = {kind: [ok for k, _, ok in outcomes if k == kind] for kind in sorted({k for k, _, _ in outcomes})}
+    by_distance = {name: [o.right for o in outcomes if distance_bin(o.distance) == name] for name in bins}
+    kinds = sorted({outcome.kind for outcome in outcomes})
     return Accuracy(
-        _share([ok for _, _, ok in outcomes]),
-        {kind: _share(oks) for kind, oks in by_kind.items()},
-        {name: _share(oks) for name, oks in by_distance.items() if oks},
+        _share([outcome.right for outcome in outcomes]),
+        {kind: _share([outcome.right for outcome in outcomes if outcome.kind == kind]) for kind in kinds},
+        {name: _share(rights) for name, rights in by_distance.items() if rights},
     )
 
 
-def _share(oks: list[bool]) -> tuple[float, int]:
-    return sum(oks) / len(oks), len(oks)
+def _share(rights: list[float]) -> tuple[float, int]:
+    return math.fsum(rights) / len(rights), len(rights)
 
 
 @dataclass(frozen=True)
@@ -136,7 +158,7 @@ def check_generated(grammar: Grammar, texts: Iterable[str], training: Iterable[s
         breaks[error.reason] += 1
         examples.setdefault(error.reason, str(error))
     distinct = set(stories)
-    seen = {text for text in training if text in distinct}
+    seen = {text for text in training if text in distinct} if distinct else set()
     broken = sum(breaks.values())
     return GeneratedReport(
         total=len(stripped),

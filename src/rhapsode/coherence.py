@@ -1,0 +1,459 @@
+"""What storyworld tells about a model: the distance to the floor, memory for what was said, stories of its own.
+
+    excess       how far the loss is from the least possible, in bits per byte: a Kullback-Leibler divergence
+    recall       how often the right word is the likeliest where a story refers to a fact told before
+    generated    how many of the model's stories are stories, where the others break, how many are new
+
+Measured on `valid` it is what was learnt; on `held_out_skeletons` and `held_out_combinations`, plots and pairs that
+training never has, it is what was composed rather than remembered.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from rhapsode import storyworld
+from rhapsode.atomic import replacing
+from rhapsode.evaluate import bits_per_byte
+from rhapsode.model import BlockState, Cache, LanguageModel, State
+from rhapsode.storyworld import Accuracy, GeneratedReport, Story
+from rhapsode.tokenizer import Tokenizer
+
+STORIES_AT_ONCE = 32
+SEEDS_AT_ONCE = 10_000
+
+
+# The distance to the floor
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A model's loss on stories beside what it can be at least, all in bits per byte.
+
+    floor: the split's exact entropy, which the loss over ever more stories cannot go below. sample_floor: minus the
+    log-probability of these very stories; the luck of the draw, which is in both, cancels in `excess`.
+    """
+
+    split: str
+    num_stories: int
+    num_bytes: int
+    bits_per_byte: float
+    floor: float
+    sample_floor: float
+
+    @property
+    def excess(self) -> float:
+        """Estimates KL(stories || model) per byte, without bias; 0 for the true distribution alone."""
+        return self.bits_per_byte - self.sample_floor
+
+    @property
+    def excess_bits_per_story(self) -> float:
+        """The bits that the model wastes on a story."""
+        return self.excess * self.num_bytes / self.num_stories
+
+
+def excess(nats: float, byte_count: int, count: int, split: str = "valid", seed_start: int = 0) -> Excess:
+    """How far a model is from the floor, given its loss on the stories seed_start .. seed_start + count - 1.
+
+    nats: its summed negative log-likelihood of these stories, byte_count: the UTF-8 bytes of their texts; both as
+    `evaluate.score` gives them for `storyworld:COUNT:SPLIT`. The nats include the token that ends each story: no
+    story is the beginning of another, so its end is certain, and it costs the true distribution nothing. A text
+    has other spellings in tokens than the tokenizer's, and what the model gives those counts as wasted too.
+    Raises ValueError if the stories have another number of bytes: the nats are of other stories then.
+    """
+    true_nats, true_bytes = 0.0, 0
+    for start in range(seed_start, seed_start + count, SEEDS_AT_ONCE):
+        number = min(SEEDS_AT_ONCE, seed_start + count - start)
+        true_nats -= float(storyworld.sample_log_probabilities(start, number, split).sum())
+        true_bytes += sum(len(text.encode()) for text in storyworld.sample_batch(start, number, split))
+    if byte_count != true_bytes:
+        stories = f"the stories {seed_start:,} to {seed_start + count - 1:,} of the split {split}"
+        raise ValueError(f"{stories} have {true_bytes:,} bytes, but the loss is over {byte_count:,}")
+    floor = storyworld.entropy(split).bits_per_byte
+    loss, sample_floor = bits_per_byte(nats, byte_count), bits_per_byte(true_nats, byte_count)
+    return Excess(split, count, byte_count, loss, floor, sample_floor)
+
+
+# Memory for what was said
+
+
+class Branch(NamedTuple):
+    """A question in tokens: after how many ids of its story it is asked, and what each continuation adds there."""
+
+    question: storyworld.Cloze
+    place: int
+    continuations: list[list[int]]  # the right one first
+
+
+def branches(tokenizer: Tokenizer, stories: Sequence[Story]) -> list[tuple[list[int], list[Branch]]]:
+    """Each story's ids, and its labelled references as branches off them, in order.
+
+    Continuations are tokenized with their prefix. Where the tokenizer lets no token run over the cut, the branch is
+    where the prefix ends; otherwise before the first token that the prefix alone would not have.
+    """
+    questions = [storyworld.clozes(story) for story in stories]
+    texts = [story.text for story in stories]
+    for question in itertools.chain.from_iterable(questions):
+        texts += [question.prefix, *(question.prefix + each for each in (question.right, *question.wrong))]
+    encoded = iter(ids.tolist() for ids in tokenizer.encode_batch(texts))
+    ids_of_stories = list(itertools.islice(encoded, len(stories)))
+    found = []
+    for ids, asked in zip(ids_of_stories, questions, strict=True):
+        branched = []
+        for question in asked:
+            prefix, *whole = itertools.islice(encoded, 2 + len(question.wrong))
+            place = min(_agreement(ids, other) for other in (prefix, *whole))
+            branched.append(Branch(question, place, [other[place:] for other in whole]))
+        found.append((ids, branched))
+    return found
+
+
+def _agreement(one: list[int], other: list[int]) -> int:
+    """How many ids both begin with."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if one[i] != other[i])
+
+
+@torch.inference_mode()
+def continuation_log_probabilities(
+    model: LanguageModel,
+    stories: Sequence[tuple[list[int], list[Branch]]],
+    eos_id: int,
+    on_stories: Callable[[int], None] | None = None,
+) -> list[list[list[float]]]:
+    """For each branch of each story the log-probabilities of its continuations, in nats, summed over their tokens.
+
+    stories: as `branches` gives them. Each begins with eos_id and a fresh state. The stories of a batch walk
+    forward together, from one place where any of them has a branch to the next, and the state there, a value,
+    serves all continuations: nothing is read twice, and no row is ever padded before a token that counts.
+    The model is put into eval mode and back. on_stories hears of progress.
+    """
+    found = [[[0.0] * len(branch.continuations) for branch in branched] for _, branched in stories]
+    # The story that is asked last comes first: those that are done fall off the end of the batch.
+    last = [max((branch.place for branch in branched), default=-1) for _, branched in stories]
+    order = sorted(range(len(stories)), key=lambda i: -last[i])
+    was_training = model.training
+    model.eval()
+    try:
+        for begin in range(0, len(order), STORIES_AT_ONCE):
+            batch = order[begin : begin + STORIES_AT_ONCE]
+            _walk(model, stories, batch, eos_id, found)
+            if on_stories:
+                on_stories(len(batch))
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _walk(
+    model: LanguageModel,
+    stories: Sequence[tuple[list[int], list[Branch]]],
+    batch: list[int],
+    eos_id: int,
+    found: list[list[list[float]]],
+) -> None:
+    device = next(model.parameters()).device
+    at: dict[int, list[tuple[int, int]]] = {}  # place -> (row, number of the branch)
+    for row, i in enumerate(batch):
+        for number, branch in enumerate(stories[i][1]):
+            at.setdefault(branch.place, []).append((row, number))
+    rows = [[eos_id, *stories[i][0]] for i in batch]
+    longest = max(at, default=-1) + 1
+    tokens = torch.tensor([(ids + [eos_id] * longest)[:longest] for ids in rows], device=device)  # (B, longest)
+    read, state = 0, None
+    for place in sorted(at):
+        asked = at[place]
+        active = 1 + max(row for later, pairs in at.items() if later >= place for row, _ in pairs)
+        state = state and _rows(state, slice(active))
+        x, state = model.features(tokens[:active, read : place + 1], state)
+        read = place + 1
+        wanted = [(row, ids) for row, number in asked for ids in stories[batch[row]][1][number].continuations]
+        scores = iter(_score(model, x[:, -1], state, [row for row, _ in wanted], [ids for _, ids in wanted]))
+        for row, number in asked:
+            answers = found[batch[row]][number]
+            answers[:] = itertools.islice(scores, len(answers))
+
+
+def _score(
+    model: LanguageModel, x: Tensor, state: State, rows: Sequence[int], continuations: Sequence[list[int]]
+) -> list[float]:
+    """Log-probabilities of continuations, each after the prefix whose features x (B, width) and state its row has."""
+    device = x.device
+    first = model.lm_head(x[torch.tensor(rows, device=device)]).double().log_softmax(-1)  # (continuations, V)
+    scores = first[torch.arange(len(rows)), [ids[0] for ids in continuations]].tolist()
+    alike: dict[int, list[int]] = {}  # those with 1 to 2, 3 to 8, 9 to 32, ... ids to read: little padding, few calls
+    for i, ids in enumerate(continuations):
+        if len(ids) > 1:
+            alike.setdefault((len(ids) - 2).bit_length() // 2, []).append(i)
+    for some in alike.values():
+        longest = max(len(continuations[i]) for i in some)
+        padded = [continuations[i] + [-1] * (longest - len(continuations[i])) for i in some]
+        tokens, index = torch.tensor(padded, device=device), torch.tensor([rows[i] for i in some], device=device)
+        logits, _ = model(tokens[:, :-1].clamp(min=0), _rows(state, index))
+        targets = tokens[:, 1:, None]
+        chosen = logits.double().log_softmax(-1).gather(2, targets.clamp(min=0)).where(targets >= 0, 0.0)
+        for i, rest in zip(some, chosen.sum((1, 2)).tolist(), strict=True):
+            scores[i] += rest
+    return scores
+
+
+def _rows(state: State, rows: slice | Tensor) -> State:
+    """The state of some rows of a batch."""
+    return State(
+        tuple(
+            BlockState(hidden[rows], cache and Cache(cache.keys[rows], cache.values[rows]))
+            for hidden, cache in state.blocks
+        )
+    )
+
+
+def reference_scores(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    stories: Sequence[Story],
+    on_stories: Callable[[int], None] | None = None,
+) -> Accuracy:
+    """How often the right continuation is likelier than each wrong one at the labelled references of the stories.
+
+    What `storyworld.reference_accuracy` says, computed in one pass over the stories. A tie is wrong. Compare it with
+    `storyworld.chance(stories)`. Raises ValueError if the stories have no labelled reference.
+    """
+    asked = branches(tokenizer, stories)
+    answers = continuation_log_probabilities(model, asked, tokenizer.eos_id, on_stories)
+    return storyworld.accuracy(
+        storyworld.Outcome(branch.question.kind, branch.question.distance, right > max(wrong))
+        for (_, branched), found in zip(asked, answers, strict=True)
+        for branch, (right, *wrong) in zip(branched, found, strict=True)
+    )
+
+
+# Stories of its own
+
+
+def check_stories(
+    texts: Iterable[str], training_count: int, split: str = "train", seed_start: int = 0
+) -> GeneratedReport:
+    """What became of stories that a model wrote, each from a fresh state to its </s>.
+
+    training_count, split, seed_start: what it was trained on, made again to see which stories are new (about 30 MB
+    of text per second); 0 if it was trained on something else.
+    """
+    training = storyworld.training_stories(training_count, seed_start, split)
+    return storyworld.check_generated(texts, training)
+
+
+# All of it, for JSON and for people
+
+
+def summary(
+    excesses: Iterable[Excess] = (),
+    recall: Mapping[str, Accuracy] | None = None,
+    chance: Mapping[str, Accuracy] | None = None,
+    generated: GeneratedReport | None = None,
+) -> dict[str, Any]:
+    """Everything measured as an object for JSON; parts that were not measured are left out.
+
+    recall, chance: split -> what `reference_scores` and `storyworld.chance` gave.
+    """
+    result: dict[str, Any] = {}
+    floors = {
+        each.split: {
+            "stories": each.num_stories,
+            "bytes": each.num_bytes,
+            "bits_per_byte": each.bits_per_byte,
+            "floor_bits_per_byte": each.floor,
+            "sample_floor_bits_per_byte": each.sample_floor,
+            "excess_bits_per_byte": each.excess,
+            "excess_bits_per_story": each.excess_bits_per_story,
+        }
+        for each in excesses
+    }
+    if floors:
+        result["excess"] = floors
+    if recall:
+        result["recall"] = {
+            split: _accuracy_fields(accuracy, (chance or {}).get(split)) for split, accuracy in recall.items()
+        }
+    if generated is not None:
+        result["generated"] = asdict(generated)
+    return result
+
+
+def _accuracy_fields(accuracy: Accuracy, chance: Accuracy | None) -> dict[str, Any]:
+    def fields(cell: tuple[float, int], guessed: tuple[float, int] | None) -> dict[str, Any]:
+        return {"accuracy": cell[0], "references": cell[1], **({"chance": guessed[0]} if guessed else {})}
+
+    def part(cells: dict[str, tuple[float, int]], guessed: dict[str, tuple[float, int]]) -> dict[str, Any]:
+        return {name: fields(cell, guessed.get(name)) for name, cell in cells.items()}
+
+    return {
+        "overall": fields(accuracy.overall, chance.overall if chance else None),
+        "by_distance": part(accuracy.by_distance, chance.by_distance if chance else {}),
+        "by_kind": part(accuracy.by_kind, chance.by_kind if chance else {}),
+    }
+
+
+def tables(measured: Mapping[str, Any]) -> list[Table]:
+    """What `summary` gave, as tables for a terminal."""
+    made = []
+    if "excess" in measured:
+        made.append(_excess_table(measured["excess"]))
+    if "recall" in measured:
+        recall = measured["recall"]
+        made.append(_recall_table(recall, "by_distance", "words since it was told"))
+        made.append(_recall_table(recall, "by_kind", "kind of reference"))
+    if "generated" in measured:
+        made += _generated_tables(measured["generated"])
+    return made
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _excess_table(floors: Mapping[str, Any]) -> Table:
+    table = _table(
+        "distance to the floor, in bits per byte",
+        *("stories of", "loss", "floor of the split", "of these stories", "excess", "bits per story"),
+    )
+    for split, row in floors.items():
+        numbers = (row["bits_per_byte"], row["floor_bits_per_byte"], row["sample_floor_bits_per_byte"])
+        excess = f"{row['excess_bits_per_byte']:.4f}", f"{row['excess_bits_per_story']:.1f}"
+        table.add_row(split, *(f"{number:.4f}" for number in numbers), *excess)
+    return table
+
+
+def _recall_table(recall: Mapping[str, Any], part: str, name: str) -> Table:
+    table = _table(f"right at references, {part.replace('_', ' ')}", name, *recall, "chance", "references")
+    everything = [(key, [split[part].get(key) for split in recall.values()]) for key in _keys(recall, part)]
+    everything.append(("all", [split["overall"] for split in recall.values()]))
+    for key, cells in everything:
+        shares = ["" if cell is None else f"{cell['accuracy']:.1%}" for cell in cells]
+        there = [cell for cell in cells if cell is not None]
+        number = sum(cell["references"] for cell in there)
+        guesses = [cell["chance"] * cell["references"] for cell in there if "chance" in cell]
+        guess = f"{sum(guesses) / number:.1%}" if len(guesses) == len(there) else ""
+        table.add_row(key, *shares, guess, f"{number:,}", end_section=key == everything[-2][0])
+    return table
+
+
+def _keys(recall: Mapping[str, Any], part: str) -> list[str]:
+    """The rows of all splits, in the order of the first that has them; bins of distances by size."""
+    keys = list(dict.fromkeys(key for split in recall.values() for key in split[part]))
+    return sorted(keys, key=lambda key: int(key.rstrip("+").split("-")[0])) if part == "by_distance" else sorted(keys)
+
+
+def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
+    counts = Table(title="stories that the model wrote", title_justify="left", show_header=False)
+    counts.add_column(justify="left")
+    counts.add_column(justify="right")
+    counts.add_row("written", f"{report['total']:,}")
+    counts.add_row("stories of the grammar", f"{report['parsed']:,} ({report['parsed'] / max(report['total'], 1):.0%})")
+    counts.add_row("of these not in training", f"{report['new']:,}")
+    counts.add_row("of these different", f"{report['distinct']:,}")
+    if report["words_before_break"] is None:
+        return [counts]
+    counts.add_row("words before the others break", f"{report['words_before_break']:.0f}")
+    breaks = Table(title="where the others break", title_justify="left")
+    breaks.add_column("reason")
+    breaks.add_column("stories", justify="right")
+    breaks.add_column("for example")
+    for reason, number in report["breaks"].items():
+        example = report["examples"][reason].replace(f"{reason}: ", "")
+        breaks.add_row(reason, f"{number:,}", escape(example))
+    return [counts, breaks]
+
+
+# Colours that colour-blind people tell apart (Okabe and Ito 2008), with marks and dashes for print without colour.
+STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", (0, (5, 2))),
+    ("#009E73", "^", (0, (1, 1.5))),
+    ("#CC79A7", "D", (0, (5, 2, 1, 2))),
+)
+
+
+def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy | None = None) -> None:
+    """Draws the share of right references over the distance to what they refer to, one line for each entry.
+
+    path: where to, its suffix (.png, .svg, .pdf) says as what. Bars are 95% intervals (Wilson 1927). chance: what
+    `storyworld.chance` gave for one of the sets of stories. Raises ValueError without matplotlib, and for more lines
+    than can be told apart.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(f"figures need {error.name}: pip install 'rhapsode[study]'") from error
+    if not 1 <= len(accuracies) <= len(STYLES):
+        raise ValueError(f"a figure of recall has 1 to {len(STYLES)} lines, got {len(accuracies)}")
+    bins = {name: int(name.rstrip("+").split("-")[0]) for each in accuracies.values() for name in each.by_distance}
+    names = sorted(bins, key=bins.__getitem__)
+    # A fixed salt makes the ids, and so the file, the same each time.
+    with matplotlib.rc_context({"svg.hashsalt": "recall", "font.family": "DejaVu Sans", "font.size": 10}):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (label, accuracy) in enumerate(accuracies.items()):
+            colour, marker, dashes = STYLES[i]
+            there = [name for name in names if name in accuracy.by_distance]
+            shares = [accuracy.by_distance[name][0] for name in there]
+            intervals = [_wilson(*accuracy.by_distance[name]) for name in there]
+            below = [share - low for share, (low, _) in zip(shares, intervals, strict=True)]
+            above = [high - share for share, (_, high) in zip(shares, intervals, strict=True)]
+            axes.errorbar(
+                [names.index(name) + 0.06 * (i - (len(accuracies) - 1) / 2) for name in there],
+                shares,
+                yerr=[below, above],
+                color=colour,
+                marker=marker,
+                markersize=6,
+                linestyle=dashes,
+                linewidth=1.8,
+                elinewidth=1,
+                capsize=2,
+                label=f"{label} ({accuracy.overall[1]:,} references)",
+            )
+        if chance is not None:
+            there = [name for name in names if name in chance.by_distance]
+            guessed = [chance.by_distance[name][0] for name in there]
+            axes.plot(
+                [names.index(name) for name in there], guessed, color="0.45", linewidth=1.2, linestyle=(0, (2, 2))
+            )
+            place = (names.index(there[0]), guessed[0])
+            axes.annotate("chance", place, (0, -4), color="0.35", va="top", textcoords="offset points")
+        axes.set_xticks(range(len(names)), [name.replace("-", "–") for name in names])
+        axes.set_xlabel("words between the reference and what it refers to")
+        axes.set_ylabel("right word likelier than each wrong one")
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.grid(axis="y", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title("Recall of what the story told before", loc="left")
+        axes.legend(frameon=False, loc="best", handlelength=3.2)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:].lower() or "png", dpi=150, metadata=_no_date(path))
+
+
+def _no_date(path: Path) -> dict[str, None]:
+    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower(), {})
+
+
+def _wilson(share: float, number: int) -> tuple[float, float]:
+    """The 95% interval of a share that was counted over `number` cases."""
+    z = 1.96
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    reach = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
