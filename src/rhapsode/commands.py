@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,19 +13,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rhapsode import coherence, storyworld
 from rhapsode.evaluate import POLICY, Score, score
 from rhapsode.inspection import as_text, cost_table, draw, next_token_table, read
-from rhapsode.model import build_model
+from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say
 from rhapsode.run import Run, new_directory
 from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
-from rhapsode.start import Request, begin, resume
+from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
+from rhapsode.start import STORYWORLD, Request, begin, resume
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
 
 EXIT_STOPPED = 130
+STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")
+MOST_ASKED = 300  # stories whose references are asked for
 
 
 def choose_device(wanted: str) -> str:
@@ -130,25 +135,71 @@ def evaluate_command(
     device: str,
     as_json: bool,
     generate: int,
-    temperature: float,
-    seed: int,
+    sampling: SampleConfig,
 ) -> None:
-    """Scores a run's model on data, by default on what it was validated on."""
+    """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can."""
     device = _use(threads, device)
     run = Run.open(path)
     model = run.load_model(checkpoint, device)
+    on_storyworld = len(data) == 1 and is_generated(data[0])
+    if generate and not on_storyworld:
+        raise ValueError("--generate reads the stories with storyworld's grammar: rhapsode evaluate RUN storyworld")
+    say(f"state: {POLICY}")
+    about: dict[str, Any] = {"run": str(path), "policy": POLICY}
+    if on_storyworld:
+        splits = STORYWORLD_SPLITS if data[0] == STORYWORLD else (data[0],)
+        sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
+        measured = coherence_of(run, model, sources, generate, sampling)
+        if as_json:
+            print(json.dumps(about | measured, ensure_ascii=False))
+        else:
+            for table in coherence.tables(measured):
+                Console().print(table)
+        return
     if data:
         source = open_source(data, source_config)
         store, name = prepare(source, run.tokenizer), source.description
     else:
         store, name = resume(path, Request()).valid, "the run's own validation data"
-    say(f"{name}; {POLICY}")
     result = scored(model, store)
-    about = {"run": str(path), "data": name, "policy": POLICY, **score_fields(result)}
     if as_json:
-        print(json.dumps(about, ensure_ascii=False))
-        return
-    Console().print(score_table(name, result))
+        print(json.dumps(about | {"data": name} | score_fields(result), ensure_ascii=False))
+    else:
+        Console().print(score_table(name, result))
+
+
+def coherence_of(
+    run: Run, model: LanguageModel, sources: Sequence[GeneratedSource], generate: int, sampling: SampleConfig
+) -> dict[str, Any]:
+    """Distance to the floor and recall on each of the sources; `generate` stories sampled and read."""
+    tokenizer = run.tokenizer
+    excesses, recall, chance = [], {}, {}
+    for source in sources:
+        result = scored(model, prepare(source, tokenizer))
+        where = (source.count, source.split, source.seed_start)
+        excesses.append(coherence.excess(result.nats, result.num_bytes, *where))
+        asked = min(MOST_ASKED, source.count)
+        stories = [
+            storyworld.sample(seed, source.split) for seed in range(source.seed_start, source.seed_start + asked)
+        ]
+        with bar(f"references of {source.split}", asked, "stories") as advance:
+            recall[source.split] = coherence.reference_scores(model, tokenizer, stories, advance)
+        chance[source.split] = storyworld.chance(stories)
+    generated = None
+    if generate:
+        texts = [""] * generate
+        with bar("writing stories", None, "tokens") as advance:
+            for written in write(model, tokenizer, "", sampling, generate):
+                texts[written.sample] += written.text
+                advance(1)
+        generated = coherence.check_stories(texts, _training_stories(run))
+    return coherence.summary(excesses, recall, chance, generated)
+
+
+def _training_stories(run: Run) -> int:
+    """How many stories of storyworld the run was trained on; 0 if on something else."""
+    locations = run.about.get("data", {}).get("locations", [])
+    return open_generated(locations[0]).count if len(locations) == 1 and is_generated(locations[0]) else 0
 
 
 def scored(model: Any, store: TokenStore) -> Score:
@@ -199,7 +250,7 @@ def story_command(minutes: float, seed: int, out: Path | None) -> None:
 
 def import_command(model: Path, path: Path, tokenizer_path: Path) -> None:
     """Makes a run of the course's model.pt."""
-    from rhapsode.course.weights import load_course_model, plain_parts
+    from rhapsode.course import load_course_model, plain_parts
 
     config, weights = plain_parts(load_course_model(model))
     tokenizer = Tokenizer.load(tokenizer_path)
