@@ -1,11 +1,21 @@
 """The command line as its user meets it: in a process of its own."""
 
 import json
+import math
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from rhapsode import cli
+from rhapsode.run import Run
 
 
 def rhapsode(*arguments: str) -> subprocess.CompletedProcess:
@@ -52,3 +62,243 @@ def test_the_reference_in_docs_has_not_drifted() -> None:
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     written = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
     assert written.read_text(encoding="utf-8").strip() == generated.strip()
+
+
+# Training, writing and scoring, called in this process: main() as the console script calls it.
+
+Call = Callable[..., SimpleNamespace]
+TINY = [
+    "--set=kind=plain",
+    *(f"--set={field}=8" for field in ("embed_dim", "hidden_dim", "key_dim", "value_dim", "window")),
+    "--set=num_layers=1",
+    "--set=attention=all",
+    "--set=feed_forward=0",
+    "--set=batch_size=4",
+    "--set=validations=2",
+    "--vocab-size=300",
+]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Calls the command line in a folder of its own; gives exit code, stdout and stderr."""
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["rhapsode", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
+    """A run directory, as `rhapsode train` makes it."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = ["train", str(small.file), "--out", str(folder / "run"), "--sequences", "40", *TINY, "--threads", "1"]
+    environment = {**os.environ, "RHAPSODE_CACHE": str(folder / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-m", "rhapsode.cli", *command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{folder / 'run'}\n"
+    return folder / "run"
+
+
+def test_train_tells_what_it_does(call: Call, small: Any) -> None:
+    """Would catch a model without a directory that can be found again, and talk on stdout."""
+    result = call("train", str(small.file), "--sequences", "40", *TINY)
+    assert result.code == 0, result.err
+    path = Path(result.out.strip())
+    assert path.parent == Path("runs")
+    lines = result.err.splitlines()
+    assert lines[0] == lines[-1] == f"run directory: {path}"
+    assert "held out for validation: 5 stories" in result.err
+    assert "step 10 of 10: train " in result.err
+    names = {file.name for file in path.iterdir()}
+    assert names == {
+        *("run.json", "tokenizer", "last.safetensors", "best.safetensors", "metrics.jsonl", "log.txt", ".lock")
+    }
+    second = call("train", str(small.file), "--sequences", "40", *TINY)
+    assert Path(second.out.strip()).name != path.name
+
+
+def test_second_run_over_the_first(call: Call, trained: Path, small: Any) -> None:
+    """Would catch hours of training that a repeated command wipes out."""
+    before = {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()}
+    result = call("train", str(small.file), "--out", str(trained), "--sequences", "40", *TINY)
+    assert_refused(result, "holds a run; --resume goes on with it")
+    assert {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()} == before
+
+
+def assert_refused(result: SimpleNamespace, message: str) -> None:
+    """Exit code 2, nothing on stdout, and the last line of stderr says what is wrong, without a traceback."""
+    assert result.code == 2, result.err
+    assert result.out == ""
+    assert re.search(message, result.err.splitlines()[-1]), result.err
+    assert result.err.splitlines()[-1].startswith("rhapsode: ")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.txt"], r"missing\.txt: no such file or folder"),
+        (["empty.txt"], r"empty\.txt: empty, there is nothing to read"),
+        (["blank.txt"], "no story in it"),
+        (["folder"], "folder: no file in it ends in one of"),
+        (["good.txt", "--preset", "tea"], "--preset must be one of minute, coffee, overnight, got 'tea'"),
+        (["good.txt", "--set", "lr=3"], "there is no field 'lr'"),
+        (["good.txt", "--set", "learning_rate"], "not of the form field=value"),
+        (["good.txt", "--config", "none.toml"], r"none\.toml"),
+        (["good.txt", "--config", "good.txt"], r"good\.txt: not TOML"),
+        (["good.txt", "--minutes", "1", "--tokens", "5"], "got --minutes and --tokens"),
+        (["good.txt", "--tokens", "0"], "exactly one of"),
+        (["good.txt", "--minutes", "nan"], "minutes must be >= 0, got nan"),
+        (["good.txt", "--seed", "-1", "--tokens", "5"], "seed must be >= 0, got -1"),
+        (["good.txt", "--device", "tpu"], "--device must be one of auto, cpu, cuda, mps, got 'tpu'"),
+        (["good.txt", "--tokenizer", "none"], "none"),
+        (["good.txt", "--vocab-size", "5"], "vocab_size must be >= 258"),
+        (["good.txt", "--split", "chapter"], "split must be one of"),
+        (["good.txt", "--valid", "none.txt"], r"none\.txt: no such file"),
+        (["good.txt", "--vocab-size", "300", "--out", "good.txt"], r"good\.txt is there already"),
+        (["good.txt", "--vocab-size", "300", "--out", "good.txt/run"], r"good\.txt/run: .*directory"),
+        (["good.txt", "--vocab-size", "300"], r"needs 4,096 tokens, the data have .* would fit|choose a window"),
+        (["good.txt", "--resume"], "--resume needs --out DIR"),
+        (["--resume", "--out", "no/such"], "no/such: no such directory"),
+        (["--resume", "--out", "folder"], r"folder: no run\.json in it"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_refuses_in_one_line(call: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Would catch a traceback, a half-made directory, and a good message in place of the right one."""
+    (tmp_path / "good.txt").write_text("One story is here.\n\nAnd another one.\n\nAnd a third.\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text("\n\n  \n")
+    (tmp_path / "folder").mkdir()
+    before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+    result = call("train", *arguments)
+    assert_refused(result, message)
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_unknown_options_are_refused(call: Call) -> None:
+    """Would catch a misspelt option that is left out, and a wrong type that ends in a traceback."""
+    for arguments, message in (
+        (["train", "--sed", "3"], "--sed"),
+        (["train", "--tokens", "many"], "--tokens"),
+        (["generate"], "Missing argument"),
+        (["trian"], "trian"),
+    ):
+        result = call(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert message in result.err
+        assert "Traceback" not in result.err
+
+
+def test_data_from_standard_input(call: Call, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch standard input that is read twice, and a resumed run that waits for it."""
+    with small.file.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        result = call("train", "-", "--out", "run", "--sequences=8", *TINY)
+    assert result.code == 0, result.err
+    assert "standard input" in result.err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert call("train", "-", "--out", "run", "--sequences=8", *TINY, "--resume").code == 0
+
+
+def test_generate(call: Call, trained: Path) -> None:
+    """Would catch a prompt that is left out, talk on stdout, and another text for the same seed."""
+    greedy = call("generate", str(trained), "Once upon", "--temperature", "0", "--max-tokens", "12")
+    assert greedy.code == 0, greedy.err
+    assert greedy.out.startswith("Once upon")
+    assert greedy.err == ""
+    assert greedy.out == call("generate", str(trained), "Once upon", "--temperature=0", "--max-tokens=12").out
+    first = call("generate", str(trained), "Once", "--seed", "4", "--max-tokens", "12")
+    two = call("generate", str(trained), "Once", "--seed", "3", "--max-tokens", "12", "--samples", "2")
+    assert two.out.endswith(first.out)
+    emoji = call("generate", str(trained), "🎉 Hé! ☂", "--max-tokens", "3")
+    assert emoji.out.startswith("🎉 Hé! ☂")
+    assert call("generate", str(trained), "--max-tokens", "3").code == 0
+
+
+def test_generate_json(call: Call, trained: Path) -> None:
+    """Would catch text that is not what the tokens spell, and log-probabilities that do not add up."""
+    result = call("generate", str(trained), "Once", "--samples", "2", "--max-tokens", "9", "--json")
+    answer = json.loads(result.out)
+    assert answer["prompt"] == "Once"
+    assert len(answer["samples"]) == 2
+    tokenizer = Run.open(trained).tokenizer
+    for sample in answer["samples"]:
+        ids = [token["id"] for token in sample["tokens"]]
+        prompt = tokenizer.encode("Once")
+        assert tokenizer.decode([*prompt, *ids]) == "Once" + sample["text"]
+        assert sample["log_probability"] == pytest.approx(sum(t["log_probability"] for t in sample["tokens"]))
+        assert all(token["log_probability"] < 0 for token in sample["tokens"])
+        assert sample["ended"] in ("length", "end of text")
+    greedy = json.loads(call("generate", str(trained), "a", "--temperature=0", "--max-tokens=9", "--json").out)
+    (written,) = greedy["samples"]
+    stopped = call(
+        "generate", str(trained), "a", "--temperature=0", "--max-tokens=9", "--json", "--stop", written["text"][3:5]
+    )
+    (sample,) = json.loads(stopped.out)["samples"]
+    assert sample["ended"] == "stop"
+    assert sample["text"] == written["text"].partition(written["text"][3:5])[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "-1"], "temperature must be >= 0"),
+        (["--top-p", "0"], r"top_p must be in \(0, 1\]"),
+        (["--samples", "0"], "number of samples must be >= 1"),
+        (["--max-tokens", "0"], "max_tokens must be >= 1"),
+        (["--stop", ""], "stop must not be an empty text"),
+        (["--checkpoint", "first"], "checkpoint must be one of best, last"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_generate_refuses_in_one_line(call: Call, trained: Path, arguments: list[str], message: str) -> None:
+    assert_refused(call("generate", str(trained), "Once", *arguments), message)
+    assert_refused(call("generate", str(trained / "nothing"), "Once"), "nothing: no such directory")
+
+
+def test_evaluate(call: Call, trained: Path, small: Any) -> None:
+    """Would catch a score over a part of the data, other data than those held out, and talk among the JSON."""
+    result = call("evaluate", str(trained), "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    last = [entry for entry in Run.open(trained).metrics() if entry["event"] == "valid"][-1]
+    assert found["nats_per_token"] == pytest.approx(last["valid_loss"], rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(last["bits_per_byte"], rel=1e-6)
+    assert found["stories"] == 5
+    assert "fresh state" in found["policy"]
+    assert "fresh state" in result.err
+    everything = json.loads(call("evaluate", str(trained), str(small.file), "--json").out)
+    assert everything["stories"] == 100
+    assert everything["bytes"] == small.train.num_bytes + small.valid.num_bytes
+    nats = everything["nats_per_token"]
+    assert everything["perplexity"] == pytest.approx(math.exp(nats))
+    assert everything["bits_per_byte"] == pytest.approx(nats * everything["tokens"] / math.log(2) / everything["bytes"])
+    table = call("evaluate", str(trained), str(small.file)).out
+    assert f"{nats:.4f}" in table
+    assert_refused(call("evaluate", str(trained), "missing.txt"), "no such file")
+    assert_refused(call("evaluate", "missing"), "no such directory")
+
+
+def test_resume_is_exact_through_the_command_line(call: Call, trained: Path, small: Any, tmp_path: Path) -> None:
+    """Would catch a finished run that --resume trains on, and a changed wish that is taken."""
+    shutil.copytree(trained, tmp_path / "copy")
+    before = (tmp_path / "copy" / "last.safetensors").read_bytes()
+    result = call("train", "--resume", "--out", str(tmp_path / "copy"))
+    assert result.code == 0, result.err
+    assert (tmp_path / "copy" / "last.safetensors").read_bytes() == before
+    changed = call("train", "--resume", "--out", str(tmp_path / "copy"), "--seed", "9")
+    assert_refused(changed, "was begun with seed None, not 9; a resumed run cannot change it")

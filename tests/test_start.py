@@ -170,7 +170,7 @@ def test_resume_without_the_cache(request_: Request, tmp_path: Path) -> None:
 
 
 def test_data_are_found_from_another_folder(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch relative paths in run.json, and a folder called like the corpus taken for the corpus, or it for a path."""
+    """Would catch relative paths in run.json, and the corpus looked for in a folder that is called like it."""
     (tmp_path / "storyworld:40").mkdir()
     monkeypatch.chdir(tmp_path)
     begin(replace(request_, data=("stories.jsonl",)), tmp_path / "run")

@@ -114,7 +114,8 @@ def open_data(request: Request, seed: int) -> Data:
         share = min(HELD_OUT, MOST_HELD_OUT_BYTES / max(1, store.num_bytes))
         about["held_out"] = share
         train_store, valid_store = store.hold_out(share, seed)
-        what = f"{valid_store.num_stories:,} stories" if store.num_stories > 1 else "the end"
+        count = valid_store.num_stories
+        what = "the end" if store.num_stories == 1 else "1 story" if count == 1 else f"{count:,} stories"
         size = f"{what}, {valid_store.num_bytes:,} bytes"
         say(f"held out for validation: {size} (seed {seed}; --valid says otherwise)")
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
