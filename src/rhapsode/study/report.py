@@ -6,6 +6,7 @@ show the same chapters; all numbers in them come from the cells' results.
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
     about = {"study": study, "chapters": chapters, "settings": settings_of(study, facts), "failed": failed}
-    about |= {"command": study.about["command"], "title": title_of(study)}
+    about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
     if publish is not None:
@@ -188,11 +189,11 @@ def _size(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     if len(found) > 1:
         smaller, larger = found[0].total("parameters").mean, found[-1].total("parameters").mean
         told.append(
-            f"The largest model has {larger / smaller:.1f}x the parameters of the smallest;"
-            f" it is {sentences.faster(seconds[0], seconds[-1])} that."
+            f"The largest model has {larger / smaller:.1f}x the parameters of the smallest and takes"
+            f" {seconds[-1] / seconds[0]:.1f}x its time."
         )
-    told += [sentences.gap(labels[-1], found[-1].last("train_loss"), valid[-1]), *_common(study, found)]
-    return Chapter(part.name, TITLES["size"], told, _curves(part, found), [_table(study, part, found)])
+    told += [sentences.gap(f"{WHAT[part.name]} {labels[-1]}", found[-1].last("train_loss"), valid[-1]), *_common(found)]
+    return Chapter(part.name, TITLES["size"], told, _curves(part, found), [_table(part, found)])
 
 
 def _batch(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
@@ -220,8 +221,8 @@ def _batch(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
         told.append(sentences.against(rates[1] / rates[0], theirs, f"from batch {sizes[0]} to {sizes[1]}"))
     header = ("batch size", "s here", "sequences", "sequences/s", "s, course", "sequences/s, course")
     course = Table("Total time, beside the course's", header, rows, COURSE_CAVEAT)
-    tables = [_table(study, part, found), course]
-    return Chapter(part.name, TITLES["batch"], [*told, *_common(study, found)], _curves(part, found), tables)
+    tables = [_table(part, found), course]
+    return Chapter(part.name, TITLES["batch"], [*told, *_common(found)], _curves(part, found), tables)
 
 
 def _sequences(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
@@ -231,13 +232,13 @@ def _sequences(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
         sentences.trend("Final validation loss", labels, valid),
         sentences.trend("Final training loss", labels, train),
         sentences.gap(labels[-1], train[-1], valid[-1]),
-        *_common(study, found),
+        *_common(found),
     ]
-    counts = [o.setting.values["sequences"] * study.about["scale"] for o in found]
+    counts = [o.last("sequences").mean for o in found]
     drawn = [_finals(name, counts, values) for name, values in (("training", train), ("validation", valid))]
     title = "Final loss by number of training sequences"
     figure = lines("sequences-final", title, "training sequences (logarithmic)", LOSS, drawn, log_x=True)
-    return Chapter(part.name, TITLES["sequences"], told, [figure], [_table(study, part, found)])
+    return Chapter(part.name, TITLES["sequences"], told, [figure], [_table(part, found)])
 
 
 def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
@@ -251,7 +252,7 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
         f"The large model ends at a training loss of {train.text()} and a validation loss of {valid.text()},"
         f" after {count:,.0f} sequences and {seconds.text(1)} s.",
         *_trends_of_texts(own),
-        *_common(study, found),
+        *_common(found),
     ]
     rows = [
         ["here", f"{count:,.0f}", train.text(4), valid.text(4), seconds.text(1), f"{count / seconds.mean:,.1f}"],
@@ -269,7 +270,7 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     note = (
         f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0"
         " they are all the same). distinct-n: different n-grams as a share of all, within a completion; repetition:"
-        " share of 4-grams that were there before; log-probability: natural logarithm, per token, under the model itself."
+        " share of 4-grams that were there before; log-probability: natural, per token, under the model itself."
     )
     numbers = ("temperature", "distinct-1", "distinct-2", "distinct-3", "repetition", "log-probability")
     texts = Table("Variety of the completions", numbers, [_numbers_of_texts(own, i) for i in range(3)], note)
@@ -277,7 +278,7 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
         Completions(
             entry["temperature"],
             PROMPT,
-            entry["texts"],
+            [_visible(text) for text in entry["texts"]],
             "" if entry["temperature"] else "At temperature 0 nothing is drawn: all completions are the same.",
         )
         for entry in own.results[0]["completions"]
@@ -296,11 +297,11 @@ def _grid(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     else:
         complete = [o for o in found if len(o.results) == len(o.setting.cells)]
         told += [_marginal(name, complete) for name in part.fields if len(complete) == len(part.settings)]
-    told += _common(study, found)
+    told += _common(found)
     figures = _curves(part, found) if len(found) <= MOST_LINES else []
     whiskers = [_finals(name, (), values) for name, values in (("training", train), ("validation", valid))]
     figures.append(dots("grid-final", "Final loss of each setting", LOSS, whiskers, labels))
-    return Chapter(part.name, TITLES["grid"], told, figures, [_table(study, part, found)])
+    return Chapter(part.name, TITLES["grid"], told, figures, [_table(part, found)])
 
 
 def _marginal(name: str, found: list[Outcomes]) -> str:
@@ -312,9 +313,8 @@ def _marginal(name: str, found: list[Outcomes]) -> str:
     return sentences.trend(f"Averaged over all else, the validation loss by {name}", list(groups), means)
 
 
-def _common(study: Study, found: list[Outcomes]) -> list[str]:
-    epochs = [result["epochs"] for outcomes in found for result in outcomes.results]
-    return [sentences.walked(epochs), sentences.one_seed(study.request.seeds)]
+def _common(found: list[Outcomes]) -> list[str]:
+    return [sentences.walked([result["epochs"] for outcomes in found for result in outcomes.results])]
 
 
 def _labels(found: list[Outcomes]) -> list[str]:
@@ -359,7 +359,7 @@ def _finals(label: str, x: Sequence[float], values: Sequence[Measured]) -> Line:
     return Line(label, x, y, low, [value.mean + (value.spread or 0.0) for value in values])
 
 
-def _table(study: Study, part: Part, found: list[Outcomes]) -> Table:
+def _table(part: Part, found: list[Outcomes]) -> Table:
     """All settings of a part, one a row."""
     header = (
         WHAT[part.name],
@@ -384,12 +384,21 @@ def _table(study: Study, part: Part, found: list[Outcomes]) -> Table:
         ]
         for outcomes in found
     ]
-    note = (
-        "Losses in nats per token. Training loss: mean over all tokens since the validation before, which is the last"
-        f" tenth of the run with ten validations. Validation loss: {validated_on(study)}."
-        " Training s: seconds of training alone, without validation and start-up."
-    )
-    return Table("Final losses and time", header, rows, note)
+    return Table("Final losses and time", header, rows)
+
+
+def reading(study: Study) -> list[str]:
+    """How to read the numbers, in sentences."""
+    validations = {cell.sections["train"]["validations"] for cell in study.plan.cells.values()}
+    count = validations.pop() if len(validations) == 1 else None
+    share = "tenth of the run" if count == 10 else f"1/{count} of the run" if count else "stretch of the run"
+    return [
+        "Losses are in nats per token.",
+        f"Training loss is the mean over all tokens since the validation before; the final one, over the last {share}.",
+        f"Validation loss is {validated_on(study)}.",
+        "Seconds are of training alone, without validation and start-up.",
+        sentences.one_seed(study.request.seeds),
+    ]
 
 
 def validated_on(study: Study) -> str:
@@ -399,11 +408,15 @@ def validated_on(study: Study) -> str:
     stories = f"{which} {count:,} validation stories"
     length = study.plan.valid_tokens
     if length is None:
-        return f"over every token of {stories}, each story from a fresh state"
+        return f"the mean over every token of {stories}, each story from a fresh state"
     return (
-        f"over the first {length} tokens of each of {stories}, of which all but the first are predicted, just as in"
-        " training; each story from a fresh state"
+        f"the mean over the first {length} tokens of {stories}, of which all but the first are predicted, just as in"
+        " training, each story from a fresh state"
     )
+
+
+def _visible(text: str) -> str:
+    return text if text.strip() else " (only white space)" if text else " (nothing: the text ended at once)"
 
 
 def _numbers_of_texts(outcomes: Outcomes, i: int) -> list[str]:
@@ -425,7 +438,7 @@ def _text_number(outcomes: Outcomes, i: int, name: str, n: str | None = None) ->
     if not values:
         return Measured(float("nan"))
     found = measured(values)
-    return Measured(found.mean, (found.spread or 0.0) / len(values) ** 0.5)
+    return Measured(found.mean, (found.spread or 0.0) / math.sqrt(len(values)))
 
 
 def _trends_of_texts(outcomes: Outcomes) -> list[str]:
@@ -433,13 +446,13 @@ def _trends_of_texts(outcomes: Outcomes) -> list[str]:
     entries = outcomes.results[0]["completions"]
     labels = [f"temperature {entry['temperature']:g}" for entry in entries]
     told = []
-    for what, name, n in (
-        ("distinct-2 of the completions", "distinct", "2"),
-        ("Their repetition", "repetition", None),
-        ("Their mean log-probability per token", "log_probability", None),
+    for what, name, n, unit in (
+        ("The distinct-2 of completions", "distinct", "2", ""),
+        ("Their repetition", "repetition", None, ""),
+        ("Their mean log-probability per token", "log_probability", None, "nats"),
     ):
         values = [_text_number(outcomes, i, name, n) for i in range(len(entries))]
-        told.append(sentences.trend(what, labels, values, 0.005, "" if n or name == "repetition" else "nats"))
+        told.append(sentences.trend(what, labels, values, 0.005, unit, within="their standard errors"))
     return told
 
 
@@ -473,15 +486,16 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
         if name not in varied | {"prompt", "seed"} and value != ""
     )
     data = about["data"]
+    valid = f"{data['valid_stories_there']:,} stories, {about['valid_sequences']:,} scored"
     source = f"{data['description']} ({data['num_stories']:,} stories)"
     results = [result for cell in study.plan.cells.values() if (result := study.result(cell))]
     used = sorted({result["threads"] for result in results} | {result["threads_begun"] for result in results})
     rows = [
         ["training data", source],
-        ["validation", f"{data['valid_description']}: {validated_on(study)}"],
+        ["validation data", f"{data['valid_description']} ({valid})"],
         ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
         ["the same in all cells", constants],
-        ["scale", f"{about['scale']:g} of the course's sequences" + (_minutes(study))],
+        ["scale", f"{about['scale']:g} of the full number of sequences{_minutes(study)}"],
         ["seeds", f"{request.seeds}, from {request.seed} on"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
         ["threads of a cell", ", ".join(map(str, used)) or "-"],

@@ -19,9 +19,15 @@ def differ(a: Measured, b: Measured, tie: float = TIE) -> bool:
 
 
 def trend(
-    what: str, labels: Sequence[str], values: Sequence[Measured], tie: float = TIE, unit: str = "nats", digits: int = 3
+    what: str,
+    labels: Sequence[str],
+    values: Sequence[Measured],
+    tie: float = TIE,
+    unit: str = "nats",
+    digits: int = 3,
+    within: str = "the spread over seeds",
 ) -> str:
-    """Which way `what` goes from the first label to the last.
+    """Which way `what` goes from the first label to the last. within: what the spreads of the values are.
 
     >>> trend("Loss", ["32", "64"], [Measured(2.0), Measured(2.5)])
     'Loss rises, from 2.000 (32) to 2.500 (64), by 0.500 nats.'
@@ -33,9 +39,9 @@ def trend(
     low = min(range(len(values)), key=lambda i: values[i].mean)
     high = max(range(len(values)), key=lambda i: values[i].mean)
     if not differ(values[low], values[high], tie):
-        within = "within the spread over seeds" if first.spread is not None else f"within {tie:g}{unit}"
+        within = within if first.spread is not None else f"{tie:g}{unit}"
         between = f"{values[low].mean:.{digits}f} to {values[high].mean:.{digits}f}"
-        return f"{what} is the same for all of them, {within} ({between})."
+        return f"{what} is the same for all of them, within {within} ({between})."
     steps = [b.mean - a.mean for a, b in itertools.pairwise(values)]
     told = [differ(a, b, tie) for a, b in itertools.pairwise(values)]
     ends = f"from {first.mean:.{digits}f} ({labels[0]}) to {last.mean:.{digits}f} ({labels[-1]})"
@@ -88,7 +94,10 @@ def gap(label: str, train: Measured, valid: Measured) -> str:
     if not differ(train, valid):
         return f"At {label} validation and training are equal within {TIE:g} nats."
     distance = valid.mean - train.mean
-    return f"At {label} validation is {abs(distance):.3f} nats {'above' if distance > 0 else 'below'} training."
+    if distance < 0:
+        why = "training being a mean over the last stretch of the run, not a measurement at its end"
+        return f"At {label} validation is {-distance:.3f} nats below training, {why}."
+    return f"At {label} validation is {distance:.3f} nats above training."
 
 
 def walked(epochs: Sequence[float]) -> str:
