@@ -42,14 +42,16 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, initial: Tensor | None, activation: str) -> Tensor:
         activate = torch.relu_ if activation == "relu" else torch.tanh_
         transposed = weight.t()
+        # The states are a tensor of their own in x's memory: x marked as changed in place would, where x is a view of
+        # a linear layer's output, cost two more copies in the backward pass.
+        hidden = x.detach()
         previous = initial
-        for h in x.unbind(0):  # x_t, and h_t from here on; one call instead of T slicings
+        for h in hidden.unbind(0):  # x_t, and h_t from here on; one call instead of T slicings
             activate(h if previous is None else h.addmm_(previous, transposed))
             previous = h
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(x, weight, initial)
+        ctx.save_for_backward(hidden, weight, initial)
         ctx.activation = activation
-        return x
+        return hidden
 
     @staticmethod
     @once_differentiable
