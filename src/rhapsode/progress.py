@@ -82,11 +82,11 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 class TrainingDisplay:
     """What training shows: on a terminal a live bar with loss, rate, ETA and a small loss curve; else lines.
 
-    past: losses that were reported before a resume; step: where it goes on. enabled=False shows nothing.
+    past: losses that were reported before a resume. enabled=False shows nothing.
     """
 
-    def __init__(self, past: Sequence[float], step: int, enabled: bool = True) -> None:
-        self.losses, self.first_step, self.enabled = list(past), step, enabled
+    def __init__(self, past: Sequence[float], enabled: bool = True) -> None:
+        self.losses, self.enabled = list(past), enabled
         self.smooth: float | None = None
         self.live = enabled and console.is_terminal
         self.told = self.shown = time.monotonic()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rhapsode.evaluate import Score, score
-from rhapsode.model import IGNORED, BlockState, Cache, State, build_model
+from rhapsode.model import IGNORED, State, build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.run import Run, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
@@ -123,7 +123,7 @@ class _Training:
         self.log = (run.path / "log.txt").open("a", encoding="utf-8", buffering=1)
         self.metrics = run.metrics_path.open("a", encoding="utf-8")
         past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
-        self.display = TrainingDisplay(past, self.progress.step, enabled=show)
+        self.display = TrainingDisplay(past, enabled=show)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class _Training:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         loss, state = self.model.loss(inputs, targets, None if batch.restart else self.state)
         if self.batch_config.carry_state:
-            self.state = carried(state, self.batch_config.window)
+            self.state = state.recent(self.batch_config.window).apply(Tensor.detach)  # the graph ends here
         nats = loss.item()
         if not math.isfinite(nats):
             self._not_finite(f"the loss became {nats} at step {progress.step + 1}")
@@ -217,11 +217,14 @@ class _Training:
         return self.plan.total(self.progress.step)
 
     def _validation_is_due(self) -> bool:
-        progress = self.progress
-        if progress.validated_step == progress.step:
-            return False
-        part = progress.validations + 1
-        return progress.step >= self.total or progress.step * self.config.validations >= self.total * part
+        step, before, parts, total = (
+            self.progress.step,
+            self.progress.validated_step,
+            self.config.validations,
+            self.total,
+        )
+        # A plan that is made or mended moves the parts' ends: those that lie behind are not made up for.
+        return step > before and (step >= total or step * parts // total > before * parts // total)
 
     # -- what stays ----------------------------------------------------------------------------------------------
 
@@ -234,9 +237,7 @@ class _Training:
         if self.device.type == "cuda":
             tensors["generator/cuda"] = torch.cuda.get_rng_state()
         if self.state is not None:
-            for i, (hidden, cache) in enumerate(self.state.blocks):
-                parts = {"hidden": hidden} | (cache._asdict() if cache else {})
-                tensors |= {f"state/{i}/{name}": tensor for name, tensor in parts.items()}
+            tensors |= {f"state/{name}": tensor for name, tensor in self.state.tensors().items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         self.progress.batcher = self.batcher.state_dict()
         self.run.save_last(tensors, asdict(self.progress) | {"timed_from": self.plan.timed_from})
@@ -244,24 +245,12 @@ class _Training:
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         load_weights(self.model, tensors, str(self.run.path))
-        self.optimizers.load_state_tensors(
-            {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")}
-        )
+        self.optimizers.load_state_tensors(_below("optimizer/", tensors))
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"])
-        if "state/0/hidden" in tensors:
-            self.state = State(
-                tuple(
-                    BlockState(
-                        tensors[f"state/{i}/hidden"].to(self.device),
-                        Cache(tensors[f"state/{i}/keys"].to(self.device), tensors[f"state/{i}/values"].to(self.device))
-                        if f"state/{i}/keys" in tensors
-                        else None,
-                    )
-                    for i in range(sum(name.endswith("/hidden") for name in tensors))
-                )
-            )
+        if state := _below("state/", tensors):
+            self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
         self.plan.timed_from = tuple(progress.pop("timed_from"))
         self.progress = Progress(**{name: value for name, value in progress.items() if name != "metrics_bytes"})
         self.batcher.load_state_dict(self.progress.batcher)
@@ -329,14 +318,8 @@ class _Training:
         return Outcome(ended, self.progress, self.valid)
 
 
-def carried(state: State, tokens: int) -> State:
-    """The state as the next batch may use it: cut off from the graph, attention over the last `tokens` tokens."""
-    return State(
-        tuple(
-            BlockState(hidden.detach(), cache and Cache(cache.keys.detach(), cache.values.detach()))
-            for hidden, cache in state.recent(tokens).blocks
-        )
-    )
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
