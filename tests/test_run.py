@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from rhapsode.atomic import replacing, write_text
@@ -125,6 +126,23 @@ def test_checkpoints_come_back(run: Run) -> None:
         run.load_model("first")
     with pytest.raises(ValueError, match="do not fit"):
         load_weights(build_model(ModelConfig(12), 0), weights_of(model), "here")
+
+
+def test_checkpoint_replaced_while_it_is_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a file that is opened twice while another process trains: half the old one, half the new one."""
+    model = build_model(CONFIG, 5)
+    run.save_last(weights_of(model), {"step": 9})
+    load = safetensors.torch.load
+
+    def replace_first(content: bytes) -> dict[str, torch.Tensor]:
+        run.save_last(weights_of(build_model(CONFIG, 6)), {"step": 10})
+        return load(content)
+
+    monkeypatch.setattr(safetensors.torch, "load", replace_first)
+    found = run.load("last")
+    assert found is not None
+    assert found.progress == {"step": 9}
+    assert torch.equal(found.tensors["model/lm_head.weight"], model.lm_head.weight)
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(run: Run) -> None:

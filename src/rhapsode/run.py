@@ -167,13 +167,13 @@ class Run:
         file = self.path / f"{name}.safetensors"
         if not file.exists():
             return None
+        # Read in one piece: safe_open opens a file twice, and a process that trains may replace it in between.
+        content = file.read_bytes()
         try:
-            with safetensors.safe_open(file, "pt") as stream:
-                progress = json.loads(stream.metadata()["progress"])
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
+            tensors = safetensors.torch.load(content)
+            return Checkpoint(tensors, progress_in(content))
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{file}: damaged or not a checkpoint ({error})") from None
-        return Checkpoint(tensors, progress)
 
     def load_last(self) -> Checkpoint | None:
         """The checkpoint to go on from; cuts metrics.jsonl back to what it was then."""
@@ -196,6 +196,12 @@ class Run:
         model = build_model(self.model_config, seed=0)
         load_weights(model, found.tensors, str(self.path))
         return model.to(device).eval()
+
+
+def progress_in(content: bytes) -> dict[str, Any]:
+    """The progress in the metadata of a checkpoint's bytes: 8 bytes of length, a JSON header, the tensors."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["progress"])
 
 
 def weights_of(model: LanguageModel) -> dict[str, Tensor]:
