@@ -9,7 +9,7 @@ from rhapsode.model import IGNORED, LanguageModel, ModelConfig, SelfAttention, a
 PLAIN = ModelConfig(vocab_size=23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
 STACKED = ModelConfig(
     vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, num_heads=2,
-    activation="tanh", gate=True, feed_forward=2,
+    activation="tanh", gate=True, feed_forward=2, pair_embeddings=31,
 )  # fmt: skip
 LAST = ModelConfig(
     vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, num_layers=3, attention="last", tie_embeddings=True

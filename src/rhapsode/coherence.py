@@ -23,7 +23,7 @@ from torch import Tensor
 from rhapsode import storyworld
 from rhapsode.atomic import replacing
 from rhapsode.evaluate import bits_per_byte
-from rhapsode.model import BlockState, Cache, LanguageModel, State
+from rhapsode.model import LanguageModel, State
 from rhapsode.storyworld import Accuracy, GeneratedReport, Story
 from rhapsode.tokenizer import Tokenizer
 
@@ -174,7 +174,7 @@ def _walk(
     for place in sorted(at):
         asked = at[place]
         active = 1 + max(row for later, pairs in at.items() if later >= place for row, _ in pairs)
-        state = state and _rows(state, slice(active))
+        state = state and state.rows(slice(active))
         x, state = model.features(tokens[:active, read : place + 1], state)
         read = place + 1
         wanted = [(row, ids) for row, number in asked for ids in stories[batch[row]][1][number].continuations]
@@ -199,22 +199,12 @@ def _score(
         longest = max(len(continuations[i]) for i in some)
         padded = [continuations[i] + [-1] * (longest - len(continuations[i])) for i in some]
         tokens, index = torch.tensor(padded, device=device), torch.tensor([rows[i] for i in some], device=device)
-        logits, _ = model(tokens[:, :-1].clamp(min=0), _rows(state, index))
+        logits, _ = model(tokens[:, :-1].clamp(min=0), state.rows(index))
         targets = tokens[:, 1:, None]
         chosen = logits.double().log_softmax(-1).gather(2, targets.clamp(min=0)).where(targets >= 0, 0.0)
         for i, rest in zip(some, chosen.sum((1, 2)).tolist(), strict=True):
             scores[i] += rest
     return scores
-
-
-def _rows(state: State, rows: slice | Tensor) -> State:
-    """The state of some rows of a batch."""
-    return State(
-        tuple(
-            BlockState(hidden[rows], cache and Cache(cache.keys[rows], cache.values[rows]))
-            for hidden, cache in state.blocks
-        )
-    )
 
 
 def reference_scores(

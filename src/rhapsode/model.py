@@ -5,7 +5,7 @@
     a_t = W_o [sum_{n<=t} softmax_n(k_n . q_t / sqrt(K)) v_n]   SelfAttention; q, k, v linear in y; heads side by side
 
     plain     logits = W_head a(y(embedding))                   the course's model, equation by equation
-    stacked   x = embedding; for each block:                    pre-norm, residual
+    stacked   x = embedding (and that of the pair of token and token before); for each block:    pre-norm, residual
                   x = x + rnn(norm(x)); x = x + attention(norm(x)); x = x + W_2 relu(W_1 norm(x))^2
               logits = W_head norm(x)
 
@@ -18,6 +18,7 @@ sequence anywhere and going on from the state gives what the uncut call gives: l
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ class ModelConfig:
     """The shape of a model. kind 'plain' is the course's model; the options after `activation` belong to 'stacked'.
 
     embed_dim is the width of the embedding (and, stacked, of the residual stream); key_dim and value_dim are per
-    head; feed_forward is the inner width as a multiple of embed_dim, 0 for none; attention says which blocks attend.
+    head; feed_forward is the inner width as a multiple of embed_dim, 0 for none; attention says which blocks attend;
+    pair_embeddings is the number of rows of the table of token pairs, 0 for none.
     Raises ValueError naming the field, the value and what is allowed.
     """
 
@@ -53,6 +55,7 @@ class ModelConfig:
     feed_forward: int = 0
     dropout: float = 0.0
     tie_embeddings: bool = False
+    pair_embeddings: int = 0
 
     def __post_init__(self) -> None:
         for field in (
@@ -73,8 +76,9 @@ class ModelConfig:
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
-        if self.feed_forward < 0:
-            raise ValueError(f"feed_forward must be at least 0, got {self.feed_forward}")
+        for field in ("feed_forward", "pair_embeddings"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.kind == "plain":
@@ -86,6 +90,7 @@ class ModelConfig:
                 "feed_forward",
                 "dropout",
                 "tie_embeddings",
+                "pair_embeddings",
             ):
                 if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
                     raise ValueError(f"{field} = {getattr(self, field)!r} needs kind = 'stacked'")
@@ -106,21 +111,48 @@ class BlockState(NamedTuple):
 
 
 class State(NamedTuple):
-    """A model's whole memory of the tokens so far, one entry per block; a value, never changed in place."""
+    """A model's whole memory of the tokens so far: one entry per block, and the last token (B,) where pairs are
+    embedded. A value, never changed in place.
+    """
 
     blocks: tuple[BlockState, ...]
+    token: Tensor | None = None
 
     def recent(self, tokens: int) -> "State":
         """The same hidden states, with attention caches of at most the last `tokens` tokens."""
-        return State(
-            tuple(
-                BlockState(
-                    hidden,
-                    cache and Cache(*(tensor[:, :, max(0, tensor.shape[2] - tokens) :] for tensor in cache)),
-                )
-                for hidden, cache in self.blocks
-            )
+        cut = (
+            BlockState(hidden, cache and Cache(*(part[:, :, max(0, part.shape[2] - tokens) :] for part in cache)))
+            for hidden, cache in self.blocks
         )
+        return self._replace(blocks=tuple(cut))
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """The state with a change made to each of its tensors: detached, say, or moved to a device."""
+        return State.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def rows(self, rows: "slice | Tensor | Sequence[int]") -> "State":
+        """The state of some rows of the batch."""
+        return self.apply(lambda tensor: tensor[rows])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: `0/hidden`, `0/keys`, `0/values`, ..., and `token`."""
+        named = {} if self.token is None else {"token": self.token}
+        for i, (hidden, cache) in enumerate(self.blocks):
+            parts = {"hidden": hidden, **(cache._asdict() if cache else {})}
+            named |= {f"{i}/{name}": tensor for name, tensor in parts.items()}
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "State":
+        """The state that `tensors` took apart."""
+        blocks = tuple(
+            BlockState(
+                tensors[f"{i}/hidden"],
+                Cache(tensors[f"{i}/keys"], tensors[f"{i}/values"]) if f"{i}/keys" in tensors else None,
+            )
+            for i in range(sum(name.endswith("/hidden") for name in tensors))
+        )
+        return cls(blocks, tensors.get("token"))
 
 
 class RNNCell(nn.Module):
@@ -306,6 +338,17 @@ def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:
     return embeddings(tokens.t()).transpose(0, 1)
 
 
+def pairs(tokens: Tensor, before: Tensor | None, rows: int) -> Tensor:
+    """The row of each token and the one before it in a table of `rows` rows: (B, T) -> (B, T).
+
+    before: the token (B,) before the first, or None at the beginning, where id 0 stands for it. Pairs share rows
+    by a hash (Svenstrup et al. 2017): what two of them mean, the network tells apart by the token itself.
+    """
+    first = tokens.new_zeros(len(tokens), 1) if before is None else before[:, None]
+    previous = torch.cat((first, tokens[:, :-1]), dim=1)
+    return (previous * 1_000_003 + tokens * 7_919) % rows
+
+
 class PlainModel(LanguageModel):
     """The course's model: embedding, RNN, self-attention over its outputs, head. PyTorch's default initialisation."""
 
@@ -331,6 +374,11 @@ class StackedModel(LanguageModel):
         super().__init__()
         self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.pair_embeddings = (
+            nn.Embedding(config.pair_embeddings, config.embed_dim) if config.pair_embeddings else None
+        )
+        if self.pair_embeddings is not None:
+            nn.init.zeros_(self.pair_embeddings.weight)  # a pair says nothing until it was seen
         self.blocks = nn.ModuleList(
             Block(
                 config,
@@ -344,12 +392,16 @@ class StackedModel(LanguageModel):
             self.lm_head.weight = self.embeddings.weight
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        x = F.dropout(embed(self.embeddings, tokens), self.config.dropout, self.training)
+        x, last = embed(self.embeddings, tokens), None
+        if self.pair_embeddings is not None:
+            x = x + embed(self.pair_embeddings, pairs(tokens, state and state.token, self.config.pair_embeddings))
+            last = tokens[:, -1]
+        x = F.dropout(x, self.config.dropout, self.training)
         after = []
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, state.blocks[i] if state else None)
             after.append(block_state)
-        return self.norm(x), State(tuple(after))
+        return self.norm(x), State(tuple(after), last)
 
 
 def build_model(config: ModelConfig, seed: int | None = None) -> LanguageModel:

@@ -5,14 +5,14 @@ temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguye
 state and its growing cache; the prefix is read once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rhapsode.model import BlockState, Cache, LanguageModel, State
+from rhapsode.model import LanguageModel
 from rhapsode.tokenizer import Tokenizer
 
 
@@ -129,7 +129,7 @@ def write(
     device = next(model.parameters()).device
     prompt_ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
     logits, state = model(torch.tensor([prompt_ids], device=device))
-    logits, state = logits[:, -1].expand(count, -1), _rows(state, [0] * count)
+    logits, state = logits[:, -1].expand(count, -1), state.rows([0] * count)
     samples = [_Sample(i, tokenizer, prompt_ids[1:], config) for i in range(count)]
     while True:
         for row, sample in zip(logits, samples, strict=True):
@@ -138,7 +138,7 @@ def write(
         if not going:
             return
         if len(going) < len(samples):
-            samples, state = [samples[row] for row in going], _rows(state, going)
+            samples, state = [samples[row] for row in going], state.rows(going)
         tokens = torch.tensor([sample.ids[-1] for sample in samples], device=device)
         logits, state = model.step(tokens, state)
 
@@ -151,17 +151,6 @@ def complete(
     for written in write(model, tokenizer, prompt, config, count):
         texts[written.sample] += written.text
     return texts
-
-
-def _rows(state: State, rows: Sequence[int]) -> State:
-    """The state of some rows of the batch."""
-    index = torch.tensor(rows, device=state.blocks[0].hidden.device)
-    return State(
-        tuple(
-            BlockState(hidden[index], cache and Cache(cache.keys[index], cache.values[index]))
-            for hidden, cache in state.blocks
-        )
-    )
 
 
 class _Sample:

@@ -131,7 +131,7 @@ class Optimizers:
 
 def _is_vocabulary(name: str) -> bool:
     """Embedding and head: their rows are looked up or compared one by one, so Muon's geometry is not theirs."""
-    return name.startswith(("embeddings.", "lm_head."))
+    return name.startswith(("embeddings.", "pair_embeddings.", "lm_head."))
 
 
 class Muon(torch.optim.Optimizer):
