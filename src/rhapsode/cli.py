@@ -136,6 +136,18 @@ def inspect(
     inspect_command(run, text, top, out, checkpoint)
 
 
+@app.command()
+def bench(
+    quick: bool = typer.Option(False, "--quick", help="A few seconds instead of some minutes; rougher."),
+    seconds: float = typer.Option(60.0, min=1.0, help="How long to measure each setting."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
+) -> None:
+    """How fast this machine trains, beside the course's algorithm, PyTorch's own RNN, and a plain matrix product."""
+    from rhapsode.bench import bench as measure
+
+    measure(quick, as_json, seconds)
+
+
 @app.command("import")
 def import_(
     model: Path = typer.Argument(..., help="model.pt, as rnn.py writes it."),
