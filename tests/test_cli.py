@@ -268,6 +268,7 @@ def test_generate_json(call: Call, trained: Path) -> None:
 def test_generate_refuses_in_one_line(call: Call, trained: Path, arguments: list[str], message: str) -> None:
     assert_refused(call("generate", str(trained), "Once", *arguments), message)
     assert_refused(call("generate", str(trained / "nothing"), "Once"), "nothing: no such directory")
+    assert_refused(call("generate", str(trained), "a\udcff"), "the prompt is not valid UTF-8")
 
 
 def test_evaluate(call: Call, trained: Path, small: Any) -> None:

@@ -100,6 +100,10 @@ def generate_command(
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
     if prompt == "-":
         prompt = sys.stdin.read()
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # how Python marks bytes of an argument that are no text
+        raise ValueError("the prompt is not valid UTF-8") from None
     texts = [""] * samples
     steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
     ended: list[str | None] = [None] * samples
