@@ -60,8 +60,9 @@ def test_log_probabilities_are_those_of_one_at_a_time(
     ]
     asked = coherence.branches(tokenizer, stories)
     heard: list[int] = []
+    threads = torch.get_num_threads()
     answers = coherence.continuation_log_probabilities(model, asked, tokenizer.eos_id, heard.append)
-    assert model.training
+    assert (model.training, torch.get_num_threads()) == (True, threads)
     assert sum(heard) == 3
     for story, (_, branched), found in zip(stories, asked, answers, strict=True):
         assert [branch.question for branch in branched] == storyworld.clozes(story)

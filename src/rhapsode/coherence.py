@@ -136,14 +136,17 @@ def continuation_log_probabilities(
     stories: as `branches` gives them. Each begins with eos_id and a fresh state. The stories of a batch walk
     forward together, from one place where any of them has a branch to the next, and the state there, a value,
     serves all continuations: nothing is read twice, and no row is ever padded before a token that counts.
-    The model is put into eval mode and back. on_stories hears of progress.
+    The model is put into eval mode and back, and PyTorch to one thread. on_stories hears of progress.
     """
     found = [[[0.0] * len(branch.continuations) for branch in branched] for _, branched in stories]
     # The story that is asked last comes first: those that are done fall off the end of the batch.
     last = [max((branch.place for branch in branched), default=-1) for _, branched in stories]
     order = sorted(range(len(stories)), key=lambda i: -last[i])
-    was_training = model.training
+    was_training, threads = model.training, torch.get_num_threads()
     model.eval()
+    # Each call is a few dozen tokens: threads gain little, and on a machine with other work they wait for each other
+    # at every product, ten times as long as one thread takes for all.
+    torch.set_num_threads(1)
     try:
         for begin in range(0, len(order), STORIES_AT_ONCE):
             batch = order[begin : begin + STORIES_AT_ONCE]
@@ -151,6 +154,7 @@ def continuation_log_probabilities(
             if on_stories:
                 on_stories(len(batch))
     finally:
+        torch.set_num_threads(threads)
         model.train(was_training)
     return found
 
