@@ -196,14 +196,17 @@ def coherence_of(
             for written in write(model, tokenizer, "", sampling, generate):
                 texts[written.sample] += written.text
                 advance(1)
-        generated = coherence.check_stories(texts, _training_stories(run))
+        generated = coherence.check_stories(texts, *_trained_on(run))
     return coherence.summary(excesses, recall, chance, generated)
 
 
-def _training_stories(run: Run) -> int:
-    """How many stories of storyworld the run was trained on; 0 if on something else."""
+def _trained_on(run: Run) -> tuple[int, str, int]:
+    """Which stories of storyworld the run was trained on: (count, split, first seed); none if on something else."""
     locations = run.about.get("data", {}).get("locations", [])
-    return open_generated(locations[0]).count if len(locations) == 1 and is_generated(locations[0]) else 0
+    if len(locations) != 1 or not is_generated(locations[0]):
+        return 0, "train", 0
+    source = open_generated(locations[0])
+    return source.count, source.split, source.seed_start
 
 
 def scored(model: Any, store: TokenStore) -> Score:
