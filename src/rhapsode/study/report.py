@@ -148,7 +148,7 @@ def _markdown_cell(text: str) -> str:
     """A text for a cell of a Markdown table, or for one line of a list."""
     for character in ("\\", "|", "*", "_", "`", "<", ">", "#"):
         text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
+    return " " * text[:1].isspace() + " ".join(text.split())  # a completion may go on in the middle of a word
 
 
 def title_of(study: Study) -> str:

@@ -220,13 +220,25 @@ def _table(jobs: list[_Job], began: float) -> Table:
     """All cells: how far each is, its last loss, its seconds of training."""
     done = sum(job.state.startswith("finished") for job in jobs)
     title = f"{done} of {len(jobs)} cells, {_clock(time.monotonic() - began)} so far, {_left(jobs)}"
-    table = Table("cell", "state", "", "loss", "training s", title=title, title_justify="left")
-    for job in jobs:
-        width = round(20 * job.share)
-        bar = "━" * width + "─" * (20 - width)
+    table = Table(title=title, title_justify="left")
+    for name in ("cell", "state", "done", "loss", "s"):
+        table.add_column(name, no_wrap=name != "cell", justify="right" if name in ("loss", "s") else "left")
+    shown = _on_the_screen(jobs, max(3, console.height - 8))
+    for job in shown:
+        width = int(12 * job.share)
+        bar = "━" * width + "─" * (12 - width)
         loss = "" if job.loss is None else f"{job.loss:.3f}"
         table.add_row(job.cell.name, job.state, f"{bar} {job.share:4.0%}", loss, f"{job.seconds:,.1f}")
+    if len(shown) < len(jobs):
+        table.caption = f"and {len(jobs) - len(shown)} more"
     return table
+
+
+def _on_the_screen(jobs: list[_Job], most: int) -> list[_Job]:
+    """The jobs that fit: those that run, then those that failed, then the others; in their order."""
+    rank = {"running": 0, "failed": 1, "waiting": 2}
+    kept = sorted(range(len(jobs)), key=lambda i: (rank.get(jobs[i].state, 3), i))[:most]
+    return [jobs[i] for i in sorted(kept)]
 
 
 @contextmanager
