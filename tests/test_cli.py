@@ -68,11 +68,10 @@ def test_the_reference_in_docs_has_not_drifted() -> None:
 
 Call = Callable[..., SimpleNamespace]
 TINY = [
-    "--set=kind=plain",
     *(f"--set={field}=8" for field in ("embed_dim", "hidden_dim", "key_dim", "value_dim", "window")),
     "--set=num_layers=1",
     "--set=attention=all",
-    "--set=feed_forward=0",
+    "--set=pair_embeddings=50",
     "--set=batch_size=4",
     "--set=validations=2",
     "--vocab-size=300",

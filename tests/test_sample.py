@@ -143,7 +143,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module", params=["plain", "stacked"])
 def model(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> LanguageModel:
-    options = {"num_layers": 2, "attention": "last"} if request.param == "stacked" else {}
+    options = {"num_layers": 2, "attention": "last", "pair_embeddings": 60} if request.param == "stacked" else {}
     made = build_model(ModelConfig(tokenizer.vocab_size, request.param, 12, 14, 6, 10, **options), seed=0)
     with torch.no_grad():
         for p in made.parameters():

@@ -18,8 +18,8 @@ from rhapsode.start import Request, begin, resume, sections_of
 from rhapsode.tokens import BatchConfig
 from rhapsode.train import OptimizerConfig, TrainConfig
 
-TINY = ("embed_dim=4", "hidden_dim=4", "key_dim=4", "value_dim=4", "kind=plain", "num_layers=1", "attention=all")
-TINY = (*TINY, "feed_forward=0", "window=8", "batch_size=2")
+TINY = ("embed_dim=4", "hidden_dim=4", "key_dim=4", "value_dim=4", "num_layers=1", "pair_embeddings=0")
+TINY = (*TINY, "window=8", "batch_size=2")
 
 
 @pytest.fixture(autouse=True)

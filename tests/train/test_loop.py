@@ -36,6 +36,7 @@ MODELS = {
         "attention": "last",
         "feed_forward": 1,
         "dropout": 0.2,
+        "pair_embeddings": 50,
     },
 }
 
@@ -192,12 +193,15 @@ def test_validations_at_each_tenth_on_all_data(begin: Callable[..., Run], small:
     assert valid[-1]["train_loss"] == pytest.approx(nats / scored, rel=1e-6)
 
 
-def test_carried_state_reaches_the_next_batch(begin: Callable[..., Run], small: Any) -> None:
+@pytest.mark.parametrize("kind", MODELS)
+def test_carried_state_reaches_the_next_batch(begin: Callable[..., Run], small: Any, kind: str) -> None:
     """Would catch a state that is dropped, cut short, or carried over the end of an epoch: it would still train.
 
     With a rate of nothing, the loss of batch 2 is that of the second half of both batches read as one.
     """
-    run = begin(sequences=8, batch={"carry_state": True}, optimizer={"optimizer": "adamw", "learning_rate": 1e-30})
+    options = {**MODELS[kind], **({"dropout": 0.0} if kind == "stacked" else {})}
+    optimizer = {"optimizer": "adamw", "learning_rate": 1e-30}
+    run = begin("run", options, optimizer, {"carry_state": True}, sequences=8)
     go(run, small)
     model = build_model(run.model_config, 0)
     batcher = Batcher(small.train, BatchConfig(16, 4, carry_state=True), 0)

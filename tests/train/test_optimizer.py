@@ -10,7 +10,16 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.train.optimizer import DECAYS, OPTIMIZERS, Muon, OptimizerConfig, Optimizers, orthogonalise, rate_at
 
 TINY = ModelConfig(
-    11, "stacked", embed_dim=6, hidden_dim=10, key_dim=3, value_dim=5, num_layers=2, attention="last", feed_forward=2
+    11,
+    "stacked",
+    embed_dim=6,
+    hidden_dim=10,
+    key_dim=3,
+    value_dim=5,
+    num_layers=2,
+    attention="last",
+    feed_forward=2,
+    pair_embeddings=9,
 )
 
 
@@ -112,7 +121,7 @@ def test_which_parameter_goes_where(tied: bool) -> None:
     for name, p in model.named_parameters():
         assert decays[name] == (0.1 if p.ndim == 2 else 0.0), name
     by_adamw = {optimizers.names[p] for group in adamw.param_groups for p in group["params"]}
-    matrices = {"embeddings.weight"} | (set() if tied else {"lm_head.weight"})
+    matrices = {"embeddings.weight", "pair_embeddings.weight"} | (set() if tied else {"lm_head.weight"})
     assert {name for name in by_adamw if model.get_parameter(name).ndim == 2} == matrices
     for optimizer in ("adamw", "adam"):
         (part,) = Optimizers(model, OptimizerConfig(optimizer=optimizer)).parts
