@@ -217,14 +217,11 @@ class _Training:
         return self.plan.total(self.progress.step)
 
     def _validation_is_due(self) -> bool:
-        step, before, parts, total = (
-            self.progress.step,
-            self.progress.validated_step,
-            self.config.validations,
-            self.total,
-        )
-        # A plan that is made or mended moves the parts' ends: those that lie behind are not made up for.
-        return step > before and (step >= total or step * parts // total > before * parts // total)
+        """Validations divide what was left after the last one evenly; so they do when a plan is mended."""
+        progress, total = self.progress, self.total
+        before, parts_left = progress.validated_step, max(1, self.config.validations - progress.validations)
+        next_one = min(total, before + (total - before) / parts_left)
+        return progress.step > before and progress.step >= next_one
 
     # -- what stays ----------------------------------------------------------------------------------------------
 
