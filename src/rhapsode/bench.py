@@ -41,7 +41,7 @@ from rhapsode.progress import say
 
 OURS, PRODUCT = "rhapsode", "product"
 PRODUCT_SIZE = 2048
-BURST_SECONDS = 0.1  # a round times each contender for at least this long
+BURST_SECONDS = 0.5  # a round times each contender for at least this long
 FEWEST_ROUNDS = 5
 DISTURBED = 0.05
 BATCHES = 16  # different ones in turn, so that nothing is learnt by heart and gradients stay ordinary numbers
@@ -241,6 +241,7 @@ def take_turns(runs: dict[str, Callable[[], None]], seconds: float) -> tuple[lis
         times = {}
         for name, run in runs.items():
             gc.collect()
+            run()  # untimed: brings back the memory and the caches that the one before has taken
             started = time.perf_counter()
             for _ in range(calls[name]):
                 run()

@@ -216,10 +216,15 @@ class SelfAttention(nn.Module):
     def project(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim)."""
         y = y.contiguous()  # one copy: attention kernels are slow on rows that lie B apart, as the recurrence left them
-        q, k, v = (
-            transform(y).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for transform in (self.query_transform, self.key_transform, self.value_transform)
-        )
+        transforms = (self.query_transform, self.key_transform, self.value_transform)
+        if torch.is_grad_enabled():
+            # Joined, their gradient to y is one product; while decoding, joining would cost more than the products.
+            weight = torch.cat([transform.weight for transform in transforms])
+            bias = torch.cat([transform.bias for transform in transforms])
+            parts = F.linear(y, weight, bias).split([transform.out_features for transform in transforms], dim=-1)
+        else:
+            parts = tuple(transform(y) for transform in transforms)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
 
     def forward(self, y: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
