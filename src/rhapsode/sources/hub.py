@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from rhapsode.atomic import write_text
 from rhapsode.progress import say
 from rhapsode.sources.files import InputFile, cache_root, has_known_suffix, input_file
 
@@ -74,7 +74,7 @@ def download(location: str) -> list[InputFile]:
         commit, names = known["commit"], known["names"]
         say(f"{error}; going on with what was downloaded before")
     else:
-        _replace(index, json.dumps({"commit": commit, "names": names}).encode())
+        write_text(index, json.dumps({"commit": commit, "names": names}))
     files = []
     for name in choose(names, address.inside, address.split, location):
         path = folder / commit / name
@@ -198,15 +198,6 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
             partial.unlink()
             raise OSError(f"{called}: damaged on its way, the SHA-256 differs; run the same command again")
     os.replace(partial, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes the file so that it is there whole or not at all."""
-    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(stream.name, path)
 
 
 def _one_line(error: Exception) -> str:

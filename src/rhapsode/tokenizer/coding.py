@@ -8,9 +8,7 @@ broken characters.
 import codecs
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
+
+from rhapsode.atomic import write_text
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
@@ -181,9 +181,9 @@ class Tokenizer:
             "model_max_length": 10**30,
             **special,
         }
-        _write(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
-        _write(folder / "special_tokens_map.json", json.dumps(special, indent=2, ensure_ascii=False))
+        write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -290,18 +290,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not a JSON object")
     return content
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes the file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
