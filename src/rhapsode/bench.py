@@ -25,6 +25,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +100,8 @@ def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS, memory: bo
     for setting in settings:
         say(setting.name)
         peaks = peak_memory(setting) if memory else {}
-        result["settings"].append({**race(setting, seconds), "peak_megabytes": peaks})
+        too_large = tuple(name for name, peak in peaks.items() if peak is None)
+        result["settings"].append({**race(setting, seconds, too_large), "peak_megabytes": peaks})
     return result
 
 
@@ -192,9 +195,9 @@ def step_flops(setting: Setting) -> int:
     return 3 * setting.batch_size * window
 
 
-def race(setting: Setting, seconds: float) -> dict[str, Any]:
+def race(setting: Setting, seconds: float, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """Checks that all contenders agree, then times them in turns for `seconds`: medians and ratios."""
-    models, data = contenders(setting.config), batches(setting)
+    models, data = contenders(setting.config, leave_out), batches(setting)
     difference = check_agreement(models, *data[0])
     runs = {name: training_step(model, data) for name, model in models.items()} | {PRODUCT: product()}
     rounds, left_out, others = take_turns(runs, seconds)
@@ -270,13 +273,22 @@ def busy_seconds() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
-def peak_memory(setting: Setting, leave_out: tuple[str, ...] = ()) -> dict[str, int]:
-    """Megabytes by which each contender's process grows at most while it trains for three steps."""
-    names = [OURS] + ([] if (module := rival_module()) is None else [n for n in module.RIVALS if n not in leave_out])
-    peaks = {}
+def peak_memory(setting: Setting, leave_out: tuple[str, ...] = ()) -> dict[str, int | None]:
+    """Megabytes by which each contender's process grows at most while it trains for three steps.
+
+    None for one that the system killed, as it does where memory ends; the stepwise algorithm takes up to 11 GB here.
+    """
+    module = rival_module()
+    names = [OURS] + ([] if module is None else [name for name in module.RIVALS if name not in leave_out])
+    peaks: dict[str, int | None] = {}
     for name in names:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh process; its peak is its own
-            peaks[name] = round(pool.apply(grown_bytes, (setting, name)) / 1e6)
+        # A fresh process each, so that a peak is its contender's own.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                peaks[name] = round(pool.submit(grown_bytes, setting, name).result() / 1e6)
+            except BrokenProcessPool:
+                say(f"{name} was killed, perhaps because memory ended: left out")
+                peaks[name] = None
     return peaks
 
 
@@ -319,6 +331,6 @@ def as_table(result: dict[str, Any]) -> Table:
             f"{row['tokens_per_second'][OURS]:,}",
             *(f"{ratios[name]:.2f}x" if name in ratios else "-" for name in ("stepwise", "nn.RNN")),
             f"{row['share_of_product_rate']:.0%}",
-            ", ".join(f"{peaks[name]:,}" for name in (OURS, "stepwise", "nn.RNN") if name in peaks) or "-",
+            ", ".join(f"{peaks[name]:,}" for name in (OURS, "stepwise", "nn.RNN") if peaks.get(name)) or "-",
         )
     return table
