@@ -217,11 +217,11 @@ class _Training:
         return self.plan.total(self.progress.step)
 
     def _validation_is_due(self) -> bool:
-        """Validations divide what was left after the last one evenly; so they do when a plan is mended."""
-        progress, total = self.progress, self.total
-        before, parts_left = progress.validated_step, max(1, self.config.validations - progress.validations)
-        next_one = min(total, before + (total - before) / parts_left)
-        return progress.step > before and progress.step >= next_one
+        """At the end of each part of the run; a mended plan moves the ends, and those that lie behind are past."""
+        progress, parts, total = self.progress, self.config.validations, self.total
+        past = max(progress.validations, progress.validated_step * parts // total)
+        ended = progress.step >= total or progress.step * parts >= total * (past + 1)
+        return progress.step > progress.validated_step and ended
 
     # -- what stays ----------------------------------------------------------------------------------------------
 
