@@ -244,7 +244,8 @@ def take_turns(runs: dict[str, Callable[[], None]], seconds: float) -> tuple[lis
         times = {}
         for name, run in runs.items():
             gc.collect()
-            run()  # untimed: brings back the memory and the caches that the one before has taken
+            if calls[name] > 1:
+                run()  # untimed: brings back the memory and the caches that the one before has taken
             started = time.perf_counter()
             for _ in range(calls[name]):
                 run()
@@ -274,7 +275,7 @@ def busy_seconds() -> float | None:
 
 
 def peak_memory(setting: Setting, leave_out: tuple[str, ...] = ()) -> dict[str, int | None]:
-    """Megabytes by which each contender's process grows at most while it trains for three steps.
+    """Megabytes by which each contender's process grows at most while it trains for two steps.
 
     None for one that the system killed, as it does where memory ends; the stepwise algorithm takes up to 11 GB here.
     """
@@ -299,7 +300,7 @@ def grown_bytes(setting: Setting, name: str) -> int:
     gc.collect()
     torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the matrix library's own buffers
     before = resident_bytes()
-    for _ in range(3):
+    for _ in range(2):  # the optimiser's state is there from the second on
         step()
     return resident_bytes(peak=True) - before
 
