@@ -193,12 +193,20 @@ class RNN(nn.Module):
 
         Returns (hidden states (B, T, H), outputs (B, T, output_dim)).
         """
-        cell = self.cell
         i = sequence.transpose(0, 1)  # (T, B, input_dim)
-        x = F.linear(i, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
+        return self.recur(self.project(i), initial, None if self.gate is None else F.silu(self.gate(i)))
+
+    def project(self, input: Tensor) -> Tensor:
+        """What a step's input adds to the recurrence, both biases included: (..., input_dim) -> (..., H)."""
+        cell = self.cell
+        return F.linear(input, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
+
+    def recur(self, x: Tensor, initial: Tensor | None, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`forward` from the projected inputs x (T, B, H) on, whose memory the hidden states take; gate (T, B, H)."""
+        cell = self.cell
         activation = "tanh" if isinstance(cell.activation, nn.Tanh) else "relu"
         h = recurrence(x, cell.h2h.weight, initial, activation, overwrite=True)
-        y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
+        y = self.out(h if gate is None else h * gate)
         return h.transpose(0, 1), y.transpose(0, 1)
 
 
@@ -367,7 +375,14 @@ class PlainModel(LanguageModel):
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         block = state.blocks[0] if state else None
-        hidden, y = self.rnn(embed(self.embeddings, tokens), block and block.hidden)
+        table, ids = self.embeddings, tokens.t()
+        # A token's input projection depends on nothing else: where there are more tokens than entries in the
+        # vocabulary, each entry is projected once, instead of once for every time that it occurs.
+        if tokens.numel() > table.num_embeddings:
+            x = F.embedding(ids, self.rnn.project(table.weight))
+        else:
+            x = self.rnn.project(table(ids))
+        hidden, y = self.rnn.recur(x, block and block.hidden)
         a, cache = self.attention(y, block and block.cache)
         return a, State((BlockState(hidden[:, -1], cache),))
 
