@@ -18,18 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rhapsode.bench import (
-    OURS,
-    Setting,
-    as_table,
-    batches,
-    contenders,
-    measure,
-    peak_memory,
-    plain,
-    take_turns,
-    training_step,
-)
+from rhapsode.bench import OURS, Setting, as_table, contender_names, machine, measure, plain, take_turns
 from rhapsode.progress import say
 
 HERE = Path(__file__).parent
@@ -69,23 +58,20 @@ def measure_growth(seconds: float) -> dict[str, Any]:
     """Median seconds and peak megabytes of a step at every point of AXES."""
     growth: dict[str, Any] = {}
     for axis, sizes in AXES.items():
-        points = []
+        growth[axis] = []
         for size in sizes:
             setting = growth_setting(axis, size)
             say(setting.name)
-            leave_out = () if setting.length <= STEPWISE_LIMIT else ("stepwise",)
-            data = batches(setting)
-            runs = {n: training_step(m, data) for n, m in contenders(setting.config, leave_out).items()}
-            rounds, _, others = take_turns(runs, seconds)
-            points.append(
+            names = [n for n in contender_names() if n != "stepwise" or setting.length <= STEPWISE_LIMIT]
+            turns = take_turns(setting, names, seconds)
+            growth[axis].append(
                 {
                     "size": size,
-                    "seconds": {name: statistics.median(times[name] for times in rounds) for name in runs},
-                    "peak_megabytes": peak_memory(setting, leave_out),
-                    "share_of_cores_taken_by_others": others,
+                    "seconds": {name: statistics.median(times[name] for times in turns.rounds) for name in names},
+                    "peak_megabytes": turns.peak_megabytes,
+                    "share_of_cores_taken_by_others": turns.others,
                 }
             )
-        growth[axis] = points
     return growth
 
 
@@ -162,14 +148,12 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw the figure again from growth.json")
     arguments = parser.parse_args()
     if arguments.growth:
-        machine = measure(0.0, settings=())
-        write(
-            RESULTS / "growth.json", {**machine, "commit": commit(), "growth": measure_growth(arguments.seconds or 3)}
-        )
+        result = {**machine(), "commit": commit(), "growth": measure_growth(arguments.seconds or 3)}
+        write(RESULTS / "growth.json", {key: value for key, value in result.items() if key != "settings"})
     if arguments.growth or arguments.plot:
         plot(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["growth"], FIGURE)
         return
-    result = measure(arguments.seconds or (6 if arguments.quick else 60), memory=not arguments.quick)
+    result = measure(arguments.seconds or (6 if arguments.quick else 60))
     if not arguments.quick:
         write(RESULTS / "training.json", {"commit": commit(), **result})
     Console().print(as_table(result))

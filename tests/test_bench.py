@@ -56,22 +56,20 @@ def test_flops_of_a_step_are_what_pytorch_counts() -> None:
     assert bench.step_flops(SMALL) == 3 * counter.get_total_flops()
 
 
-def test_turns_are_taken_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every contender runs in every round, in bursts whose time is divided by their calls."""
+def test_turns_are_taken_and_the_killed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contender has a time in every round; one whose process ends is named and does not stop the others."""
     monkeypatch.setattr(bench, "BURST_SECONDS", 1e-5)
-    called: list[str] = []
-    runs = {name: lambda name=name: called.append(name) for name in ("a", "b")}
-    rounds, left_out, _ = bench.take_turns(runs, seconds=0.0)
-    assert len(rounds) + left_out == bench.FEWEST_ROUNDS
-    assert all(times.keys() == runs.keys() for times in rounds)
-    assert called[:5] == ["a", "a", "b", "b", "a"]
+    turns = bench.take_turns(SMALL, ["nobody", "rhapsode"], seconds=0.0)
+    assert turns.peak_megabytes["nobody"] is None
+    assert turns.peak_megabytes["rhapsode"] is not None
+    assert len(turns.rounds) + turns.left_out == bench.FEWEST_ROUNDS
+    assert all(times.keys() == {"rhapsode"} and times["rhapsode"] > 0 for times in turns.rounds)
 
 
 def test_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints one object and nothing else; without rivals it says so on stderr and measures the rest."""
     monkeypatch.setattr(bench, "SETTINGS", (SMALL,))
     monkeypatch.setattr(bench, "BURST_SECONDS", 0.001)
-    monkeypatch.setattr(bench, "PRODUCT_SIZE", 8)
     monkeypatch.setattr(bench, "rival_module", lambda: None)
     bench.bench(quick=True, as_json=True, seconds=0.0)
     printed = capsys.readouterr()

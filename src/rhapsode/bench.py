@@ -6,13 +6,14 @@
 
 (a) and (b) live in benchmarks/rivals.py, which is part of a checkout and not of an installed package; without them
 rhapsode and (c) are measured. All start from the same weights; losses and gradients are checked equal before anything
-is timed. A training step is zero_grad, loss, backward, clipping and Adam, the same for all. The contenders take turns,
-each round a burst of steps each, so that a change of the machine's speed hits all of them; ratios are made within a
-round, and medians over the rounds are reported. Rounds in which other processes took more than DISTURBED of the cores
-are left out, while enough others remain. Peak memory is measured in a process of its own for each contender.
+is timed. A training step is zero_grad, loss, backward, clipping and Adam, the same for all. Each contender trains in a
+process of its own, so that its memory is what it would be if it trained alone: what the allocator keeps for one changes
+the speed of another. They take turns, each round a burst of steps each, while the others sleep, so that a change of the
+machine's speed hits all of them; ratios are made within a round, and medians over the rounds are reported. Rounds in
+which anyone else took more than DISTURBED of the cores are left out, while enough others remain.
 """
 
-import gc
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -24,13 +25,11 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -43,6 +42,7 @@ from rhapsode.progress import say
 
 OURS, PRODUCT = "rhapsode", "product"
 PRODUCT_SIZE = 2048
+CHECKED_ROWS = 16  # of a batch, in the comparison of losses and gradients
 BURST_SECONDS = 0.5  # a round times each contender for at least this long
 FEWEST_ROUNDS = 5
 DISTURBED = 0.05
@@ -75,21 +75,30 @@ SETTINGS = (
 def bench(quick: bool = False, as_json: bool = False, seconds: float = 60.0) -> None:
     """Measures and prints a table to stdout, or with as_json one JSON object.
 
-    seconds: how long each setting is timed. quick: at most 6 seconds each, without the large one and without memory.
+    seconds: how long each setting is timed. quick: at most 6 seconds each, and without the large one.
     Raises ValueError if a rival's loss or gradients differ from ours: a speed on wrong numbers is not reported.
     """
-    result = measure(min(6.0, seconds) if quick else seconds, SETTINGS[::2] if quick else SETTINGS, memory=not quick)
+    result = measure(min(6.0, seconds) if quick else seconds, SETTINGS[::2] if quick else SETTINGS)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         Console().print(as_table(result))
 
 
-def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS, memory: bool = True) -> dict[str, Any]:
+def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS) -> dict[str, Any]:
     """The whole result as JSON-ready values: the machine, and for each setting medians, ratios and peak memory."""
     if rival_module() is None:
         say("benchmarks/rivals.py is not beside the package: measuring without the rivals (a) and (b)")
-    result: dict[str, Any] = {
+    result = machine()
+    for setting in settings:
+        say(setting.name)
+        result["settings"].append(race(setting, seconds))
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """A result without settings yet: what it is measured on."""
+    return {
         "format_version": 1,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "torch": torch.__version__,
@@ -97,12 +106,6 @@ def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS, memory: bo
         "load_average_before": round(os.getloadavg()[0], 2),
         "settings": [],
     }
-    for setting in settings:
-        say(setting.name)
-        peaks = peak_memory(setting) if memory else {}
-        too_large = tuple(name for name, peak in peaks.items() if peak is None)
-        result["settings"].append({**race(setting, seconds, too_large), "peak_megabytes": peaks})
-    return result
 
 
 def rival_module() -> ModuleType | None:
@@ -116,12 +119,16 @@ def rival_module() -> ModuleType | None:
     return module
 
 
-def contenders(config: ModelConfig, leave_out: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """Ours first, then the rivals that are at hand, all with the same weights."""
-    ours = build_model(config, seed=0)
+def contender_names() -> list[str]:
+    """Ours first, then the rivals that are at hand."""
     module = rival_module()
-    rivals = {} if module is None else {n: make(ours) for n, make in module.RIVALS.items() if n not in leave_out}
-    return {OURS: ours, **rivals}
+    return [OURS, *([] if module is None else module.RIVALS)]
+
+
+def contenders(config: ModelConfig) -> dict[str, nn.Module]:
+    """The models of `contender_names`, all with the same weights."""
+    ours, module = build_model(config, seed=0), rival_module()
+    return {OURS: ours, **({} if module is None else {name: make(ours) for name, make in module.RIVALS.items()})}
 
 
 def loss_of(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -195,114 +202,136 @@ def step_flops(setting: Setting) -> int:
     return 3 * setting.batch_size * window
 
 
-def race(setting: Setting, seconds: float, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Checks that all contenders agree, then times them in turns for `seconds`: medians and ratios."""
-    models, data = contenders(setting.config, leave_out), batches(setting)
-    difference = check_agreement(models, *data[0])
-    runs = {name: training_step(model, data) for name, model in models.items()} | {PRODUCT: product()}
-    rounds, left_out, others = take_turns(runs, seconds)
-    flops, tokens = step_flops(setting), setting.batch_size * setting.length
-    product_flops = 2 * PRODUCT_SIZE**3
-    median = {name: statistics.median(times[name] for times in rounds) for name in runs}
-    shares = [flops / times[OURS] / (product_flops / times[PRODUCT]) for times in rounds]
+def race(setting: Setting, seconds: float) -> dict[str, Any]:
+    """Checks that all contenders agree, then times them in turns for `seconds`: medians, ratios, peak memory."""
+    names = contender_names()
+    few = replace(setting, batch_size=min(setting.batch_size, CHECKED_ROWS))
+    difference = check_agreement(contenders(setting.config), *batches(few)[0])
+    turns = take_turns(setting, [*names, PRODUCT], seconds)
+    names = [name for name in names if turns.peak_megabytes[name] is not None]
+    flops, tokens, product_flops = step_flops(setting), setting.batch_size * setting.length, 2 * PRODUCT_SIZE**3
+    median = {name: statistics.median(times[name] for times in turns.rounds) for name in [*names, PRODUCT]}
+    shares = [flops / times[OURS] / (product_flops / times[PRODUCT]) for times in turns.rounds]
     return {
         "name": setting.name,
         **asdict(setting.config),
         "batch_size": setting.batch_size,
         "length": setting.length,
         "largest_relative_difference": difference,
-        "rounds": len(rounds),
-        "rounds_left_out": left_out,
-        "share_of_cores_taken_by_others": others,
-        "milliseconds_per_step": {name: round(1e3 * median[name], 3) for name in models},
-        "tokens_per_second": {name: round(tokens / median[name]) for name in models},
+        "rounds": len(turns.rounds),
+        "rounds_left_out": turns.left_out,
+        "share_of_cores_taken_by_others": turns.others,
+        "milliseconds_per_step": {name: round(1e3 * median[name], 3) for name in names},
+        "tokens_per_second": {name: round(tokens / median[name]) for name in names},
         "times_as_fast_as": {
-            name: round(statistics.median(times[name] / times[OURS] for times in rounds), 2)
-            for name in models
+            name: round(statistics.median(times[name] / times[OURS] for times in turns.rounds), 2)
+            for name in names
             if name != OURS
         },
         "product_gigaflops_per_second": round(product_flops / median[PRODUCT] / 1e9, 1),
         "share_of_product_rate": round(statistics.median(shares), 3),
+        "peak_megabytes": {name: peak for name, peak in turns.peak_megabytes.items() if name != PRODUCT},
     }
 
 
-def take_turns(runs: dict[str, Callable[[], None]], seconds: float) -> tuple[list[dict[str, float]], int, float | None]:
-    """Times the functions in turns: (seconds per call in each round, rounds left out, others' share of the cores).
+class Turns(NamedTuple):
+    """What contenders took: seconds per step in each round kept, the rounds left out, others' share of the cores in
+    those kept (None where the system does not say), and the megabytes by which each process grew while it trained; None
+    for a contender that the system killed, as it does where memory ends."""
 
-    Each function's bursts are as many calls as fill BURST_SECONDS. At least FEWEST_ROUNDS are made.
-    """
-    calls = {}
-    for name, run in runs.items():
-        run()
-        started = time.perf_counter()
-        run()
-        calls[name] = max(1, math.ceil(BURST_SECONDS / (time.perf_counter() - started)))
+    rounds: list[dict[str, float]]
+    left_out: int
+    others: float | None
+    peak_megabytes: dict[str, int | None]
+
+
+def take_turns(setting: Setting, names: list[str], seconds: float) -> Turns:
+    """Lets the named contenders train in turns for `seconds`, and at least for FEWEST_ROUNDS rounds."""
+    peaks: dict[str, int | None] = {}
+    calls: dict[str, int] = {}
     rounds: list[tuple[float | None, dict[str, float]]] = []
-    ends = time.monotonic() + seconds
-    while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
-        began, busy_before = time.perf_counter(), busy_seconds()
-        times = {}
-        for name, run in runs.items():
-            gc.collect()
-            if calls[name] > 1:
-                run()  # untimed: brings back the memory and the caches that the one before has taken
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            times[name] = (time.perf_counter() - started) / calls[name]
-        busy = busy_seconds()
-        taken = None
-        if busy is not None and busy_before is not None:
-            taken = max(0.0, busy - busy_before) / ((time.perf_counter() - began) * (os.cpu_count() or 1))
-        rounds.append((taken, times))
-    quiet = [(taken, times) for taken, times in rounds if taken is None or taken <= DISTURBED]
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(started(setting, name)) for name in names}
+        for name, worker in list(workers.items()):
+            try:
+                peaks[name] = round(worker.recv() / 1e6)
+            except EOFError:
+                say(f"{name} was killed, perhaps because memory ended: left out")
+                peaks[name] = None
+                del workers[name]
+        for name, worker in workers.items():
+            worker.send(1)
+            calls[name] = max(1, math.ceil(BURST_SECONDS / worker.recv()[0]))
+        ends = time.monotonic() + seconds
+        while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
+            began, busy_before, own = time.perf_counter(), busy_seconds(), 0.0
+            times = {}
+            for name, worker in workers.items():
+                worker.send(calls[name])
+                times[name], used = worker.recv()
+                own += used
+            busy, share = busy_seconds(), None
+            if busy is not None and busy_before is not None:
+                cores = (time.perf_counter() - began) * (os.cpu_count() or 1)
+                share = max(0.0, busy - busy_before - own) / cores
+            rounds.append((share, times))
+    quiet = [(share, times) for share, times in rounds if share is None or share <= DISTURBED]
     kept = quiet if len(quiet) >= FEWEST_ROUNDS else rounds
-    known = [taken for taken, _ in kept if taken is not None]
+    known = [share for share, _ in kept if share is not None]
     others = round(statistics.mean(known), 3) if known else None
-    return [times for _, times in kept], len(rounds) - len(kept), others
+    return Turns([times for _, times in kept], len(rounds) - len(kept), others, peaks)
+
+
+@contextlib.contextmanager
+def started(setting: Setting, name: str) -> Iterator[Any]:
+    """A connection to a contender in a new process; the process ends with the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_turns, args=(theirs, setting, name), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the process is the end of the connection
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve_turns(connection: Any, setting: Setting, name: str) -> None:
+    """A contender's process: sends the bytes that it grew by; then for each number of steps that it receives, the
+    seconds per step and the core-seconds that it used."""
+    if name == PRODUCT:
+        step = product()
+    else:
+        step = training_step(contenders(setting.config)[name], batches(setting))
+        torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the matrix library's own buffers
+    before = resident_bytes()
+    for _ in range(2):  # the optimiser's state is there from the second step on
+        step()
+    connection.send(resident_bytes(peak=True) - before)
+    while True:
+        calls, used_before = connection.recv(), core_seconds()
+        if calls > 1:
+            step()  # untimed: brings back the caches that the others have taken
+        began = time.perf_counter()
+        for _ in range(calls):
+            step()
+        connection.send(((time.perf_counter() - began) / calls, core_seconds() - used_before))
+
+
+def core_seconds() -> float:
+    """What this process has used of the cores since it started."""
+    return sum(os.times()[:2])
 
 
 def busy_seconds() -> float | None:
-    """Core-seconds that all other processes have used since the machine started; None where the system does not say."""
+    """Core-seconds that anyone has used since the machine started; None where the system does not say."""
     try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
     except OSError:
         return None
     user, nice, system, _, _, irq, soft_irq, steal = (int(field) for field in fields[:8])
-    ticks = user + nice + system + irq + soft_irq + steal
-    own = os.times()
-    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
-
-
-def peak_memory(setting: Setting, leave_out: tuple[str, ...] = ()) -> dict[str, int | None]:
-    """Megabytes by which each contender's process grows at most while it trains for two steps.
-
-    None for one that the system killed, as it does where memory ends; the stepwise algorithm takes up to 11 GB here.
-    """
-    module = rival_module()
-    names = [OURS] + ([] if module is None else [name for name in module.RIVALS if name not in leave_out])
-    peaks: dict[str, int | None] = {}
-    for name in names:
-        # A fresh process each, so that a peak is its contender's own.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                peaks[name] = round(pool.submit(grown_bytes, setting, name).result() / 1e6)
-            except BrokenProcessPool:
-                say(f"{name} was killed, perhaps because memory ended: left out")
-                peaks[name] = None
-    return peaks
-
-
-def grown_bytes(setting: Setting, name: str) -> int:
-    """Runs in a process of its own: bytes of peak resident memory above what was resident before the first step."""
-    model, data = contenders(setting.config)[name], batches(setting)
-    step = training_step(model, data)
-    gc.collect()
-    torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the matrix library's own buffers
-    before = resident_bytes()
-    for _ in range(2):  # the optimiser's state is there from the second on
-        step()
-    return resident_bytes(peak=True) - before
+    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(peak: bool = False) -> int:
