@@ -21,8 +21,9 @@ from rhapsode.progress import bar, say
 from rhapsode.run import Run, new_directory
 from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
+from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.start import STORYWORLD, Request, begin, resume
+from rhapsode.start import Request, begin, resume
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
@@ -191,11 +192,8 @@ def coherence_of(
         chance[source.split] = storyworld.chance(stories)
     generated = None
     if generate:
-        texts = [""] * generate
         with bar("writing stories", None, "tokens") as advance:
-            for written in write(model, tokenizer, "", sampling, generate):
-                texts[written.sample] += written.text
-                advance(1)
+            texts = complete(model, tokenizer, "", sampling, generate, advance)
         generated = coherence.check_stories(texts, *_trained_on(run))
     return coherence.summary(excesses, recall, chance, generated)
 

@@ -55,27 +55,13 @@ class Run:
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer | None) -> "Run":
         """A new run; the directory appears whole. Raises FileExistsError where there is something already."""
-        check_free(path)
         versions = {"rhapsode": rhapsode.__version__, "torch": torch.__version__, "python": platform.python_version()}
         about = {"format_version": FORMAT_VERSION, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about}
         about |= {"versions": versions}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            temporary.chmod(0o755)
+        with whole_directory(path) as temporary:
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer")
-            write_text(temporary / "run.json", _json(about))
-            try:
-                if path.is_dir():
-                    path.rmdir()  # empty, or check_free would have told
-                os.rename(temporary, path)
-            except OSError:
-                check_free(path)  # another process was faster
-                raise
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            write_text(temporary / "run.json", as_json(about))
         return cls(path, about)
 
     @classmethod
@@ -85,19 +71,12 @@ class Run:
         if not (path / "run.json").is_file():
             what = "no run.json in it" if path.is_dir() else "no such directory"
             raise FileNotFoundError(f"{path}: {what}; a run is a directory that `rhapsode train` made")
-        try:
-            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            version = about["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path / 'run.json'}: damaged ({error})") from None
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}")
-        return cls(path, about)
+        return cls(path, read_versioned(path / "run.json", FORMAT_VERSION))
 
     def update(self, **fields: Any) -> None:
         """Writes run.json again with some fields changed."""
         self.about = {**self.about, **fields}
-        write_text(self.path / "run.json", _json(self.about))
+        write_text(self.path / "run.json", as_json(self.about))
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -131,19 +110,12 @@ class Run:
 
         Reads run.json again, which another process may have written meanwhile, and sweeps up what killed ones left.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BlockingIOError(f"{self.path}: another process is training in it; wait for it or stop it") from None
-        try:
+        with held(self.path, "another process is training in it"):
             self.about = Run.open(self.path).about
             for name in ("run.json", "last.safetensors", "best.safetensors"):
                 for leftover in self.path.glob(f".{name}.*"):
                     leftover.unlink()
             yield
-        finally:
-            lock.release()
 
     def save_last(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Commits a checkpoint; metrics.jsonl reaches the disk before it does."""
@@ -213,12 +185,17 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
 def load_weights(model: LanguageModel, tensors: dict[str, Tensor], where: str) -> None:
     """Puts saved weights into a model; ValueError where names or shapes are others."""
     own = dict(model.named_parameters())
-    saved = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    saved = below("model/", tensors)
     if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
         raise ValueError(f"{where}: the saved weights do not fit the model config of run.json")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check_free(path: Path) -> None:
@@ -238,5 +215,56 @@ def new_directory(parent: Path = Path("runs")) -> Path:
     return parent / next(f"{day}-{i}" for i in range(1, 10**6) if f"{day}-{i}" not in taken)
 
 
-def _json(about: dict[str, Any]) -> str:
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `path`, where nothing may be yet; it becomes `path` at the end, or is gone.
+
+    Raises what `check_free` raises, also where another process was faster.
+    """
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        try:
+            if path.is_dir():
+                path.rmdir()  # empty, or check_free would have told
+            os.rename(temporary, path)
+        except OSError:
+            check_free(path)  # another process was faster
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_versioned(file: Path, version: int) -> dict[str, Any]:
+    """A JSON object with a format_version; ValueError where it is damaged or of another version."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        found = about["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged ({error})") from None
+    if found != version:
+        raise ValueError(f"{file.parent}: format_version {found}, this program reads {version}")
+    return about
+
+
+@contextmanager
+def held(directory: Path, taken: str) -> Iterator[None]:
+    """Holds a directory for this process; BlockingIOError saying that it is `taken` where another one does."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"{directory}: {taken}; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def as_json(about: dict[str, Any]) -> str:
+    """The text of run.json and its like."""
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"

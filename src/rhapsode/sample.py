@@ -5,7 +5,7 @@ temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguye
 state and its growing cache; the prefix is read once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -144,12 +144,19 @@ def write(
 
 
 def complete(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, config: SampleConfig = SampleConfig(), count: int = 1
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: SampleConfig = SampleConfig(),
+    count: int = 1,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """The texts that `write` writes after the prompt."""
+    """The texts that `write` writes after the prompt; on_tokens hears of progress."""
     texts = [""] * count
     for written in write(model, tokenizer, prompt, config, count):
         texts[written.sample] += written.text
+        if on_tokens:
+            on_tokens(1)
     return texts
 
 

@@ -13,6 +13,7 @@ from rhapsode.presets import PRESETS
 from rhapsode.progress import say
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
+from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
@@ -22,8 +23,7 @@ from rhapsode.train.plan import first_plan
 
 HELD_OUT = 0.05
 MOST_HELD_OUT_BYTES = 1_000_000  # all of it is scored ten times in a run
-STORYWORLD = "storyworld"
-STORYWORLD_VALID = "storyworld:200:valid"
+STORYWORLD_VALID = f"{STORYWORLD}:200:valid"
 
 
 @dataclass(frozen=True)

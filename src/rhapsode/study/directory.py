@@ -10,18 +10,13 @@ report.html, report.md, points.csv, figures/
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from rhapsode.atomic import write_text
-from rhapsode.run import check_free
+from rhapsode.run import as_json, held, read_versioned, whole_directory
 from rhapsode.study.plans import Cell, Plan, Request, plan_of
 from rhapsode.tokenizer import Tokenizer
 
@@ -39,33 +34,16 @@ class Study:
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer) -> "Study":
         """A new study; study.json is written last, so that a directory with it is whole."""
-        check_free(path)
         about = {"format_version": FORMAT_VERSION, **about}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            temporary.chmod(0o755)
+        with whole_directory(path) as temporary:
             tokenizer.save(temporary / "tokenizer")
-            write_text(temporary / "study.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-            if path.is_dir():
-                path.rmdir()
-            temporary.rename(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            write_text(temporary / "study.json", as_json(about))
         return cls(path, about)
 
     @classmethod
     def open(cls, path: Path) -> "Study":
         """Opens a study directory; ValueError where it is damaged or of another version."""
-        try:
-            about = json.loads((path / "study.json").read_text(encoding="utf-8"))
-            version = about["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path / 'study.json'}: damaged ({error})") from None
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}")
-        return cls(path, about)
+        return cls(path, read_versioned(path / "study.json", FORMAT_VERSION))
 
     def check_same(self, request: Request) -> None:
         """Raises ValueError with one line where the study was begun with another request."""
@@ -103,18 +81,9 @@ class Study:
         text = json.dumps({"cell": self.identity(cell), **result}, indent=1, ensure_ascii=False) + "\n"
         write_text(self.cell_path(cell) / "result.json", text)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Holds the study for this process; raises BlockingIOError where another one runs it."""
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BlockingIOError(f"{self.path}: another process runs this study; wait for it or stop it") from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return held(self.path, "another process runs this study")
 
 
 def _tuples(value: Any) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 from rhapsode.evaluate import Score, score
 from rhapsode.model import IGNORED, State, build_model
 from rhapsode.progress import TrainingDisplay
-from rhapsode.run import Run, load_weights, weights_of
+from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.train.config import BUDGETS, TrainConfig
@@ -181,7 +181,7 @@ class _Training:
         progress.seconds += time.monotonic() - started
         if self.plan.after_step(progress.step, progress.seconds):
             self.run.update(plan=self.plan.entries)
-        self._report(nats, norm, progress.tokens)
+        self._report(nats, norm)
         self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
 
     def _validate(self) -> None:
@@ -242,17 +242,17 @@ class _Training:
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         load_weights(self.model, tensors, str(self.run.path))
-        self.optimizers.load_state_tensors(_below("optimizer/", tensors))
+        self.optimizers.load_state_tensors(below("optimizer/", tensors))
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"])
-        if state := _below("state/", tensors):
+        if state := below("state/", tensors):
             self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
         self.plan.timed_from = tuple(progress.pop("timed_from"))
         self.progress = Progress(**{name: value for name, value in progress.items() if name != "metrics_bytes"})
         self.batcher.load_state_dict(self.progress.batcher)
 
-    def _report(self, nats: float, norm: float, tokens: int) -> None:
+    def _report(self, nats: float, norm: float) -> None:
         progress = self.progress
         every = max(1, self.total // REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
         if progress.step - progress.reported_step >= every:
@@ -313,10 +313,6 @@ class _Training:
         }
         self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")
         return Outcome(ended, self.progress, self.valid)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
