@@ -12,14 +12,13 @@ prints the table of docs/storyworld.md.
 import argparse
 import json
 import multiprocessing
-import platform
-import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from report import FIGURES, about, write
 
 from rhapsode import coherence, storyworld
 from rhapsode.evaluate import score
@@ -32,8 +31,7 @@ from rhapsode.storyworld import Accuracy
 from rhapsode.tokens import prepare
 from rhapsode.train import train
 
-RESULTS = Path(__file__).parent / "results" / "attention.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "storyworld-recall.svg"
+FIGURE = FIGURES / "storyworld-recall.svg"
 STORIES = 300
 
 
@@ -82,15 +80,7 @@ def main() -> None:
     chance = storyworld.chance(storyworld.sample(seed, "valid") for seed in range(STORIES))
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     coherence.plot_recall(recalls, FIGURE, chance)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    about = {
-        "stories": STORIES,
-        "threads": threads,
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "commit": commit,
-    }
-    RESULTS.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write("attention", {**about(), "threads": threads, "stories": STORIES, "rows": rows})
     bins = list(rows[0]["recall_by_distance"])
     print(
         "| | parameters | bits per byte | excess | excess per story, bits | right at references |",

@@ -15,18 +15,15 @@ import copy
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import time
-from pathlib import Path
 
 import torch
+from report import about, write
 from torch import Tensor, nn
 
 from rhapsode.course import RNNLanguageModel, SentenceDataset, train
 
-RESULTS = Path(__file__).parent / "results" / "course.json"
 VOCAB_SIZE, EMBED_DIM, HIDDEN_DIM, KEY_DIM, VALUE_DIM = 1024, 64, 128, 32, 32
 LENGTH, SEQUENCES, BATCH_SIZE = 128, 128, 1
 CHECKED_SEQUENCES = 16
@@ -96,13 +93,9 @@ def main() -> None:
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=0)
         pairs.append((seconds, stepwise_seconds))
         print(f"fast {seconds:.2f} s, stepwise {stepwise_seconds:.2f} s, ratio {stepwise_seconds / seconds:.1f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "format_version": 1,
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **about(),
         "data": "files" if arguments.data else "random ids",
         "sequences": len(data),
         "length": LENGTH,
@@ -112,8 +105,7 @@ def main() -> None:
         "ratio": round(statistics.median(stepwise / fast for fast, stepwise in pairs), 1),
         "largest_relative_difference_of_losses": float(f"{((ours - theirs) / theirs).abs().max():.1e}"),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write("course", result)
     print(json.dumps(result, indent=2))
 
 

@@ -10,8 +10,6 @@ stories drawn at random must decode to the text they came from.
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
 import subprocess
@@ -22,7 +20,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "prepare.json"
+from report import about, write
+
 SEPARATOR = "<|endoftext|>"
 
 
@@ -118,11 +117,9 @@ def main() -> None:
         ]
         size = text.stat().st_size
     first, second = runs
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "format_version": 1,
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **about(),
         "text": arguments.repeat.name if arguments.repeat else "generated",
         "tokenizer": f"{arguments.kind} {arguments.vocab_size}",
         "file_bytes": size,
@@ -132,8 +129,7 @@ def main() -> None:
         "peak_rss_megabytes": round(first["peak_rss_bytes"] / 1e6),
         "second_run_seconds": second["tokenizer_seconds"] + second["prepare_seconds"],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write("prepare", result)
     print(json.dumps(result, indent=2))
 
 

@@ -13,11 +13,8 @@ cosine from 2e-3 to 1e-4), nn.LSTM of about as many parameters, and the course's
 """
 
 import argparse
-import json
 import math
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,21 +22,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from report import about, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhapsode.configs import build, merge
 from rhapsode.evaluate import bits_per_byte, padded_batches, score
-from rhapsode.model import IGNORED, ModelConfig
+from rhapsode.model import ModelConfig
 from rhapsode.presets import PRESETS
 from rhapsode.progress import bar, say
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
+from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
 from rhapsode.train import OptimizerConfig, TrainConfig, train
 
-RESULTS = Path(__file__).parent / "results"
 CONTEXT = 128
 
 
@@ -280,16 +277,12 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
         values = [measure(data, result.nats) for result in found]
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         print(f"{name:12} {statistics.mean(values):.4f}{spread}   {found[0].parameters:,} parameters")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     report = {
+        **about(),
         "data": data.name,
         "minutes": minutes,
         "unit": unit,
         "preset": preset,
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "commit": commit,
         "results": {
             name: [
                 {**asdict_of(r), "value": measure(data, r.nats), "curve": [(s, measure(data, n)) for s, n in r.curve]}
@@ -298,9 +291,7 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
             for name, found in results.items()
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"quality-{data.name}-{minutes:g}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(f"quality-{data.name}-{minutes:g}", report)
 
 
 def asdict_of(result: Result) -> dict[str, Any]:

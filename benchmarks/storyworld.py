@@ -11,9 +11,6 @@ start to a small store, tokenizer included.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from report import about, write
 
 from rhapsode import storyworld
 from rhapsode.sources import GeneratedSource
@@ -30,7 +28,6 @@ from rhapsode.storyworld import parallel
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import prepare, tokenizer_for
 
-RESULTS = Path(__file__).parent / "results" / "storyworld.json"
 VOCAB_SIZE = 1024
 IN_MEMORY = 10 * parallel.STORIES_PER_BATCH
 SMALL = """
@@ -108,17 +105,14 @@ def main() -> None:
 
     small = seconds(from_nothing, 3)
     print(f"from starting Python to a store of 2,000 stories: {small:.2f} s")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "format_version": 1,
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **about(),
         "tokenizer": f"bpe {VOCAB_SIZE}",
         "megabytes_per_second": rates,
         "small_store_seconds": round(small, 2),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write("storyworld", result)
 
 
 if __name__ == "__main__":

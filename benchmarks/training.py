@@ -12,18 +12,16 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from report import FIGURES, RESULTS, about, write
 from rich.console import Console
 
-from rhapsode.bench import OURS, Setting, as_table, contender_names, machine, measure, plain, take_turns
+from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
 from rhapsode.progress import say
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-FIGURE = HERE.parent / "docs" / "figures" / "growth.svg"
+FIGURE = FIGURES / "growth.svg"
 STEPWISE_LIMIT = 512  # tokens: the memory of the stepwise algorithm grows with their square
 
 # For each axis, its points; the sizes that stand still are in `growth_setting`.
@@ -108,7 +106,7 @@ def plot(growth: dict[str, Any], path: Path) -> None:
     axes[0, 0].legend(frameon=False, loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
-    say(f"wrote {path.relative_to(HERE.parent)}")
+    say(f"wrote {path}")
 
 
 def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
@@ -129,17 +127,6 @@ def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
         )
 
 
-def commit() -> str:
-    """The commit of the checkout, shortened."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, help="how long each setting is timed (60; a point of --growth: 3)")
@@ -148,14 +135,13 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw the figure again from growth.json")
     arguments = parser.parse_args()
     if arguments.growth:
-        result = {**machine(), "commit": commit(), "growth": measure_growth(arguments.seconds or 3)}
-        write(RESULTS / "growth.json", {key: value for key, value in result.items() if key != "settings"})
+        write("growth", {**about(), "growth": measure_growth(arguments.seconds or 3)})
     if arguments.growth or arguments.plot:
         plot(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["growth"], FIGURE)
         return
     result = measure(arguments.seconds or (6 if arguments.quick else 60))
     if not arguments.quick:
-        write(RESULTS / "training.json", {"commit": commit(), **result})
+        write("training", {**about(), **result})
     Console().print(as_table(result))
 
 

@@ -88,9 +88,9 @@ def test_the_plot_is_drawn_from_its_numbers(tmp_path: Path, monkeypatch: pytest.
     spec = importlib.util.spec_from_file_location("training_benchmark", path)
     assert spec is not None
     assert spec.loader is not None
+    monkeypatch.syspath_prepend(str(path.parent))
     training = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(training)
-    monkeypatch.setattr(training, "HERE", tmp_path / "benchmarks")
     growth = {
         axis: [
             {"size": n, "seconds": dict.fromkeys(training.STYLES, n / 9), "peak_megabytes": {"rhapsode": n}}

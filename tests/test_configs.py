@@ -105,6 +105,8 @@ def test_a_budget_takes_the_place_of_another() -> None:
     assert merge(preset, {"train": {"minutes": 2.0}})["train"]["minutes"] == 2.0
     assert merge(preset, {"model": {"kind": "plain"}})["model"] == {"hidden_dim": 8, "kind": "plain"}
     assert preset == {"train": {"minutes": 10.0, "patience": 3}, "model": {"hidden_dim": 8}}
+    stacked = {"model": {"kind": "stacked", "num_layers": 2, "pair_embeddings": 9, "hidden_dim": 8}}
+    assert merge(stacked, {"model": {"kind": "plain"}})["model"] == {"hidden_dim": 8, "kind": "plain"}
     with pytest.raises(ValueError, match=r"exactly one of .*got tokens and epochs"):
         build(TrainConfig, merge(preset, {"train": {"tokens": 500, "epochs": 1.0}})["train"])
 

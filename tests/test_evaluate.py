@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from rhapsode import evaluate
 from rhapsode.evaluate import Score, bits_per_byte, padded_batches, score
-from rhapsode.model import IGNORED, LanguageModel, ModelConfig, build_model
-from rhapsode.tokens import TokenStore
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.tokens import IGNORED, TokenStore
 
 EOS = 1
 VOCAB = 23

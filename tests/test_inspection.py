@@ -53,8 +53,8 @@ def test_the_weights_shown_are_the_weights_used() -> None:
     torch.manual_seed(0)
     attention = SelfAttention(6, 3, 5, num_heads=2)
     y = torch.randn(2, 7, 6)
-    shown = weights(attention, y)
-    _, _, v = attention.project(y)
+    q, k, v = attention.project(y)
+    shown = weights(q, k)
     torch.testing.assert_close(shown.sum(-1), torch.ones(2, 2, 7))
     torch.testing.assert_close(attention.output_transform((shown @ v).transpose(1, 2).flatten(2)), attention(y)[0])
 

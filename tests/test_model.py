@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from rhapsode.model import IGNORED, LanguageModel, ModelConfig, SelfAttention, attend, build_model
+from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, attend, build_model, in_a_row
+from rhapsode.tokens import IGNORED
 
 PLAIN = ModelConfig(vocab_size=23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
 STACKED = ModelConfig(
@@ -70,8 +72,13 @@ def test_no_look_ahead_and_no_look_aside(config: ModelConfig) -> None:
 
 @CONFIGS
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_chunked_loss_is_cross_entropy(config: ModelConfig, reduction: str) -> None:
-    """Value and gradients, with targets that are left out."""
+@pytest.mark.parametrize("rows", [5, 9, 1000], ids=["chunks and a rest", "chunks", "at once"])
+def test_the_loss_is_cross_entropy(
+    config: ModelConfig, reduction: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradients, with targets that are left out, and chunks that are left out or counted twice."""
+    monkeypatch.setattr("rhapsode.model.CHUNK_LOGITS", rows * config.vocab_size)
+    monkeypatch.setattr("rhapsode.model.FEWEST_CHUNK_ROWS", 1)
     model, tokens = made(config, T=10)
     targets = tokens[:, 1:].clone()
     targets[0, :4] = IGNORED
@@ -84,6 +91,23 @@ def test_the_chunked_loss_is_cross_entropy(config: ModelConfig, reduction: str) 
     ours, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [3, 4], ids=["one after the other", "composed"])
+def test_linear_maps_in_a_row(rows: int) -> None:
+    """Oracle: one applied after the other; a lost bias, or a composition the wrong way round, would show."""
+    torch.manual_seed(0)
+    first, then = nn.Linear(4, 7, dtype=torch.float64), nn.Linear(7, 5, dtype=torch.float64)
+    x = torch.randn(1, rows, 4, dtype=torch.float64, requires_grad=True)
+    parameters = (x, *first.parameters(), *then.parameters())
+    expected, composed = then(first(x)), in_a_row(x, first, then.weight, then.bias)
+    assert composed[1].shape == ((5, 4) if rows == 4 else (5, 7))
+    value = F.linear(*composed)
+    upstream = torch.randn_like(value)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, parameters, upstream), torch.autograd.grad(expected, parameters, upstream)
+    )
 
 
 def test_attention_equals_pytorch_multihead_attention() -> None:

@@ -33,6 +33,10 @@ def test_created_whole_or_not_at_all(tmp_path: Path, small: Any, monkeypatch: py
         patch.setattr("rhapsode.run.write_text", fail)
         with pytest.raises(OSError, match="disk full"):
             Run.create(tmp_path / "run", ABOUT, small.tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", fail)
+        with pytest.raises(OSError, match="disk full"):
+            Run.create(tmp_path / "run", ABOUT, small.tokenizer, build_model(CONFIG))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()  # an empty directory is no obstacle
     run = Run.create(tmp_path / "run", ABOUT, small.tokenizer)

@@ -156,6 +156,19 @@ def test_resume_is_for_the_same_request(request_: Request, tmp_path: Path, monke
             resume(out, replace(request_, **{field: value}))
 
 
+def test_resume_names_what_it_had_anyway(request_: Request, tmp_path: Path) -> None:
+    """Would catch a default that is refused when it is spelt out, and a TOML file that says something else by now."""
+    toml = tmp_path / "recipe.toml"
+    toml.write_text("[model]\nembed_dim = 6\n")
+    out, asked = tmp_path / "run", replace(request_, config=str(toml), seed=None)
+    begin(asked, out)
+    resume(out, replace(asked, seed=0))
+    toml.write_text("[model]\nembed_dim = 7\n")
+    resume(out, Request())
+    with pytest.raises(ValueError, match=r"recipe\.toml has changed since .* was begun"):
+        resume(out, asked)
+
+
 def test_resume_without_the_cache(request_: Request, tmp_path: Path) -> None:
     """Would catch a run that cannot go on after the cache was emptied, or that goes on with other data."""
     out = tmp_path / "run"

@@ -89,22 +89,20 @@ def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS) -> dict[st
     """The whole result as JSON-ready values: the machine, and for each setting medians, ratios and peak memory."""
     if rival_module() is None:
         say("benchmarks/rivals.py is not beside the package: measuring without the rivals (a) and (b)")
-    result = machine()
+    load = round(os.getloadavg()[0], 2)
+    races = []
     for setting in settings:
         say(setting.name)
-        result["settings"].append(race(setting, seconds))
-    return result
+        races.append(race(setting, seconds))
+    return {"format_version": 1, **machine(), "load_average_before": load, "settings": races}
 
 
 def machine() -> dict[str, Any]:
-    """A result without settings yet: what it is measured on."""
+    """What is measured on."""
     return {
-        "format_version": 1,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "settings": [],
     }
 
 

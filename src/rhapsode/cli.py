@@ -1,11 +1,12 @@
 """The command line, `rhapsode`: each verb imports only what it runs, so that `--help` answers at once.
 
-Errors are for the user: a ValueError, OSError or FloatingPointError becomes one line on stderr and exit code 2;
-`--debug` shows where it came from. stdout is data, stderr is talk.
+Errors are for the user: a wrong option, a ValueError, OSError or FloatingPointError becomes one line on stderr and
+exit code 2; `--debug` shows where it came from. stdout is data, stderr is talk.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(explain_app, name="explain")
 app.add_typer(study_app, name="study")
 
+UsageError: Any = typer.BadParameter.__base__  # of all mistakes in options; typer itself names only this kind of it
 
 PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
 
@@ -196,7 +198,17 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        code = app(
+            prog_name="rhapsode", standalone_mode=False
+        )  # without typer's own way of telling errors, a box of five lines
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except UsageError as error:
+        command, mistake = error.ctx.command_path if error.ctx else "rhapsode", error.format_message().rstrip(".")
+        if mistake:  # there is none where help was printed because nothing was asked for
+            print(f"{command}: {mistake}; see {command} --help", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise

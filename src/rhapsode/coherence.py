@@ -19,6 +19,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional as F
 
 from rhapsode import storyworld
 from rhapsode.atomic import replacing
@@ -193,7 +194,7 @@ def _score(
 ) -> list[float]:
     """Log-probabilities of continuations, each after the prefix whose features x (B, width) and state its row has."""
     device = x.device
-    first = model.lm_head(x[torch.tensor(rows, device=device)]).double().log_softmax(-1)  # (continuations, V)
+    first = F.linear(*model.scores(x[torch.tensor(rows, device=device)])).double().log_softmax(-1)  # (continuations, V)
     scores = first[torch.arange(len(rows)), [ids[0] for ids in continuations]].tolist()
     alike: dict[int, list[int]] = {}  # those with 1 to 2, 3 to 8, 9 to 32, ... ids to read: little padding, few calls
     for i, ids in enumerate(continuations):

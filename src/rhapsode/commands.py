@@ -164,6 +164,8 @@ def evaluate_command(
     if data:
         source = open_source(data, source_config)
         store, name = prepare(source, run.tokenizer), source.description
+    elif "data" not in run.about:
+        raise ValueError(f"{path}: was imported, without data: name what to score, rhapsode evaluate {path} DATA")
     else:
         store, name = resume(path, Request()).valid, "the run's own validation data"
     result = scored(model, store)
@@ -228,7 +230,8 @@ def score_fields(result: Score) -> dict[str, Any]:
 
 def score_table(name: str, result: Score) -> Table:
     """A score for people."""
-    table = Table(title=name, title_justify="left", show_header=False)
+    table = Table(show_header=False)
+    table.add_row("data", name)
     table.add_row("nats per token", f"{result.nats_per_token:.4f}")
     table.add_row("perplexity", f"{result.perplexity:.3f}")
     if result.bits_per_byte is not None:
@@ -267,7 +270,7 @@ def import_command(model: Path, path: Path, tokenizer_path: Path) -> None:
     plain = build_model(config, seed=0)
     plain.load_state_dict(weights)
     about = {"model": asdict(config), "tokenizer": tokenizer.fingerprint, "imported": model.name}
-    Run.create(path, about, tokenizer).save_best(plain, {"step": 0})
+    Run.create(path, about, tokenizer, plain)
     print(path)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rhapsode.model import ModelConfig
+from rhapsode.model import STACKED_ONLY, ModelConfig
 from rhapsode.tokens import BatchConfig
 from rhapsode.train import BUDGETS, OptimizerConfig, TrainConfig
 
@@ -99,12 +99,17 @@ def _called(kind: type) -> str:
 
 
 def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget."""
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and the plain
+    model has none of the fields of a stacked one that lay below it."""
     merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
     if any(field in over.get("train", {}) for field in BUDGETS):
         for field in BUDGETS:
             if field not in over["train"]:
                 merged["train"].pop(field, None)
+    if over.get("model", {}).get("kind") == "plain":
+        for field in STACKED_ONLY:
+            if field not in over["model"]:
+                merged["model"].pop(field, None)
     return merged
 
 

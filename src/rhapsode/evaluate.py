@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rhapsode.model import IGNORED, LanguageModel, State
-from rhapsode.tokens import TokenStore
+from rhapsode.model import LanguageModel, State
+from rhapsode.tokens import IGNORED, TokenStore
 
 CHUNK = 512  # tokens of a row that are scored at once
 CONTEXT = 512  # tokens before a chunk that its attention sees

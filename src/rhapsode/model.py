@@ -26,9 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.loss import IGNORED as IGNORED
-from rhapsode.loss import linear_cross_entropy
 from rhapsode.recurrence import ACTIVATIONS, recurrence
+
+CHUNK_LOGITS = 2**20  # that exist at once in the loss: 4 MB in float32, small enough to stay in a cache
+FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix products run below the machine's rate
+
+# The fields of a config that the plain model does not have.
+STACKED_ONLY = (
+    *("num_layers", "num_heads", "attention", "gate", "feed_forward", "dropout", "tie_embeddings"),
+    "pair_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -82,16 +89,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.kind == "plain":
-            for field in (
-                "num_layers",
-                "num_heads",
-                "attention",
-                "gate",
-                "feed_forward",
-                "dropout",
-                "tie_embeddings",
-                "pair_embeddings",
-            ):
+            for field in STACKED_ONLY:
                 if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
                     raise ValueError(f"{field} = {getattr(self, field)!r} needs kind = 'stacked'")
 
@@ -194,20 +192,19 @@ class RNN(nn.Module):
         Returns (hidden states (B, T, H), outputs (B, T, output_dim)).
         """
         i = sequence.transpose(0, 1)  # (T, B, input_dim)
-        return self.recur(self.project(i), initial, None if self.gate is None else F.silu(self.gate(i)))
+        h = self.recur(self.project(i), initial)
+        y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
+        return h.transpose(0, 1), y.transpose(0, 1)
 
     def project(self, input: Tensor) -> Tensor:
         """What a step's input adds to the recurrence, both biases included: (..., input_dim) -> (..., H)."""
         cell = self.cell
         return F.linear(input, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
 
-    def recur(self, x: Tensor, initial: Tensor | None, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`forward` from the projected inputs x (T, B, H) on, whose memory the hidden states take; gate (T, B, H)."""
-        cell = self.cell
-        activation = "tanh" if isinstance(cell.activation, nn.Tanh) else "relu"
-        h = recurrence(x, cell.h2h.weight, initial, activation, overwrite=True)
-        y = self.out(h if gate is None else h * gate)
-        return h.transpose(0, 1), y.transpose(0, 1)
+    def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
+        """Projected inputs x (T, B, H), whose memory the hidden states take -> hidden states (T, B, H)."""
+        activation = "tanh" if isinstance(self.cell.activation, nn.Tanh) else "relu"
+        return recurrence(x, self.cell.h2h.weight, initial, activation, overwrite=True)
 
 
 class SelfAttention(nn.Module):
@@ -221,30 +218,51 @@ class SelfAttention(nn.Module):
         self.value_transform = nn.Linear(hidden_dim, num_heads * value_dim)
         self.output_transform = nn.Linear(num_heads * value_dim, hidden_dim)
 
-    def project(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim)."""
+    def project(self, y: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim).
+
+        before: a linear map that y has still to go through.
+        """
         y = y.contiguous()  # one copy: attention kernels are slow on rows that lie B apart, as the recurrence left them
         transforms = (self.query_transform, self.key_transform, self.value_transform)
         if torch.is_grad_enabled():
             # Joined, their gradient to y is one product; while decoding, joining would cost more than the products.
             weight = torch.cat([transform.weight for transform in transforms])
             bias = torch.cat([transform.bias for transform in transforms])
+            if before is not None:
+                y, weight, bias = in_a_row(y, before, weight, bias)
             parts = F.linear(y, weight, bias).split([transform.out_features for transform in transforms], dim=-1)
         else:
+            y = y if before is None else before(y)
             parts = tuple(transform(y) for transform in transforms)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """The heads' outputs side by side (B, T, N value_dim), and the cache with these T tokens added."""
+        if cache is not None:
+            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
+        return attend(q, k, v).transpose(1, 2).flatten(2), Cache(k, v)
 
     def forward(self, y: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """y (B, T, hidden_dim) attends to itself and to what is in the cache.
 
         Returns (attention output (B, T, hidden_dim), the cache with these T tokens added).
         """
-        q, k, v = self.project(y)
-        if cache is not None:
-            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
-        a = attend(q, k, v)
-        return self.output_transform(a.transpose(1, 2).flatten(2)), Cache(k, v)
+        a, cache = self.look(*self.project(y), cache)
+        return self.output_transform(a), cache
+
+
+def in_a_row(x: Tensor, first: nn.Linear, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, weight, bias) of a linear map equal to `first` on x (..., in), then weight (out, mid) and bias (out,).
+
+    W_2 (W_1 x + b_1) + b_2 = (W_2 W_1) x + (W_2 b_1 + b_2): composed where that takes fewer multiplications, as it
+    does where x has many rows; else `first` is done, and what it gives is returned beside weight and bias.
+    """
+    rows, (wide, middle), narrow = x.numel() // x.shape[-1], weight.shape, first.in_features
+    if wide * middle * narrow + rows * wide * narrow < rows * (middle * narrow + wide * middle):
+        return x, weight @ first.weight, weight @ first.bias + bias
+    return first(x), weight, bias
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -318,13 +336,17 @@ class LanguageModel(nn.Module):
     lm_head: nn.Linear
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """tokens (B, T) -> (what the head reads (B, T, width), the state after them)."""
+        """tokens (B, T) -> (what `scores` reads (B, T, width), the state after them)."""
         raise NotImplementedError
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features (..., width) -> (x, weight, bias) of the linear map that makes the logits of them."""
+        return x, self.lm_head.weight, self.lm_head.bias
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) of int64, the state before them or None -> (logits (B, T, V), the state after them)."""
         x, state = self.features(tokens, state)
-        return self.lm_head(x), state
+        return F.linear(*self.scores(x)), state
 
     def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One token per row, (B,) -> (logits (B, V), state)."""
@@ -334,14 +356,22 @@ class LanguageModel(nn.Module):
     def loss(
         self, tokens: Tensor, targets: Tensor, state: State | None = None, reduction: str = "mean"
     ) -> tuple[Tensor, State]:
-        """Cross-entropy in nats of targets (B, T) given tokens (B, T); targets equal to IGNORED are left out.
+        """Cross-entropy in nats of targets (B, T) given tokens (B, T); targets of -100 are left out.
 
-        reduction 'mean' (over the scored tokens) or 'sum'. The (B T, V) logits exist only a chunk at a time.
+        reduction 'mean' (over the scored tokens; nan if there are none) or 'sum'. Where they are more than
+        CHUNK_LOGITS, the (B T, V) logits exist only a chunk at a time; then `backward` is possible once.
         Returns (scalar loss, the state after the tokens).
         """
         x, state = self.features(tokens, state)
-        nats = linear_cross_entropy(
-            x.flatten(0, 1), self.lm_head.weight, self.lm_head.bias, targets.flatten(), reduction
+        x, weight, bias = self.scores(x.flatten(0, 1))
+        rows = max(FEWEST_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
+        nats = F.linear_cross_entropy(
+            x,
+            weight,
+            targets.flatten(),
+            linear_bias=bias,
+            reduction=reduction,
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=rows) if len(x) > rows else None,
         )
         return nats, state
 
@@ -382,9 +412,12 @@ class PlainModel(LanguageModel):
             x = F.embedding(ids, self.rnn.project(table.weight))
         else:
             x = self.rnn.project(table(ids))
-        hidden, y = self.rnn.recur(x, block and block.hidden)
-        a, cache = self.attention(y, block and block.cache)
-        return a, State((BlockState(hidden[:, -1], cache),))
+        h = self.rnn.recur(x, block and block.hidden).transpose(0, 1)  # (B, T, H)
+        a, cache = self.attention.look(*self.attention.project(h, before=self.rnn.out), block and block.cache)
+        return a, State((BlockState(h[:, -1], cache),))
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return in_a_row(x, self.attention.output_transform, self.lm_head.weight, self.lm_head.bias)
 
 
 class StackedModel(LanguageModel):

@@ -53,8 +53,13 @@ class Run:
         self.path, self.about = path, about
 
     @classmethod
-    def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer | None) -> "Run":
-        """A new run; the directory appears whole. Raises FileExistsError where there is something already."""
+    def create(
+        cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer | None, model: LanguageModel | None = None
+    ) -> "Run":
+        """A new run, with the model as its best if there is one already; the directory appears whole.
+
+        Raises FileExistsError where there is something already.
+        """
         versions = {"rhapsode": rhapsode.__version__, "torch": torch.__version__, "python": platform.python_version()}
         about = {"format_version": FORMAT_VERSION, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about}
         about |= {"versions": versions}
@@ -62,6 +67,8 @@ class Run:
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer")
             write_text(temporary / "run.json", as_json(about))
+            if model is not None:
+                cls(temporary, about).save_best(model, {"step": 0})
         return cls(path, about)
 
     @classmethod

@@ -1,5 +1,6 @@
 """From what a user asked for to a run that is ready to train: presets, configs, data, tokenizer, held-out stories."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,7 +83,8 @@ def begin(request: Request, out: Path) -> Ready:
     model = build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size})
     first_plan(training, optimizer.warmup_steps, Batcher(data.train, batch, training.seed))  # raises what train would
     configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
-    more = {"data": data.about, "request": asdict(request), "floor_bits_per_byte": data.floor_bits_per_byte}
+    asked = asdict(request) | {"config_digest": _digest(request.config)}
+    more = {"data": data.about, "request": asked, "floor_bits_per_byte": data.floor_bits_per_byte}
     run = create_run(out, configs, data.tokenizer, more)
     return Ready(run, data.train, data.valid)
 
@@ -139,6 +141,9 @@ def resume(out: Path, request: Request) -> Ready:
     begun, asked = run.about.get("request"), asdict(request)
     if begun is None:
         raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to go on with")
+    begun = {**begun, "seed": run.about["train"]["seed"]}  # also where it was not asked for
+    if request.config and request.config == begun["config"] and _digest(request.config) != begun.get("config_digest"):
+        raise ValueError(f"{request.config} has changed since {out} was begun; a resumed run cannot change its configs")
     for name, value in asked.items():
         default = Request.__dataclass_fields__[name]
         unasked = value in (None, (), {}) or value == default.default
@@ -206,6 +211,11 @@ def _find_store(fingerprint: str) -> TokenStore | None:
 def _absolute(location: str) -> str:
     """A location that means the same from another working directory."""
     return os.path.abspath(location) if os.path.exists(location) and not is_generated(location) else location
+
+
+def _digest(config: str | None) -> str | None:
+    """What tells one TOML file from a changed one."""
+    return hashlib.sha256(Path(config).read_bytes()).hexdigest() if config else None
 
 
 def _plain(value: Any) -> Any:

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from rhapsode.cli import app
 from rhapsode.evaluate import score
-from rhapsode.model import IGNORED, ModelConfig, build_model
+from rhapsode.model import ModelConfig, build_model
 from rhapsode.sources import open_source
 from rhapsode.study.data import valid_view
 from rhapsode.study.directory import Study
-from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
+from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
 
 SMALL = ("window=16", "embed_dim=8", "key_dim=8", "value_dim=8", "batch_size=16", "validations=2", "sequences=320")
 SECONDS = 240

@@ -137,8 +137,9 @@ def whole_model() -> tuple[Pairs, Pairs]:
 def loss() -> tuple[Pairs, Pairs]:
     """The fused loss on the last layer alone: its value, and the gradients of head and features."""
     fast, _, tokens = plain_model()
-    features = fast.features(torch.tensor(tokens))[0].detach().requires_grad_()
-    fast.features = lambda *_: (features, None)  # the loss then starts from a leaf
+    features = fast.attention.output_transform(fast.features(torch.tensor(tokens))[0]).detach().requires_grad_()
+    fast.features = lambda *_: (features, None)  # the loss then starts from a leaf, and reads it with the head
+    fast.scores = lambda x: (x, fast.lm_head.weight, fast.lm_head.bias)
     targets = np.random.default_rng(6).integers(0, V, (B, T))
     nats = fast.loss(torch.tensor(tokens), torch.tensor(targets))[0]
     nats.backward()

@@ -1,7 +1,7 @@
 """What a model does with a text: where it looks, and what it expects next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from rhapsode.model import LanguageModel, SelfAttention
+from rhapsode.model import Cache, LanguageModel, SelfAttention
 from rhapsode.tokenizer import Tokenizer
 
 SHADES = " ░▒▓█"
@@ -40,16 +40,14 @@ def read(model: LanguageModel, tokenizer: Tokenizer, text: str, top: int = 5) ->
     if len(ids) == 1:
         raise ValueError("the text to read must not be empty")
     seen: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda part, inputs, name=name: seen.update({name: weights(part, inputs[0])}))
-        for name, module in model.named_modules()
-        if isinstance(module, SelfAttention)
-    ]
+    attending = {name: part for name, part in model.named_modules() if isinstance(part, SelfAttention)}
+    for name, part in attending.items():
+        part.look = _recording(part.look, name, seen)  # type: ignore[method-assign]
     try:
         logits, _ = model(torch.tensor([ids], device=next(model.parameters()).device))
     finally:
-        for hook in hooks:
-            hook.remove()
+        for part in attending.values():
+            del part.look  # the class's own again
     log_probabilities = logits[0].double().log_softmax(-1).cpu()
     likeliest = log_probabilities.topk(min(top, log_probabilities.shape[1]))
     return Reading(
@@ -63,11 +61,18 @@ def read(model: LanguageModel, tokenizer: Tokenizer, text: str, top: int = 5) ->
     )
 
 
-def weights(attention: SelfAttention, y: Tensor) -> Tensor:
-    """The attention weights over y (B, T, hidden_dim), no cache: (B, N, T, T), each row sums to 1."""
-    q, k, _ = attention.project(y)
+def _recording(look: Callable[..., Any], name: str, seen: dict[str, Tensor]) -> Callable[..., Any]:
+    def recorded(q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> Any:
+        seen[name] = weights(q, k)
+        return look(q, k, v, cache)
+
+    return recorded
+
+
+def weights(q: Tensor, k: Tensor) -> Tensor:
+    """The attention weights of queries and keys (B, N, T, key_dim), no cache: (B, N, T, T), each row sums to 1."""
     scores = q @ k.mT / math.sqrt(k.shape[-1])
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=y.device).triu(1)
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1)
 
 

@@ -7,7 +7,7 @@ batcher = Batcher(train, BatchConfig(window=128, batch_size=32), seed=0)
 inputs, targets, restart = batcher.next()
 """
 
-from rhapsode.tokens.batches import Batch, BatchConfig, Batcher
+from rhapsode.tokens.batches import IGNORED, Batch, BatchConfig, Batcher
 from rhapsode.tokens.store import TokenStore, prepare, tokenizer_for
 
-__all__ = ["Batch", "BatchConfig", "Batcher", "TokenStore", "prepare", "tokenizer_for"]
+__all__ = ["IGNORED", "Batch", "BatchConfig", "Batcher", "TokenStore", "prepare", "tokenizer_for"]

@@ -59,30 +59,40 @@ class Batch(NamedTuple):
 class Batcher:
     """Draws batches without end, epoch after epoch, each epoch in its own order.
 
-    batches_per_epoch, tokens_per_batch: the sizes of an epoch. Within an epoch each token is a target at most
-    once, and fewer than a batch's worth of them are left out. Raises ValueError where the store cannot fill
-    one batch.
+    batches_per_epoch, tokens_per_batch: the sizes of an epoch; with form first, the mean number of targets of a
+    batch. Within an epoch each token is a target at most once, and fewer than a batch's worth of them are left out.
+    Raises ValueError where the store cannot fill one batch.
     """
 
     def __init__(self, store: TokenStore, config: BatchConfig, seed: int) -> None:
         if seed < 0:
             raise ValueError(f"seed must be >= 0, got {seed}")
         self.store, self.config, self.seed = store, config, seed
-        self.tokens_per_batch = config.batch_size * config.window
+        full = config.batch_size * config.window
+        self.tokens_per_batch: float = full
         self._ids = np.asarray(store.tokens)  # a plain view: slicing a memmap costs ten times as much
         self._begins = np.asarray(store.offsets[store.indices])
         self._lengths = np.asarray(store.story_lengths())
         if config.form == "stream":
-            self.batches_per_epoch = store.num_tokens // self.tokens_per_batch
+            self.batches_per_epoch = store.num_tokens // full
             have, fits = f"{store.num_tokens:,} tokens", store.num_tokens // config.window
             shape = f"batch_size {config.batch_size} x window {config.window}"
-            need = f"{shape} needs {self.tokens_per_batch:,} tokens"
+            need = f"{shape} needs {full:,} tokens"
         else:
-            self.batches_per_epoch = store.num_stories // config.batch_size
-            have, fits = f"{store.num_stories:,} stories", store.num_stories
-            need = f"batch_size {config.batch_size} needs as many stories"
+            self._usable = np.flatnonzero(self._lengths > 1)  # a single id has nothing to predict
+            fits = len(self._usable)
+            self.batches_per_epoch = fits // config.batch_size
+            have, need = (
+                f"{fits:,} stories of two tokens or more",
+                f"batch_size {config.batch_size} needs as many stories",
+            )
+            targets = np.minimum(self._lengths[self._usable] - 1, config.window)
+            self.tokens_per_batch = config.batch_size * float(targets.mean()) if fits else 0.0  # padding left out
         if self.batches_per_epoch == 0:
-            advice = f"batch_size {fits} would fit" if fits else f"choose a window of at most {store.num_tokens}"
+            smaller = (
+                f"choose a window of at most {store.num_tokens}" if config.form == "stream" else "choose other data"
+            )
+            advice = f"batch_size {fits} would fit" if fits else smaller
             raise ValueError(f"{need}, the data have {have}: {advice}")
         self.load_state_dict({"epoch": 0, "position": 0})
 
@@ -112,7 +122,7 @@ class Batcher:
         config = self.config
         self._epoch, self._position = epoch, 0
         random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        stories = np.arange(self.store.num_stories)
+        stories = np.arange(self.store.num_stories) if config.form == "stream" else self._usable.copy()
         if config.shuffle:
             random.shuffle(stories)
         if config.form == "first":

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from rhapsode.evaluate import Score, score
-from rhapsode.model import IGNORED, State, build_model
+from rhapsode.model import State, build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
-from rhapsode.tokens import BatchConfig, Batcher, TokenStore
+from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
 from rhapsode.train.config import BUDGETS, TrainConfig
 from rhapsode.train.optimizer import OptimizerConfig, Optimizers, rate_at
 from rhapsode.train.plan import UNKNOWN, first_plan

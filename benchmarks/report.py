@@ -1,0 +1,30 @@
+"""What stands beside every result: the commit and the machine; and where results go."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rhapsode.bench import machine
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FIGURES = HERE.parent / "docs" / "figures"
+
+
+def about() -> dict[str, Any]:
+    """The commit of the checkout ("-dirty" where its code is not what was committed), and what it runs on."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    if git("diff", "--quiet", "HEAD", "--", "../src", "*.py").returncode:
+        commit += "-dirty"
+    return {"commit": commit, **machine()}
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Writes results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
