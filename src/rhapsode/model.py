@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from rhapsode.recurrence import ACTIVATIONS, recurrence
 
-CHUNK_LOGITS = 2**20  # that exist at once in the loss: 4 MB in float32, small enough to stay in a cache
+CHUNK_LOGITS = 2**19  # that exist at once in the loss: 2 MB in float32, small enough to stay in a cache
 FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix products run below the machine's rate
 
 # The fields of a config that the plain model does not have.
