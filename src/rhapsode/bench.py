@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from rhapsode.allocator import keep_freed_memory
 from rhapsode.inspection.cost import flops_per_token
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
@@ -298,6 +299,7 @@ def started(setting: Setting, name: str) -> Iterator[Any]:
 def serve_turns(connection: Any, setting: Setting, name: str) -> None:
     """A contender's process: sends the bytes that it grew by; then for each number of steps that it receives, the
     seconds per step and the core-seconds that it used."""
+    keep_freed_memory()  # for everyone, as `rhapsode train` does: PyTorch's RNN gains most by it
     if name == PRODUCT:
         step = product()
     else:

@@ -6,8 +6,8 @@
 
 B batch, T tokens in this call, H hidden. Everything is time-major, (T, B, H), so that each step reads and writes one
 contiguous slab of one buffer, and dL/dW is a single matrix product after the loop instead of T small
-ones. phi' is a function of h itself for both activations, so the pre-activations are never stored. Backpropagation
-through time as in Werbos, "Backpropagation through time: what it does and how to do it", 1990.
+ones. phi' is a function of h itself for both activations: the pre-activations are never stored, and the slopes of all
+steps are made at once. Backpropagation through time as in Werbos, "Backpropagation through time: what it does and how to do it", 1990.
 """
 
 from typing import Any
@@ -57,19 +57,13 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, hidden_grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         hidden, weight, initial = ctx.saved_tensors
-        through_activation = (
-            torch.ops.aten.threshold_backward.grad_input
-            if ctx.activation == "relu"
-            else torch.ops.aten.tanh_backward.grad_input
-        )
-        # threshold_backward passes the gradient where h > 0, which for relu is where its input was > 0.
-        threshold = (0.0,) if ctx.activation == "relu" else ()
+        slope = hidden.sign() if ctx.activation == "relu" else 1 - hidden.square()  # phi', for relu 0 or 1
         grad = hidden_grad.clone(memory_format=torch.contiguous_format)
         following = None
-        for g, h in zip(reversed(grad.unbind(0)), reversed(hidden.unbind(0)), strict=True):
+        for g, s in zip(reversed(grad.unbind(0)), reversed(slope.unbind(0)), strict=True):
             if following is not None:
                 g.addmm_(following, weight)
-            following = through_activation(g, h, *threshold, grad_input=g)
+            following = g.mul_(s)
 
         weight_grad = initial_grad = None
         if ctx.needs_input_grad[1]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rhapsode.allocator import keep_freed_memory
 from rhapsode.evaluate import Score, score
 from rhapsode.model import State, build_model
 from rhapsode.progress import TrainingDisplay
@@ -82,6 +83,7 @@ def train(
     second Ctrl-C stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can
     do harm, and BlockingIOError where another process trains in the directory.
     """
+    keep_freed_memory()
     with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
         return _Training(run, train_store, valid_store, device, writer, asked, show).go()
 
