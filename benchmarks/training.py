@@ -103,7 +103,7 @@ def plot(growth: dict[str, Any], path: Path) -> None:
         row[0].set_ylabel(label)
     for ax, axis in zip(axes[1], growth, strict=True):
         ax.set_xlabel(LABELS[axis])
-    axes[0, 0].legend(frameon=False, loc="upper left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     say(f"wrote {path}")
@@ -113,7 +113,7 @@ def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
     """Thin grey guides below our curve's end: what linear and quadratic growth would look like."""
     begin, end = sizes[-1] / 4, sizes[-1]
     for power, name in ((1, "linear"), (2, "quadratic")):
-        top = last / 2.2
+        top = last / 4
         ax.plot([begin, end], [top / math.pow(4, power), top], color="0.45", linewidth=0.9)
         ax.annotate(
             name,

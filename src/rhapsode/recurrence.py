@@ -7,7 +7,8 @@
 B batch, T tokens in this call, H hidden. Everything is time-major, (T, B, H), so that each step reads and writes one
 contiguous slab of one buffer, and dL/dW is a single matrix product after the loop instead of T small
 ones. phi' is a function of h itself for both activations: the pre-activations are never stored, and the slopes of all
-steps are made at once. Backpropagation through time as in Werbos, "Backpropagation through time: what it does and how to do it", 1990.
+steps are made at once. Backpropagation through time as in Werbos, "Backpropagation through time: what it does and
+how to do it", 1990.
 """
 
 from typing import Any
