@@ -5,7 +5,8 @@
 
 Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
 VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
-first 90%. Writes benchmarks/results/quality-DATA-MINUTES.json.
+first 90%. Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already is not run
+again without --again, so that hours of it can be divided.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import about, write
+from report import about, read, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -205,6 +206,9 @@ def ours(sections: dict[str, dict[str, Any]], data: Data, minutes: float, seed: 
     return Result(parameters, outcome.progress.step, outcome.progress.seconds, nats, curve)
 
 
+UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
+OVER: dict[str, dict[str, dict[str, Any]]] = {"tinystories": {}, "shakespeare": {"model": {"dropout": 0.2}}}
+
 COURSE: dict[str, dict[str, Any]] = {
     "model": {"kind": "plain", "embed_dim": 128, "hidden_dim": 256, "key_dim": 128, "value_dim": 128},
     "optimizer": {"optimizer": "adam", "learning_rate": 1e-3, "beta2": 0.999, "decay": "constant", "warmup_steps": 10},
@@ -243,6 +247,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of those to run")
     parser.add_argument("--preset", help="the preset to run for us; otherwise by the minutes")
     parser.add_argument("--looks", type=int, default=4, help="validations on the way")
+    parser.add_argument("--again", action="store_true", help="run also what the results have already")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data == "tinystories":
@@ -253,50 +258,47 @@ def main() -> None:
 
 
 def compare(data: Data, arguments: argparse.Namespace) -> None:
-    """Runs everyone with every seed in turn, prints the table and writes the JSON."""
+    """Runs everyone with every seed in turn, writes the JSON after each run, and prints the table."""
     minutes, looks = arguments.minutes, arguments.looks
-    preset = arguments.preset or ("minute" if minutes < 5 else "coffee")
-    dropout = 0.2 if data.name == "shakespeare" else 0.0
-    recipe = PRESETS[preset] if not dropout else merge(PRESETS[preset], {"model": {"dropout": dropout}})
-    size = data.tokenizer.vocab_size
-    runs: dict[str, Callable[[int], Result]] = {
-        "ours": lambda seed: ours(recipe, data, minutes, seed, looks),
+    recipe = recipe_for(data, arguments.preset or ("minute" if minutes < 5 else "coffee"))
+    size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
+    contenders: dict[str, Callable[[int], Result]] = {
+        "rhapsode": lambda seed: ours(recipe, data, minutes, seed, looks),
         "transformer": lambda seed: rival(lambda: Transformer(size, dropout), 2e-3, data, minutes, seed, looks),
         "lstm": lambda seed: rival(lambda: LSTM(size, dropout), 3e-3, data, minutes, seed, looks),
         "course": lambda seed: ours(COURSE, data, minutes, seed, looks),
     }
-    chosen = {name: run for name, run in runs.items() if not arguments.only or name in arguments.only}
-    results: dict[str, list[Result]] = {name: [] for name in chosen}
+    name = f"quality-{data.name}-{minutes:g}"
+    kept = read(name).get("runs", [])
     for seed in range(arguments.seeds):
-        for name, run in chosen.items():
-            results[name].append(run(seed))
-            say(f"{name}, seed {seed}: {measure(data, results[name][-1].nats):.4f}")
-    unit = "bits per byte" if data.name == "tinystories" else "nats per character"
-    print(f"{data.name}, {minutes:g} minutes of training, {torch.get_num_threads()} threads: {unit}")
-    for name, found in results.items():
-        values = [measure(data, result.nats) for result in found]
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        print(f"{name:12} {statistics.mean(values):.4f}{spread}   {found[0].parameters:,} parameters")
-    report = {
-        **about(),
-        "data": data.name,
-        "minutes": minutes,
-        "unit": unit,
-        "preset": preset,
-        "results": {
-            name: [
-                {**asdict_of(r), "value": measure(data, r.nats), "curve": [(s, measure(data, n)) for s, n in r.curve]}
-                for r in found
-            ]
-            for name, found in results.items()
-        },
-    }
-    write(f"quality-{data.name}-{minutes:g}", report)
+        for who, run in contenders.items():
+            there = [r for r in kept if (r["name"], r["seed"]) == (who, seed)]
+            if (there and not arguments.again) or (arguments.only and who not in arguments.only):
+                continue
+            result = run(seed)
+            curve = [(round(seconds, 1), round(measure(data, nats), 4)) for seconds, nats in result.curve]
+            found = {
+                **{"name": who, "seed": seed, "value": round(measure(data, result.nats), 4)},
+                **{"parameters": result.parameters, "steps": result.steps, "seconds": round(result.seconds, 1)},
+                **{"curve": curve, **about()},
+            }
+            say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
+            kept = [r for r in kept if r not in there] + [found]
+            write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
+    print(f"{data.name}, {minutes:g} minutes of training: {UNITS[data.name]}")
+    for who in contenders:
+        runs = [r for r in kept if r["name"] == who]
+        values = [r["value"] for r in runs]
+        if values:
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            print(
+                f"{who:12} {statistics.mean(values):.4f}{spread}, {len(values)} seeds, {runs[0]['parameters']:,} parameters"
+            )
 
 
-def asdict_of(result: Result) -> dict[str, Any]:
-    """All of a result but its curve."""
-    return {key: value for key, value in result._asdict().items() if key != "curve"}
+def recipe_for(data: Data, preset: str) -> dict[str, dict[str, Any]]:
+    """Our recipe for these data."""
+    return merge(PRESETS[preset], OVER[data.name])
 
 
 def measure(data: Data, nats: float) -> float:

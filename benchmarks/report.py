@@ -28,3 +28,9 @@ def write(name: str, result: dict[str, Any]) -> None:
     """Writes results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(name: str) -> dict[str, Any]:
+    """Reads results/NAME.json; empty where there is none."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

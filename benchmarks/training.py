@@ -9,13 +9,12 @@ What is measured, and how, is in rhapsode/bench.py; the rivals are in rivals.py.
 """
 
 import argparse
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from report import FIGURES, RESULTS, about, write
+from report import FIGURES, about, read, write
 from rich.console import Console
 
 from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
@@ -137,7 +136,7 @@ def main() -> None:
     if arguments.growth:
         write("growth", {**about(), "growth": measure_growth(arguments.seconds or 3)})
     if arguments.growth or arguments.plot:
-        plot(json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["growth"], FIGURE)
+        plot(read("growth")["growth"], FIGURE)
         return
     result = measure(arguments.seconds or (6 if arguments.quick else 60))
     if not arguments.quick:
