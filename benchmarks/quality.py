@@ -261,11 +261,11 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
     """Runs everyone with every seed in turn, writes the JSON after each run, and prints the table."""
     minutes, looks = arguments.minutes, arguments.looks
     recipe = recipe_for(data, arguments.preset or ("minute" if minutes < 5 else "coffee"))
-    size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
+    vocab_size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
     contenders: dict[str, Callable[[int], Result]] = {
         "rhapsode": lambda seed: ours(recipe, data, minutes, seed, looks),
-        "transformer": lambda seed: rival(lambda: Transformer(size, dropout), 2e-3, data, minutes, seed, looks),
-        "lstm": lambda seed: rival(lambda: LSTM(size, dropout), 3e-3, data, minutes, seed, looks),
+        "transformer": lambda seed: rival(lambda: Transformer(vocab_size, dropout), 2e-3, data, minutes, seed, looks),
+        "lstm": lambda seed: rival(lambda: LSTM(vocab_size, dropout), 3e-3, data, minutes, seed, looks),
         "course": lambda seed: ours(COURSE, data, minutes, seed, looks),
     }
     name = f"quality-{data.name}-{minutes:g}"
@@ -291,9 +291,8 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
         values = [r["value"] for r in runs]
         if values:
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            print(
-                f"{who:12} {statistics.mean(values):.4f}{spread}, {len(values)} seeds, {runs[0]['parameters']:,} parameters"
-            )
+            mean, size = statistics.mean(values), runs[0]["parameters"]
+            print(f"{who:12} {mean:.4f}{spread}, {len(values)} seeds, {size:,} parameters")
 
 
 def recipe_for(data: Data, preset: str) -> dict[str, dict[str, Any]]:
