@@ -49,10 +49,13 @@ def train(
     separator: str = typer.Option("<|endoftext|>", help="What stands between stories."),
     field: str = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text."),
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard files too."),
+    explain_preset: bool = typer.Option(
+        False, "--explain-preset", help="Only print what the preset chooses for this text, and why."
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out, exactly."),
 ) -> None:
     """Train a model on text and keep it in a run directory."""
-    from rhapsode.commands import train_command
+    from rhapsode.commands import explain_preset_command, train_command
     from rhapsode.start import Request
 
     budgets = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
@@ -70,6 +73,9 @@ def train(
         separator=separator,
         field=field,
     )
+    if explain_preset:
+        explain_preset_command(request)
+        return
     train_command(request, out, resume, threads, device, tensorboard)
 
 

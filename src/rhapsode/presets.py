@@ -1,5 +1,12 @@
-"""The recipes, named by what they cost a person on a two-core laptop."""
+"""The recipes, named by what they cost a person on a two-core laptop, and how they are fitted to a text.
 
+A recipe is made for a text that its time is too short to read more than a few times. A smaller text is read again and
+again: `fit` then adds dropout, takes fewer rows for pairs and smaller batches, and stops where reading on only learns
+the text by heart. docs/presets.md has the measurements that its numbers come from.
+"""
+
+import math
+from dataclasses import dataclass
 from typing import Any
 
 # Muon moves the matrices; two blocks, of which the last attends, with a feed-forward part where there is time for it.
@@ -53,3 +60,76 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "batch": {"window": 256, "batch_size": 32},
     },
 }
+
+# Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
+PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
+
+EPOCHS_WITHOUT_DROPOUT = 4
+DROPOUT_PER_DOUBLING = 0.1
+MOST_DROPOUT = 0.4
+MOST_EPOCHS = 60
+TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
+BATCHES_PER_EPOCH = 8
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe for one text. sections: its fields, as in PRESETS; reasons: what was chosen, and why, a line each."""
+
+    sections: dict[str, dict[str, Any]]
+    reasons: tuple[str, ...]
+
+
+def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) -> float:
+    """How many tokens a budget reads, whatever it is counted in; train: the fields of a TrainConfig."""
+    if "minutes" in train:
+        return 60 * train["minutes"] * PACE[name]
+    if "sequences" in train:
+        return train["sequences"] * window
+    return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
+
+
+def fit(name: str, num_tokens: int, read: float, stop_early: bool = True) -> Fitted:
+    """The recipe `name` for a text of num_tokens tokens, of which `read` would be read.
+
+    Dropout grows with the logarithm of the epochs; rows for pairs, rows of a batch and, at the very end, the window
+    shrink with the text. stop_early: a text that would be read more than MOST_EPOCHS times is read that often.
+    """
+    preset = PRESETS[name]
+    epochs = read / num_tokens
+    reasons = [f"{num_tokens:,} tokens to train on; {name} would read {read:,.0f}: {epochs:,.1f} epochs"]
+
+    doublings = math.log2(max(1.0, min(epochs, MOST_EPOCHS) / EPOCHS_WITHOUT_DROPOUT))
+    dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
+    reasons.append(
+        f"dropout {dropout:g}: {DROPOUT_PER_DOUBLING:g} for each doubling of the epochs"
+        f" beyond {EPOCHS_WITHOUT_DROPOUT}, at most {MOST_DROPOUT:g}"
+    )
+
+    pairs = preset["model"]["pair_embeddings"]
+    while pairs > 256 and pairs * TOKENS_PER_PAIR > num_tokens:
+        pairs //= 2
+    reasons.append(f"pair_embeddings {pairs}: a row for {TOKENS_PER_PAIR} tokens of the text or more")
+
+    window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
+    while window > 16 and BATCHES_PER_EPOCH * window > num_tokens:
+        window //= 2
+    batch_size = max(1, min(batch_size, num_tokens // (BATCHES_PER_EPOCH * window)))
+    batches = f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text allows it"
+    reasons.append(f"batch_size {batch_size}, window {window}: {batches}")
+
+    train = preset["train"]
+    if stop_early and epochs > MOST_EPOCHS:
+        train = {"epochs": float(MOST_EPOCHS)}
+        reasons.append(f"{MOST_EPOCHS} epochs instead of its minutes: reading on would only learn the text by heart")
+
+    sizes = ("embed_dim", "hidden_dim", "num_layers", "feed_forward")
+    same = ", ".join(f"{field} {preset['model'][field]}" for field in sizes if field in preset["model"])
+    reasons.append(f"{same}: as in the preset")
+    sections = {
+        **preset,
+        "model": {**preset["model"], "dropout": dropout, "pair_embeddings": pairs},
+        "train": train,
+        "batch": {**preset["batch"], "window": window, "batch_size": batch_size},
+    }
+    return Fitted(sections, tuple(reasons))

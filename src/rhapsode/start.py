@@ -10,7 +10,7 @@ from typing import Any
 from rhapsode import storyworld
 from rhapsode.configs import SECTIONS, Sections, build, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
-from rhapsode.presets import PRESETS
+from rhapsode.presets import PRESETS, fit, tokens_read
 from rhapsode.progress import say
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
@@ -19,7 +19,7 @@ from rhapsode.sources.generated import GeneratedSource, is_generated
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.train import OptimizerConfig, TrainConfig
+from rhapsode.train import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.train.plan import first_plan
 
 HELD_OUT = 0.05
@@ -76,10 +76,15 @@ def begin(request: Request, out: Path) -> Ready:
     check_free(out)
     sections = sections_of(request)
     build(ModelConfig, {**sections["model"], "vocab_size": 1})  # a wrong field is told before the data are read
+    build(OptimizerConfig, sections["optimizer"])
+    build(BatchConfig, sections["batch"])
+    training = build(TrainConfig, sections["train"])
+    data = open_data(request, training.seed)
+    sections, reasons = fitted(request, data.train.num_tokens)
+    say(f"{reasons[0]}; --explain-preset tells what follows from that")
     optimizer = build(OptimizerConfig, sections["optimizer"])
     training = build(TrainConfig, sections["train"])
     batch = build(BatchConfig, sections["batch"])
-    data = open_data(request, training.seed)
     model = build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size})
     first_plan(training, optimizer.warmup_steps, Batcher(data.train, batch, training.seed))  # raises what train would
     configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
@@ -174,12 +179,26 @@ def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: s
     return train_store, valid_store
 
 
-def sections_of(request: Request) -> Sections:
-    """The fields of all configs: preset, then the TOML file, then flags, then --set."""
+def preset_of(request: Request) -> str:
+    """The name of the recipe; ValueError for one that there is not."""
     preset = request.preset or ("minute" if not request.data else "coffee")
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    sections = merge({}, PRESETS[preset])
+    return preset
+
+
+def fitted(request: Request, num_tokens: int) -> tuple[Sections, list[str]]:
+    """The fields of all configs with the preset fitted to a text of num_tokens, and the reasons, a line each."""
+    name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
+    read = tokens_read(name, asked["train"], asked["batch"]["window"], num_tokens)
+    recipe = fit(name, num_tokens, read, stop_early=not any(budget in own["train"] for budget in BUDGETS))
+    wishes = [f"{field} {value}: as asked for" for fields in own.values() for field, value in fields.items()]
+    return sections_of(request, recipe.sections), [*recipe.reasons, *wishes]
+
+
+def sections_of(request: Request, recipe: Sections | None = None) -> Sections:
+    """The fields of all configs: recipe (None: the preset as it stands), then the TOML file, flags, and --set."""
+    sections = merge({}, PRESETS[preset_of(request)] if recipe is None else recipe)
     if request.config:
         sections = merge(sections, read_toml(Path(request.config)))
     if len(request.budget) > 1:

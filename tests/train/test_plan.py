@@ -37,7 +37,6 @@ def test_budget_in_steps(budget: dict, steps: int) -> None:
     assert plan.entries == [[0, steps]]
     assert plan.total(0) == plan.total(10**6) == steps
     assert not plan.after_step(50, 1.0)
-    assert not plan.after_validation(2, 1.0)
 
 
 def test_budget_is_exactly_one() -> None:
@@ -54,16 +53,13 @@ def test_budget_is_exactly_one() -> None:
             TrainConfig(tokens=5, **{field: bad})
 
 
-def run_of(plan: Plan, seconds_of: dict[int, float], validations: int = 10, first: int = 0) -> int:
+def run_of(plan: Plan, seconds_of: dict[int, float]) -> int:
     """Goes through a run by a fake clock, {from step: seconds a step takes}; returns the number of steps."""
-    step, seconds, validated = first, 0.0, 0
+    step, seconds = 0, 0.0
     while step < plan.total(step):
         step += 1
         seconds += next(cost for begin, cost in sorted(seconds_of.items(), reverse=True) if begin < step)
         plan.after_step(step, seconds)
-        if step * validations >= plan.total(step) * (validated + 1):
-            validated += 1
-            plan.after_validation(step, seconds)
     return step
 
 

@@ -3,7 +3,7 @@
 Whatever decides the next step is either in run.json (configs, the plan of steps) or in the checkpoint (weights,
 optimiser, generators, progress), and nothing else is: so a run that was killed anywhere goes on bit by bit as if it
 had not been, on one kind of machine with as many threads. A budget in minutes becomes a plan of steps: first after
-the warm-up, mended at each validation, written down each time before it counts.
+the warm-up, mended twenty times on the way, written down each time before it counts.
 """
 
 import json
@@ -142,8 +142,6 @@ class _Training:
                 while True:
                     if self._validation_is_due():
                         self._validate()
-                        if self.plan.after_validation(progress.step, progress.seconds):
-                            self.run.update(plan=self.plan.entries)
                         self.save()
                     if progress.step >= self.total and progress.validated_step == progress.step:
                         return self._end("budget")

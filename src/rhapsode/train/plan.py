@@ -2,7 +2,7 @@
 
 A plan is a list of (from step, total steps); the last entry at or before a step counts. A budget in sequences,
 tokens or epochs makes one entry, known before the first step. A budget in minutes makes its first entry when the
-warm-up ends, whose learning rates do not depend on the total, and mends it at each validation by the pace since.
+warm-up ends, whose learning rates do not depend on the total, and mends it MENDS times on the way by the pace since.
 Since each entry is stored before it counts, a run that is killed and resumed repeats the same plan.
 """
 
@@ -14,6 +14,7 @@ from rhapsode.train.config import TrainConfig
 
 FEWEST_TIMED_STEPS = 10
 UNTIMED_STEPS = 3  # the first steps are slower: memory is new, kernels are chosen
+MENDS = 20
 UNKNOWN = 10**12  # more steps than can be
 
 
@@ -34,19 +35,19 @@ class Plan:
         return next((total for begin, total in reversed(self.entries) if begin <= step), UNKNOWN)
 
     def after_step(self, step: int, seconds: float) -> bool:
-        """Times the warm-up; at its end, or after a twentieth of the time, makes the first plan: True then."""
+        """Times the warm-up; at its end, or after a twentieth of the time, makes the first plan, and mends it later.
+
+        True where there is a new entry.
+        """
         if self.entries:
-            return False
+            planned, total = self.entries[-1]
+            if not self.seconds or step < planned + max(1, total // MENDS) or step >= total:
+                return False
+            self._extend(step, seconds)
+            return True
         if step == UNTIMED_STEPS:
             self.timed_from = (step, seconds)
         if step < FEWEST_TIMED_STEPS or (step < self.warmup_steps and seconds < 0.05 * self.seconds):
-            return False
-        self._extend(step, seconds)
-        return True
-
-    def after_validation(self, step: int, seconds: float) -> bool:
-        """Plans what is left of the minutes anew; True where there is a new entry."""
-        if not self.seconds or step >= self.total(step) or self.entries[-1][0] >= step:
             return False
         self._extend(step, seconds)
         return True

@@ -1,0 +1,102 @@
+"""What each part of the recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
+
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --minutes 4 --seeds 3
+
+Two train at once, with half of the cores each, so the minutes buy half of what they would buy one alone. Bits per UTF-8
+byte over all stories of VALID. Writes benchmarks/results/ablations-PRESET-MINUTES.json after each run; what it has
+already is not run again. Prints the table of docs/recipe.md.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+from quality import measure, ours, tinystories
+from report import about, read, write
+
+from rhapsode.configs import merge
+from rhapsode.presets import PRESETS
+from rhapsode.progress import say
+
+RECIPE = "the recipe"
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    RECIPE: {},
+    "no embeddings of pairs": {"model": {"pair_embeddings": 0}},
+    "four times the rows for pairs": {"model": {"pair_embeddings": 65536}},
+    "no attention": {"model": {"attention": "none"}},
+    "attention in all blocks": {"model": {"attention": "all"}},
+    "four heads": {"model": {"num_heads": 4, "key_dim": 16, "value_dim": 32}},
+    "no feed-forward part": {"model": {"feed_forward": 0}},
+    "one block": {"model": {"num_layers": 1}},
+    "three blocks": {"model": {"num_layers": 3}},
+    "tanh for relu": {"model": {"activation": "tanh"}},
+    "an output gate": {"model": {"gate": True}},
+    "head tied to the embedding": {"model": {"tie_embeddings": True}},
+    "AdamW for the matrices too, at 4e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 4e-3}},
+    "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
+    "Muon at 0.04": {"optimizer": {"matrix_learning_rate": 0.04}},
+    "cosine for linear decay": {"optimizer": {"decay": "cosine"}},
+    "batches of 16": {"batch": {"batch_size": 16}},
+    "batches of 64": {"batch": {"batch_size": 64}},
+    "windows of 256, batches of 16": {"batch": {"window": 256, "batch_size": 16}},
+    "state carried across windows": {"batch": {"carry_state": True}},
+}
+
+
+def trained(files: list[str], preset: str, change: str, minutes: float, seed: int, threads: int) -> dict[str, Any]:
+    """One run, as the results keep it."""
+    torch.set_num_threads(threads)
+    data = tinystories(*files)
+    result = ours(merge(PRESETS[preset], CHANGES[change]), data, minutes, seed, looks=4)
+    return {
+        **{"name": change, "seed": seed, "value": round(measure(data, result.nats), 4)},
+        **{"parameters": result.parameters, "steps": result.steps, "seconds": round(result.seconds, 1), **about()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs=2)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="coffee")
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="names of those to run")
+    arguments = parser.parse_args()
+    name = f"ablations-{arguments.preset}-{arguments.minutes:g}"
+    runs = read(name).get("runs", [])
+    there = {(run["name"], run["seed"]) for run in runs}
+    names = arguments.only or list(CHANGES)
+    wanted = [(change, seed) for seed in range(arguments.seeds) for change in names if (change, seed) not in there]
+    tinystories(*arguments.files)  # so that all find the token store
+    threads = max(1, torch.get_num_threads() // 2)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [
+            pool.submit(trained, arguments.files, arguments.preset, change, arguments.minutes, seed, threads)
+            for change, seed in wanted
+        ]
+        for future in as_completed(futures):
+            runs.append(future.result())
+            say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']:.4f}")
+            write(name, {"preset": arguments.preset, "minutes": arguments.minutes, "runs": runs})
+    print_table(runs)
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """Markdown: what was changed, bits per byte (mean and spread over seeds), what that costs, steps, parameters."""
+    base = statistics.mean(run["value"] for run in runs if run["name"] == RECIPE)
+    print("| changed | bits per byte | worse by | steps | parameters |\n|---|---|---|---|---|")
+    for change in CHANGES:
+        found = [run for run in runs if run["name"] == change]
+        if found:
+            values = [run["value"] for run in found]
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            steps = statistics.mean(run["steps"] for run in found)
+            mean = statistics.mean(values)
+            print(f"| {change} | {mean:.4f}{spread} | {mean - base:+.4f} | {steps:,.0f} | {found[0]['parameters']:,} |")
+
+
+if __name__ == "__main__":
+    main()
