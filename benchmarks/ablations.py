@@ -4,7 +4,7 @@
 
 Two train at once, with half of the cores each, so the minutes buy half of what they would buy one alone. Bits per UTF-8
 byte over all stories of VALID. Writes benchmarks/results/ablations-PRESET-MINUTES.json after each run; what it has
-already is not run again. Prints the table of docs/recipe.md.
+already is not run again. Prints the table of docs/presets.md.
 """
 
 import argparse
@@ -52,8 +52,13 @@ def trained(files: list[str], preset: str, change: str, minutes: float, seed: in
     data = tinystories(*files)
     result = ours(merge(PRESETS[preset], CHANGES[change]), data, minutes, seed, looks=4)
     return {
-        **{"name": change, "seed": seed, "value": round(measure(data, result.nats), 4)},
-        **{"parameters": result.parameters, "steps": result.steps, "seconds": round(result.seconds, 1), **about()},
+        "name": change,
+        "seed": seed,
+        "value": round(measure(data, result.nats), 4),
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        **about(),
     }
 
 
@@ -68,7 +73,8 @@ def main() -> None:
     name = f"ablations-{arguments.preset}-{arguments.minutes:g}"
     runs = read(name).get("runs", [])
     there = {(run["name"], run["seed"]) for run in runs}
-    names = arguments.only or list(CHANGES)
+    preset = PRESETS[arguments.preset]
+    names = arguments.only or [name for name in CHANGES if name == RECIPE or merge(preset, CHANGES[name]) != preset]
     wanted = [(change, seed) for seed in range(arguments.seeds) for change in names if (change, seed) not in there]
     tinystories(*arguments.files)  # so that all find the token store
     threads = max(1, torch.get_num_threads() // 2)
@@ -81,7 +87,8 @@ def main() -> None:
             runs.append(future.result())
             say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']:.4f}")
             write(name, {"preset": arguments.preset, "minutes": arguments.minutes, "runs": runs})
-    print_table(runs)
+    if any(run["name"] == RECIPE for run in runs):
+        print_table(runs)
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:

@@ -27,10 +27,11 @@ from report import about, read, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.allocator import keep_freed_memory
 from rhapsode.configs import build, merge
 from rhapsode.evaluate import bits_per_byte, padded_batches, score
 from rhapsode.model import ModelConfig
-from rhapsode.presets import PRESETS
+from rhapsode.presets import fit, tokens_read
 from rhapsode.progress import bar, say
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
@@ -207,7 +208,6 @@ def ours(sections: dict[str, dict[str, Any]], data: Data, minutes: float, seed: 
 
 
 UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
-OVER: dict[str, dict[str, dict[str, Any]]] = {"tinystories": {}, "shakespeare": {"model": {"dropout": 0.2}}}
 
 COURSE: dict[str, dict[str, Any]] = {
     "model": {"kind": "plain", "embed_dim": 128, "hidden_dim": 256, "key_dim": 128, "value_dim": 128},
@@ -260,7 +260,8 @@ def main() -> None:
 def compare(data: Data, arguments: argparse.Namespace) -> None:
     """Runs everyone with every seed in turn, writes the JSON after each run, and prints the table."""
     minutes, looks = arguments.minutes, arguments.looks
-    recipe = recipe_for(data, arguments.preset or ("minute" if minutes < 5 else "coffee"))
+    preset = arguments.preset or ("minute" if minutes < 5 else "coffee")
+    recipe = recipe_for(data, preset, minutes)
     vocab_size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
     contenders: dict[str, Callable[[int], Result]] = {
         "rhapsode": lambda seed: ours(recipe, data, minutes, seed, looks),
@@ -269,25 +270,32 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
         "course": lambda seed: ours(COURSE, data, minutes, seed, looks),
     }
     name = f"quality-{data.name}-{minutes:g}"
+    keep_freed_memory()  # for the rivals too
+    conditions = {"preset": preset, "looks": looks, **about()}
     kept = read(name).get("runs", [])
     for seed in range(arguments.seeds):
         for who, run in contenders.items():
-            there = [r for r in kept if (r["name"], r["seed"]) == (who, seed)]
+            there = [r for r in kept if (r["name"], r["seed"], r["preset"]) == (who, seed, preset)]
             if (there and not arguments.again) or (arguments.only and who not in arguments.only):
                 continue
             result = run(seed)
             curve = [(round(seconds, 1), round(measure(data, nats), 4)) for seconds, nats in result.curve]
             found = {
-                **{"name": who, "seed": seed, "value": round(measure(data, result.nats), 4)},
-                **{"parameters": result.parameters, "steps": result.steps, "seconds": round(result.seconds, 1)},
-                **{"curve": curve, **about()},
+                "name": who,
+                "seed": seed,
+                "value": round(measure(data, result.nats), 4),
+                "parameters": result.parameters,
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "curve": curve,
+                **conditions,
             }
             say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
             kept = [r for r in kept if r not in there] + [found]
             write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
     print(f"{data.name}, {minutes:g} minutes of training: {UNITS[data.name]}")
     for who in contenders:
-        runs = [r for r in kept if r["name"] == who]
+        runs = [r for r in kept if (r["name"], r["preset"]) == (who, preset)]
         values = [r["value"] for r in runs]
         if values:
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
@@ -295,9 +303,11 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
             print(f"{who:12} {mean:.4f}{spread}, {len(values)} seeds, {size:,} parameters")
 
 
-def recipe_for(data: Data, preset: str) -> dict[str, dict[str, Any]]:
-    """Our recipe for these data."""
-    return merge(PRESETS[preset], OVER[data.name])
+def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:
+    """What `rhapsode train --preset PRESET --minutes MINUTES` would choose for these data."""
+    num_tokens = data.train.num_tokens
+    read = tokens_read(preset, {"minutes": minutes}, CONTEXT, num_tokens)
+    return fit(preset, num_tokens, read, stop_early=False).sections
 
 
 def measure(data: Data, nats: float) -> float:

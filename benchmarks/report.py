@@ -5,8 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from rhapsode.bench import machine
-
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FIGURES = HERE.parent / "docs" / "figures"
@@ -21,6 +19,8 @@ def about() -> dict[str, Any]:
     commit = git("rev-parse", "--short", "HEAD").stdout.strip()
     if git("diff", "--quiet", "HEAD", "--", "../src", "*.py").returncode:
         commit += "-dirty"
+    from rhapsode.bench import machine  # and with it torch, which a child that measures its memory must not load
+
     return {"commit": commit, **machine()}
 
 

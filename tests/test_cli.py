@@ -58,8 +58,19 @@ def test_a_mistake_in_the_options_is_one_line(arguments: list[str], message: str
 
 
 def test_asked_for_nothing_it_helps(call: "Call") -> None:
-    assert "Usage: rhapsode [OPTIONS] COMMAND" in call().out
+    nothing = call()
+    assert (nothing.code, nothing.err) == (2, "")
+    assert "Usage: rhapsode [OPTIONS] COMMAND" in nothing.out
     assert call("--help").code == 0
+
+
+def test_ctrl_c_is_told_and_is_no_success(call: "Call", monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rhapsode.storyworld.sample_batch", interrupted)
+    result = call("corpus")
+    assert (result.code, result.out, result.err) == (130, "", "rhapsode: stopped\n")
 
 
 def test_corpus_prints_the_stories_of_a_seed() -> None:
@@ -325,7 +336,5 @@ def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -
     tokens = torch.arange(12)[None]
     torch.testing.assert_close(Run.open(Path("run")).load_model()(tokens)[0], model(tokens)[0])
     assert "data" in call("evaluate", "run", str(small.file)).out
-    assert_refused(
-        call("evaluate", "run"), "was imported, without data: name what to score, rhapsode evaluate run DATA"
-    )
+    assert_refused(call("evaluate", "run"), "keeps no data of its own: name what to score, rhapsode evaluate run DATA")
     assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run; ")

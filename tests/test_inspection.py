@@ -72,6 +72,9 @@ def test_a_reading_agrees_with_the_model() -> None:
     assert len(reading.expected) == 5
     best = expected[-1].max().item()
     assert reading.expected[-1][0][1] == pytest.approx(math.exp(best), abs=1e-6)
+    assert list(reading.attention) == ["attention"]
+    _, y = model.rnn(model.embeddings(torch.tensor([ids])))
+    torch.testing.assert_close(reading.attention["attention"], weights(*model.attention.project(y)[:2])[0])
     with pytest.raises(ValueError, match="must not be empty"):
         read(model, tokenizer, "")
 

@@ -87,6 +87,9 @@ def test_the_loss_is_cross_entropy(
         model(tokens[:, :-1])[0].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
     )
     torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)
+    with torch.inference_mode():  # as it is scored
+        scored, _ = model.loss(tokens[:, :-1], targets, reduction=reduction)
+    torch.testing.assert_close(scored, plain, rtol=1e-12, atol=0)
     parameters = list(model.parameters())
     ours, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters)
     for a, b in zip(ours, theirs, strict=True):

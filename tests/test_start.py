@@ -162,7 +162,7 @@ def test_resume_names_what_it_had_anyway(request_: Request, tmp_path: Path) -> N
     toml.write_text("[model]\nembed_dim = 6\n")
     out, asked = tmp_path / "run", replace(request_, config=str(toml), seed=None)
     begin(asked, out)
-    resume(out, replace(asked, seed=0))
+    resume(out, replace(asked, seed=0, preset="coffee"))
     toml.write_text("[model]\nembed_dim = 7\n")
     resume(out, Request())
     with pytest.raises(ValueError, match=r"recipe\.toml has changed since .* was begun"):

@@ -204,9 +204,8 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        code = app(
-            prog_name="rhapsode", standalone_mode=False
-        )  # without typer's own way of telling errors, a box of five lines
+        # typer's own way of telling mistakes, standalone_mode, is a box of five lines
+        code = app(prog_name="rhapsode", standalone_mode=False)
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)

@@ -172,7 +172,7 @@ def evaluate_command(
         source = open_source(data, source_config)
         store, name = prepare(source, run.tokenizer), source.description
     elif "data" not in run.about:
-        raise ValueError(f"{path}: was imported, without data: name what to score, rhapsode evaluate {path} DATA")
+        raise ValueError(f"{path}: keeps no data of its own: name what to score, rhapsode evaluate {path} DATA")
     else:
         store, name = resume(path, Request()).valid, "the run's own validation data"
     result = scored(model, store)

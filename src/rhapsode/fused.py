@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         product = grad * normal
         mean = (product @ weight).unsqueeze(-1).div_(product.shape[-1])
         x_grad = (grad * weight).addcmul_(normal, mean, value=-1).mul_(scale)
-        return x_grad, product.flatten(0, -2).sum(0)
+        return x_grad, product.reshape(-1, product.shape[-1]).sum(0)
 
 
 class _SquaredReLU(torch.autograd.Function):

@@ -34,7 +34,13 @@ FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix product
 
 # The fields of a config that the plain model does not have.
 STACKED_ONLY = (
-    *("num_layers", "num_heads", "attention", "gate", "feed_forward", "dropout", "tie_embeddings"),
+    "num_layers",
+    "num_heads",
+    "attention",
+    "gate",
+    "feed_forward",
+    "dropout",
+    "tie_embeddings",
     "pair_embeddings",
 )
 
@@ -323,7 +329,7 @@ class Block(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """The same in fewer passes over memory."""
+    """The same, with its defaults, in fewer passes over memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight)
@@ -366,8 +372,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Cross-entropy in nats of targets (B, T) given tokens (B, T); targets of -100 are left out.
 
-        reduction 'mean' (over the scored tokens; nan if there are none) or 'sum'. Where they are more than
-        CHUNK_LOGITS, the (B T, V) logits exist only a chunk at a time; then `backward` is possible once.
+        reduction 'mean' (over the scored tokens; nan if there are none) or 'sum'. The (B T, V) logits exist a chunk
+        at a time: CHUNK_LOGITS of them, or those of FEWEST_CHUNK_ROWS tokens. `backward` is possible once.
         Returns (scalar loss, the state after the tokens).
         """
         x, state = self.features(tokens, state)

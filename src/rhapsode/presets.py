@@ -6,8 +6,7 @@ the text by heart. docs/presets.md has the measurements that its numbers come fr
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # Muon moves the matrices; two blocks, of which the last attends, with a feed-forward part where there is time for it.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -72,12 +71,13 @@ TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
 BATCHES_PER_EPOCH = 8
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A recipe for one text. sections: its fields, as in PRESETS; reasons: what was chosen, and why, a line each."""
+class Fitted(NamedTuple):
+    """A recipe for one text. sections: its fields, as in PRESETS; reasons: why, for the fields that the text decides;
+    text: in a line, how often the text would be read."""
 
     sections: dict[str, dict[str, Any]]
-    reasons: tuple[str, ...]
+    reasons: dict[str, str]
+    text: str
 
 
 def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) -> float:
@@ -97,39 +97,38 @@ def fit(name: str, num_tokens: int, read: float, stop_early: bool = True) -> Fit
     """
     preset = PRESETS[name]
     epochs = read / num_tokens
-    reasons = [f"{num_tokens:,} tokens to train on; {name} would read {read:,.0f}: {epochs:,.1f} epochs"]
+    text = f"{num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+    reasons = {}
 
     doublings = math.log2(max(1.0, min(epochs, MOST_EPOCHS) / EPOCHS_WITHOUT_DROPOUT))
     dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-    reasons.append(
-        f"dropout {dropout:g}: {DROPOUT_PER_DOUBLING:g} for each doubling of the epochs"
-        f" beyond {EPOCHS_WITHOUT_DROPOUT}, at most {MOST_DROPOUT:g}"
+    reasons["dropout"] = (
+        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
+        f" at most {MOST_DROPOUT:g}"
     )
 
     pairs = preset["model"]["pair_embeddings"]
     while pairs > 256 and pairs * TOKENS_PER_PAIR > num_tokens:
         pairs //= 2
-    reasons.append(f"pair_embeddings {pairs}: a row for {TOKENS_PER_PAIR} tokens of the text or more")
+    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
 
     window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
     while window > 16 and BATCHES_PER_EPOCH * window > num_tokens:
         window //= 2
     batch_size = max(1, min(batch_size, num_tokens // (BATCHES_PER_EPOCH * window)))
-    batches = f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text allows it"
-    reasons.append(f"batch_size {batch_size}, window {window}: {batches}")
+    reasons["window"] = reasons["batch_size"] = (
+        f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text has them"
+    )
 
     train = preset["train"]
     if stop_early and epochs > MOST_EPOCHS:
         train = {"epochs": float(MOST_EPOCHS)}
-        reasons.append(f"{MOST_EPOCHS} epochs instead of its minutes: reading on would only learn the text by heart")
+        reasons["epochs"] = f"instead of minutes {preset['train']['minutes']:g}: more of them learn the text by heart"
 
-    sizes = ("embed_dim", "hidden_dim", "num_layers", "feed_forward")
-    same = ", ".join(f"{field} {preset['model'][field]}" for field in sizes if field in preset["model"])
-    reasons.append(f"{same}: as in the preset")
     sections = {
         **preset,
         "model": {**preset["model"], "dropout": dropout, "pair_embeddings": pairs},
         "train": train,
         "batch": {**preset["batch"], "window": window, "batch_size": batch_size},
     }
-    return Fitted(sections, tuple(reasons))
+    return Fitted(sections, reasons, text)

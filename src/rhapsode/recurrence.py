@@ -1,4 +1,4 @@
-"""The one hand-written kernel: h_t = phi(x_t + W h_{t-1}) for all t, and its gradient.
+"""The kernel of the recurrence: h_t = phi(x_t + W h_{t-1}) for all t, and its gradient.
 
     forward    h_t = phi(x_t + W h_{t-1}),                      t = 1 .. T, h_0 given (zero if None)
     backward   g_t = phi'(h_t) * (dL/dh_t + W^T g_{t+1}),       t = T .. 1, g_{T+1} = 0
@@ -42,7 +42,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, initial: Tensor | None, activation: str) -> Tensor:
         activate = torch.relu_ if activation == "relu" else torch.tanh_
-        transposed = weight.t().contiguous()  # one copy: few rows times a transposed view run at a third of the speed
+        # Few rows times a transposed view run at a third of the speed; for a single step the copy costs as much.
+        transposed = weight.t() if len(x) == 1 else weight.t().contiguous()
         # The states are a tensor of their own in x's memory: x marked as changed in place would, where x is a view of
         # a linear layer's output, cost two more copies in the backward pass.
         hidden = x.detach()

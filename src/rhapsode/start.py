@@ -146,8 +146,11 @@ def resume(out: Path, request: Request) -> Ready:
     begun, asked = run.about.get("request"), asdict(request)
     if begun is None:
         raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to go on with")
-    begun = {**begun, "seed": run.about["train"]["seed"]}  # also where it was not asked for
-    if request.config and request.config == begun["config"] and _digest(request.config) != begun.get("config_digest"):
+    # What was not asked for was chosen all the same, and may be asked for by its name.
+    preset = begun["preset"] or preset_of(Request(data=tuple(begun["data"])))
+    begun = {**begun, "seed": run.about["train"]["seed"], "preset": preset}
+    digest = begun.get("config_digest")
+    if digest and request.config == begun["config"] and _digest(request.config) != digest:
         raise ValueError(f"{request.config} has changed since {out} was begun; a resumed run cannot change its configs")
     for name, value in asked.items():
         default = Request.__dataclass_fields__[name]
@@ -188,12 +191,17 @@ def preset_of(request: Request) -> str:
 
 
 def fitted(request: Request, num_tokens: int) -> tuple[Sections, list[str]]:
-    """The fields of all configs with the preset fitted to a text of num_tokens, and the reasons, a line each."""
+    """The fields of all configs with the preset fitted to a text of num_tokens, and what and why in lines."""
     name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
     read = tokens_read(name, asked["train"], asked["batch"]["window"], num_tokens)
     recipe = fit(name, num_tokens, read, stop_early=not any(budget in own["train"] for budget in BUDGETS))
-    wishes = [f"{field} {value}: as asked for" for fields in own.values() for field, value in fields.items()]
-    return sections_of(request, recipe.sections), [*recipe.reasons, *wishes]
+    sections = sections_of(request, recipe.sections)
+    lines = [recipe.text]
+    for section, fields in sections.items():
+        for key, value in fields.items():
+            why = "as asked for" if key in own[section] else recipe.reasons.get(key, f"as in {name}")
+            lines.append(f"{key} {value}: {why}")
+    return sections, lines
 
 
 def sections_of(request: Request, recipe: Sections | None = None) -> Sections:

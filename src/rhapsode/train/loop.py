@@ -79,9 +79,10 @@ def train(
 ) -> Outcome:
     """Trains the run to the end of its budget, from its checkpoint if it has one.
 
-    Threads are PyTorch's as they are set. show: live progress on stderr. Ctrl-C or SIGTERM saves and returns; a
-    second Ctrl-C stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can
-    do harm, and BlockingIOError where another process trains in the directory.
+    Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
+    progress on stderr. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
+    naming the step before a non-finite loss or gradient can do harm, and BlockingIOError where another process trains
+    in the directory.
     """
     keep_freed_memory()
     with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
