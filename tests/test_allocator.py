@@ -14,15 +14,15 @@ FAULTS = """
 import resource, torch
 from rhapsode.allocator import keep_freed_memory
 {call}
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(60):
     torch.ones(16_000_000)  # 64 MB, and gone
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(call: str) -> int:
-    """Pages that the system had to hand out for a tensor of the size of one that was freed a moment ago."""
+    """Pages that the system had to hand out for sixty tensors of one size, one after the other."""
     result = subprocess.run(
         [sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True
     )
@@ -32,7 +32,7 @@ def faults(call: str) -> int:
 @pytest.mark.skipif(not HAS_MALLOPT, reason="the C library has no mallopt")
 def test_freed_memory_is_not_asked_for_again() -> None:
     """Would catch a setting that the C library ignores."""
-    assert 10 * faults("keep_freed_memory()") < faults("")
+    assert 4 * faults("keep_freed_memory()") < faults("")
 
 
 def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
