@@ -24,6 +24,7 @@ from quality import Data, measure, ours
 from report import FIGURES, about, read, write
 
 from rhapsode.configs import merge
+from rhapsode.palette import COLOURS, MARKERS
 from rhapsode.presets import PRESETS, fit, tokens_read
 from rhapsode.progress import say
 from rhapsode.sources import open_source
@@ -35,8 +36,6 @@ DROPOUTS = (0.0, 0.2, 0.4)
 MINUTES = 1.0
 VALID_STORIES = 200
 FIGURE = FIGURES / "scaling.svg"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
-MARKERS = ("o", "s", "^", "D", "v")
 
 
 def share(file: str, size: int, folder: Path) -> Path:
@@ -119,7 +118,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     left.set(xscale="log", xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
     left.legend(frameon=False, fontsize=8)
     middle = [run for run in runs if run["embed_dim"] == WIDTHS[1][0]]
-    for size, colour, marker in zip(BYTES, COLOURS, MARKERS, strict=True):
+    for size, colour, marker in zip(BYTES, COLOURS, MARKERS, strict=False):
         line = sorted((run["dropout"], run["value"], run["epochs"]) for run in middle if run["bytes"] == size)
         if line:
             label = f"{size / 1e6:g} MB, read {line[0][2]:.1f} times"

@@ -18,6 +18,7 @@ from report import FIGURES, about, read, write
 from rich.console import Console
 
 from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
+from rhapsode.palette import COLOURS, DASHES, MARKERS
 from rhapsode.progress import say
 
 FIGURE = FIGURES / "growth.svg"
@@ -34,11 +35,10 @@ LABELS = {
     "batch": "batch size (T 128, hidden 128)",
     "hidden": "hidden size (T 128, batch 16)",
 }
-# Colours of Okabe and Ito, which colour-blind readers tell apart; markers and dashes serve those who print in grey.
+LINES = {OURS: "rhapsode", "nn.RNN": "nn.RNN, SDPA, cross_entropy", "stepwise": "stepwise"}
 STYLES: dict[str, dict[str, Any]] = {
-    OURS: {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "rhapsode"},
-    "nn.RNN": {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "nn.RNN, SDPA, cross_entropy"},
-    "stepwise": {"color": "#009E73", "marker": "^", "linestyle": ":", "label": "stepwise"},
+    name: {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "label": label}
+    for i, (name, label) in enumerate(LINES.items())
 }
 
 

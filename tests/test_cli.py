@@ -165,6 +165,24 @@ def test_train_tells_what_it_does(call: Call, small: Any) -> None:
     assert Path(second.out.strip()).name != path.name
 
 
+def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
+    """Would catch a reason that is told for another value than the one that training takes, and a run that begins."""
+    arguments = [str(small.file), "--vocab-size", "300", "--set", "hidden_dim=8"]
+    result = call("train", *arguments, "--explain-preset")
+    assert result.code == 0, result.err
+    assert not Path("runs").exists()
+    lines = result.out.splitlines()
+    assert re.match(r"[\d,]+ tokens to train on; coffee would read 9,900,000, which makes [\d,.]+ epochs$", lines[0])
+    assert "hidden_dim 8: as asked for" in lines
+    assert "embed_dim 224: as in coffee" in lines
+    told = dict(line.partition(":")[0].split(" ") for line in lines[1:])
+    begun = call("train", *arguments, "--set", "validations=1", "--epochs", "0.01")
+    about = Run.open(Path(begun.out.strip())).about
+    assert float(told["epochs"]) == 60
+    for section, field in (("model", "pair_embeddings"), ("batch", "window"), ("batch", "batch_size")):
+        assert told[field] == str(about[section][field])
+
+
 def test_second_run_over_the_first(call: Call, trained: Path, small: Any) -> None:
     """Would catch hours of training that a repeated command wipes out."""
     before = {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()}
@@ -205,7 +223,10 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--valid", "none.txt"], r"none\.txt: no such file"),
         (["good.txt", "--vocab-size", "300", "--out", "good.txt"], r"good\.txt is there already"),
         (["good.txt", "--vocab-size", "300", "--out", "good.txt/run"], r"good\.txt/run: .*directory"),
-        (["good.txt", "--vocab-size", "300"], r"needs 4,096 tokens, the data have .* would fit|choose a window"),
+        (
+            ["good.txt", "--vocab-size", "300", "--set", "batch_size=32"],
+            r"needs 512 tokens, the data have .* would fit",
+        ),
         (["good.txt", "--resume"], "--resume needs --out DIR"),
         (["--resume", "--out", "no/such"], "no/such: no such directory"),
         (["--resume", "--out", "folder"], r"folder: no run\.json in it"),

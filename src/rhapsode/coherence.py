@@ -25,6 +25,7 @@ from rhapsode import storyworld
 from rhapsode.atomic import replacing
 from rhapsode.evaluate import bits_per_byte
 from rhapsode.model import LanguageModel, State
+from rhapsode.palette import COLOURS, DASHES, MARKERS
 from rhapsode.storyworld import Accuracy, GeneratedReport, Story
 from rhapsode.tokenizer import Tokenizer
 
@@ -372,13 +373,7 @@ def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
     return [counts, breaks]
 
 
-# Colours that colour-blind people tell apart (Okabe and Ito 2008), with marks and dashes for print without colour.
-STYLES = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", (0, (5, 2))),
-    ("#009E73", "^", (0, (1, 1.5))),
-    ("#CC79A7", "D", (0, (5, 2, 1, 2))),
-)
+MOST_LINES = 4  # more would lie on each other
 
 
 def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy | None = None) -> None:
@@ -393,8 +388,8 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"figures need {error.name}: pip install 'rhapsode[study]'") from error
-    if not 1 <= len(accuracies) <= len(STYLES):
-        raise ValueError(f"a figure of recall has 1 to {len(STYLES)} lines, got {len(accuracies)}")
+    if not 1 <= len(accuracies) <= MOST_LINES:
+        raise ValueError(f"a figure of recall has 1 to {MOST_LINES} lines, got {len(accuracies)}")
     bins = {name: int(name.rstrip("+").split("-")[0]) for each in accuracies.values() for name in each.by_distance}
     names = sorted(bins, key=bins.__getitem__)
     # A fixed salt makes the ids, and so the file, the same each time.
@@ -402,7 +397,6 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for i, (label, accuracy) in enumerate(accuracies.items()):
-            colour, marker, dashes = STYLES[i]
             there = [name for name in names if name in accuracy.by_distance]
             shares = [accuracy.by_distance[name][0] for name in there]
             intervals = [_wilson(*accuracy.by_distance[name]) for name in there]
@@ -412,10 +406,10 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
                 [names.index(name) + 0.06 * (i - (len(accuracies) - 1) / 2) for name in there],
                 shares,
                 yerr=[below, above],
-                color=colour,
-                marker=marker,
+                color=COLOURS[i],
+                marker=MARKERS[i],
                 markersize=6,
-                linestyle=dashes,
+                linestyle=DASHES[i],
                 linewidth=1.8,
                 elinewidth=1,
                 capsize=2,

@@ -1,7 +1,6 @@
 """The plots of a study, as SVG whose text is text, and as PNG.
 
-Lines differ in colour (Okabe and Ito 2008: told apart by colour-blind people), in dashes and in markers (told apart
-in black and white), and each is in the legend.
+Lines differ in colour, dashes and markers, and each is in the legend.
 """
 
 import io
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.atomic import replacing, write_text
+from rhapsode.palette import COLOURS, DASHES, MARKERS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_LINES = len(COLOURS)
 WIDTH, HEIGHT = 7.0, 4.4  # inches
 PNG_DOTS_PER_INCH = 150
