@@ -178,7 +178,8 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     told = dict(line.partition(":")[0].split(" ") for line in lines[1:])
     begun = call("train", *arguments, "--set", "validations=1", "--epochs", "0.01")
     about = Run.open(Path(begun.out.strip())).about
-    assert float(told["epochs"]) == 60
+    assert float(told["epochs"]) == 5
+    assert told["dropout"] == "0.0"
     for section, field in (("model", "pair_embeddings"), ("batch", "window"), ("batch", "batch_size")):
         assert told[field] == str(about[section][field])
 

@@ -1,8 +1,8 @@
 """The recipes, named by what they cost a person on a two-core laptop, and how they are fitted to a text.
 
-A recipe is made for a text that its time is too short to read more than a few times. A smaller text is read again and
-again: `fit` then adds dropout, takes fewer rows for pairs and smaller batches, and stops where reading on only learns
-the text by heart. docs/presets.md has the measurements that its numbers come from.
+A recipe is made for a text that its time is too short to read more than a few times. A smaller text `fit` reads a few
+times all the same, since reading on only learns it by heart, with fewer rows for pairs and smaller batches; where more
+is asked for, it adds dropout. docs/presets.md says what was measured.
 """
 
 import math
@@ -63,10 +63,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
 PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
 
-EPOCHS_WITHOUT_DROPOUT = 4
+EPOCHS_WITHOUT_DROPOUT = 5
 DROPOUT_PER_DOUBLING = 0.1
 MOST_DROPOUT = 0.4
-MOST_EPOCHS = 60
+MOST_EPOCHS = 5
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
 BATCHES_PER_EPOCH = 8
 
@@ -100,7 +100,7 @@ def fit(name: str, num_tokens: int, read: float, stop_early: bool = True) -> Fit
     text = f"{num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
     reasons = {}
 
-    doublings = math.log2(max(1.0, min(epochs, MOST_EPOCHS) / EPOCHS_WITHOUT_DROPOUT))
+    doublings = math.log2(max(1.0, (min(epochs, MOST_EPOCHS) if stop_early else epochs) / EPOCHS_WITHOUT_DROPOUT))
     dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
