@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
-from quality import measure, ours, tinystories
+from quality import ours, record, tinystories
 from report import about, read, write
 
 from rhapsode.configs import merge
@@ -51,15 +51,7 @@ def trained(files: list[str], preset: str, change: str, minutes: float, seed: in
     torch.set_num_threads(threads)
     data = tinystories(*files)
     result = ours(merge(PRESETS[preset], CHANGES[change]), data, minutes, seed, looks=4)
-    return {
-        "name": change,
-        "seed": seed,
-        "value": round(measure(data, result.nats), 4),
-        "parameters": result.parameters,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        **about(),
-    }
+    return {"name": change, "seed": seed, **record(data, result), **about()}
 
 
 def main() -> None:

@@ -278,18 +278,7 @@ def compare(data: Data, arguments: argparse.Namespace) -> None:
             there = [r for r in kept if (r["name"], r["seed"], r["preset"]) == (who, seed, preset)]
             if (there and not arguments.again) or (arguments.only and who not in arguments.only):
                 continue
-            result = run(seed)
-            curve = [(round(seconds, 1), round(measure(data, nats), 4)) for seconds, nats in result.curve]
-            found = {
-                "name": who,
-                "seed": seed,
-                "value": round(measure(data, result.nats), 4),
-                "parameters": result.parameters,
-                "steps": result.steps,
-                "seconds": round(result.seconds, 1),
-                "curve": curve,
-                **conditions,
-            }
+            found = {"name": who, "seed": seed, **record(data, run(seed)), **conditions}
             say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
             kept = [r for r in kept if r not in there] + [found]
             write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
@@ -308,6 +297,17 @@ def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, A
     num_tokens = data.train.num_tokens
     read = tokens_read(preset, {"minutes": minutes}, CONTEXT, num_tokens)
     return fit(preset, num_tokens, read, stop_early=False).sections
+
+
+def record(data: Data, result: Result) -> dict[str, Any]:
+    """A result as the JSON keeps it, losses in the unit of the data."""
+    return {
+        "value": round(measure(data, result.nats), 4),
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "curve": [(round(seconds, 1), round(measure(data, nats), 4)) for seconds, nats in result.curve],
+    }
 
 
 def measure(data: Data, nats: float) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import Data, measure, ours
+from quality import Data, ours, record
 from report import FIGURES, about, read, write
 
 from rhapsode.configs import merge
@@ -67,7 +67,7 @@ def trained(train: str, valid: str, size: int, widths: tuple[int, int], dropout:
         varied = {"embed_dim": widths[0], "hidden_dim": widths[1], "dropout": dropout}
         recipe = merge(PRESETS["minute"], {"model": varied, "batch": fitted.sections["batch"]})
         result = ours(recipe, data, MINUTES, 0, looks=10)
-    curve = [(round(seconds, 1), round(measure(data, nats), 4)) for seconds, nats in result.curve]
+    curve = record(data, result)["curve"]
     tokens = result.steps * recipe["batch"]["window"] * recipe["batch"]["batch_size"]
     return {
         "bytes": size,

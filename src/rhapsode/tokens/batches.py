@@ -76,22 +76,18 @@ class Batcher:
         if config.form == "stream":
             self.batches_per_epoch = store.num_tokens // full
             have, fits = f"{store.num_tokens:,} tokens", store.num_tokens // config.window
+            smaller = f"choose a window of at most {store.num_tokens}"
             shape = f"batch_size {config.batch_size} x window {config.window}"
             need = f"{shape} needs {full:,} tokens"
         else:
             self._usable = np.flatnonzero(self._lengths > 1)  # a single id has nothing to predict
             fits = len(self._usable)
             self.batches_per_epoch = fits // config.batch_size
-            have, need = (
-                f"{fits:,} stories of two tokens or more",
-                f"batch_size {config.batch_size} needs as many stories",
-            )
+            have, smaller = f"{fits:,} stories of two tokens or more", "choose other data"
+            need = f"batch_size {config.batch_size} needs as many stories"
             targets = np.minimum(self._lengths[self._usable] - 1, config.window)
             self.tokens_per_batch = config.batch_size * float(targets.mean()) if fits else 0.0  # padding left out
         if self.batches_per_epoch == 0:
-            smaller = (
-                f"choose a window of at most {store.num_tokens}" if config.form == "stream" else "choose other data"
-            )
             advice = f"batch_size {fits} would fit" if fits else smaller
             raise ValueError(f"{need}, the data have {have}: {advice}")
         self.load_state_dict({"epoch": 0, "position": 0})
