@@ -50,7 +50,7 @@ def trained(files: list[str], preset: str, change: str, minutes: float, seed: in
     """One run, as the results keep it."""
     torch.set_num_threads(threads)
     data = tinystories(*files)
-    result = ours(merge(PRESETS[preset], CHANGES[change]), data, minutes, seed, looks=4)
+    result = ours(merge(PRESETS[preset], CHANGES[change]), data, {"minutes": minutes}, seed, looks=4)
     return {"name": change, "seed": seed, **record(data, result), **about()}
 
 

@@ -1,7 +1,9 @@
 """What a wall-clock budget buys: our presets against rivals with the same data, tokens, threads and minutes.
 
     python benchmarks/quality.py tinystories TRAIN.jsonl VALID.jsonl --minutes 2 --seeds 3
+    python benchmarks/quality.py tinystories TRAIN.jsonl VALID.jsonl --minutes 2 --only lstm --peaks 1e-3 1e-2
     python benchmarks/quality.py shakespeare INPUT.txt --minutes 1.1667
+    python benchmarks/quality.py tinystories --minutes 10 --plot     docs/figures/quality-tinystories-10.svg again
 
 Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
 VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
@@ -10,7 +12,7 @@ again without --again, so that hours of it can be divided.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
-cosine from 2e-3 to 1e-4), nn.LSTM of about as many parameters, and the course's own model with its own recipe.
+cosine to a twentieth of the peak), nn.LSTM of about as many parameters, and the course's own model with its own recipe.
 """
 
 import argparse
@@ -23,110 +25,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import about, read, write
-from torch import Tensor, nn
-from torch.nn import functional as F
+from quality_rivals import CONTEXT, LSTM, Transformer
+from report import FIGURES, about, read, write
+from torch import nn
 
 from rhapsode.allocator import keep_freed_memory
-from rhapsode.configs import build, merge
-from rhapsode.evaluate import bits_per_byte, padded_batches, score
+from rhapsode.configs import build
+from rhapsode.evaluate import bits_per_byte, score
 from rhapsode.model import ModelConfig
-from rhapsode.presets import fit, tokens_read
+from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.presets import PRESETS, fit, tokens_read
 from rhapsode.progress import bar, say
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
+from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
 from rhapsode.train import OptimizerConfig, TrainConfig, train
-
-CONTEXT = 128
-
-
-class Transformer(nn.Module):
-    """Decoder-only, pre-norm, learned positions, GELU, tied embedding and head (Radford et al. 2019)."""
-
-    def __init__(self, vocab_size: int, dropout: float, layers: int = 4, heads: int = 4, width: int = 128) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.tokens, self.places = nn.Embedding(vocab_size, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm_1": nn.LayerNorm(width),
-                    "qkv": nn.Linear(width, 3 * width),
-                    "out": nn.Linear(width, width),
-                    "norm_2": nn.LayerNorm(width),
-                    "up": nn.Linear(width, 4 * width),
-                    "down": nn.Linear(4 * width, width),
-                }
-            )
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                scale = 0.02 / math.sqrt(2 * layers) if name.endswith(("out.weight", "down.weight")) else 0.02
-                nn.init.normal_(parameter, std=scale)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """tokens, targets (B, T <= CONTEXT) -> cross-entropy in nats."""
-        drop = self.dropout if self.training else 0.0
-        x = F.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]], drop, self.training)
-        for block in self.blocks:
-            q, k, v = block["qkv"](block["norm_1"](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
-            x = x + F.dropout(block["out"](a.transpose(1, 2).flatten(2)), drop, self.training)
-            x = x + F.dropout(block["down"](F.gelu(block["up"](block["norm_2"](x)))), drop, self.training)
-        logits = F.linear(self.norm(x), self.tokens.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-
-    @torch.inference_mode()
-    def nats(self, store: TokenStore) -> float:
-        """Windows of CONTEXT tokens that move on by half: but for a story's first, each scores its second half."""
-        total, half = 0.0, CONTEXT // 2
-        for batch in padded_batches(store):
-            inputs, targets = map(torch.from_numpy, batch)
-            for start in range(0, max(1, inputs.shape[1] - half), half):
-                window = slice(start, start + CONTEXT)
-                expected = targets[:, window].clone()
-                if start:
-                    expected[:, :half] = IGNORED
-                if (expected != IGNORED).any():
-                    total += self.loss(inputs[:, window], expected, "sum").item()
-        return total
-
-
-class LSTM(nn.Module):
-    """Embedding, two layers of nn.LSTM, head tied to the embedding."""
-
-    def __init__(self, vocab_size: int, dropout: float, width: int = 224) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocab_size, width)
-        nn.init.normal_(self.tokens.weight, std=0.05)
-        self.rnn = nn.LSTM(width, width, num_layers=2, batch_first=True, dropout=dropout)
-        self.drop = nn.Dropout(dropout)
-
-    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """tokens, targets (B, T) -> cross-entropy in nats."""
-        y, _ = self.rnn(self.drop(self.tokens(tokens)))
-        logits = F.linear(self.drop(y), self.tokens.weight)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-
-    @torch.inference_mode()
-    def nats(self, store: TokenStore) -> float:
-        """Each story from its beginning to its end."""
-        total = 0.0
-        for inputs, targets in padded_batches(store):
-            state = None
-            for start in range(0, inputs.shape[1], 512):
-                piece = slice(start, start + 512)
-                y, state = self.rnn(self.tokens(torch.from_numpy(inputs[:, piece].copy())), state)
-                logits = F.linear(y, self.tokens.weight).flatten(0, 1)
-                expected = torch.from_numpy(targets[:, piece].copy()).flatten()
-                total += F.cross_entropy(logits, expected, ignore_index=IGNORED, reduction="sum").item()
-        return total
 
 
 class Result(NamedTuple):
@@ -186,9 +100,9 @@ def rival(make: Callable[[], nn.Module], peak: float, data: Data, minutes: float
     return Result(sum(p.numel() for p in model.parameters()), step, spent, curve[-1][1], curve)
 
 
-def ours(sections: dict[str, dict[str, Any]], data: Data, minutes: float, seed: int, looks: int) -> Result:
-    """Trains by the package's own door; the last weights count, as for the rivals."""
-    sections = merge(sections, {"train": {"minutes": minutes, "seed": seed, "validations": looks, "prompt": ""}})
+def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int) -> Result:
+    """Trains by the package's own door, budget as in TrainConfig; the last weights count, as for the rivals."""
+    sections = {**sections, "train": {**budget, "seed": seed, "validations": looks, "prompt": ""}}
     configs = {
         "model": build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size}),
         "optimizer": build(OptimizerConfig, sections["optimizer"]),
@@ -207,6 +121,10 @@ def ours(sections: dict[str, dict[str, Any]], data: Data, minutes: float, seed: 
     return Result(parameters, outcome.progress.step, outcome.progress.seconds, nats, curve)
 
 
+NAMES = ("rhapsode", "transformer", "lstm", "course")
+LABELS = {"rhapsode": "Rhapsode", "transformer": "transformer", "lstm": "nn.LSTM", "course": "the course's"}
+RIVALS: dict[str, Callable[[int, float], nn.Module]] = {"transformer": Transformer, "lstm": LSTM}
+PEAKS = {"transformer": 2e-3, "lstm": 3e-3}  # the best of those that were tried
 UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
 
 COURSE: dict[str, dict[str, Any]] = {
@@ -240,56 +158,110 @@ def shakespeare(file: str, folder: Path) -> Data:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=["tinystories", "shakespeare"])
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("data", choices=sorted(UNITS))
+    parser.add_argument("files", nargs="*", help="TRAIN.jsonl VALID.jsonl, or INPUT.txt")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="+", help="names of those to run")
-    parser.add_argument("--preset", help="the preset to run for us; otherwise by the minutes")
-    parser.add_argument("--looks", type=int, default=4, help="validations on the way")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="names of those to run")
+    parser.add_argument("--peaks", nargs="+", type=float, help="peak rates for the rivals instead of the chosen ones")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="the preset to run for us; otherwise by the minutes")
+    parser.add_argument("--looks", type=int, default=1, help="validations on the way")
     parser.add_argument("--again", action="store_true", help="run also what the results have already")
+    parser.add_argument("--plot", action="store_true", help="draw the curves of the results again, run nothing")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.data == "tinystories":
-            data = tinystories(*arguments.files)
-        else:
-            data = shakespeare(*arguments.files, Path(folder))
-        compare(data, arguments)
+    name = f"quality-{arguments.data}-{arguments.minutes:g}"
+    if not arguments.plot:
+        if len(arguments.files) != (2 if arguments.data == "tinystories" else 1):
+            parser.error("name TRAIN.jsonl VALID.jsonl for tinystories, INPUT.txt for shakespeare")
+        with tempfile.TemporaryDirectory() as folder:
+            data = (
+                tinystories(*arguments.files)
+                if arguments.data == "tinystories"
+                else shakespeare(*arguments.files, Path(folder))
+            )
+            compare(name, data, arguments)
+    results = read(name)
+    print_table(results)
+    plot(results, FIGURES / f"{name}.svg")
 
 
-def compare(data: Data, arguments: argparse.Namespace) -> None:
-    """Runs everyone with every seed in turn, writes the JSON after each run, and prints the table."""
+def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
+    """Runs everyone with every seed in turn; writes the JSON after each run."""
     minutes, looks = arguments.minutes, arguments.looks
     preset = arguments.preset or ("minute" if minutes < 5 else "coffee")
     recipe = recipe_for(data, preset, minutes)
     vocab_size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
-    contenders: dict[str, Callable[[int], Result]] = {
-        "rhapsode": lambda seed: ours(recipe, data, minutes, seed, looks),
-        "transformer": lambda seed: rival(lambda: Transformer(vocab_size, dropout), 2e-3, data, minutes, seed, looks),
-        "lstm": lambda seed: rival(lambda: LSTM(vocab_size, dropout), 3e-3, data, minutes, seed, looks),
-        "course": lambda seed: ours(COURSE, data, minutes, seed, looks),
-    }
-    name = f"quality-{data.name}-{minutes:g}"
     keep_freed_memory()  # for the rivals too
-    conditions = {"preset": preset, "looks": looks, **about()}
+    conditions = {"looks": looks, **about()}
     kept = read(name).get("runs", [])
+
+    def run(who: str, peak: float | None, seed: int) -> Result:
+        if who in RIVALS and peak is not None:
+            return rival(lambda: RIVALS[who](vocab_size, dropout), peak, data, minutes, seed, looks)
+        return ours(recipe if who == "rhapsode" else COURSE, data, {"minutes": minutes}, seed, looks)
+
     for seed in range(arguments.seeds):
-        for who, run in contenders.items():
-            there = [r for r in kept if (r["name"], r["seed"], r["preset"]) == (who, seed, preset)]
-            if (there and not arguments.again) or (arguments.only and who not in arguments.only):
-                continue
-            found = {"name": who, "seed": seed, **record(data, run(seed)), **conditions}
-            say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
-            kept = [r for r in kept if r not in there] + [found]
-            write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
-    print(f"{data.name}, {minutes:g} minutes of training: {UNITS[data.name]}")
-    for who in contenders:
-        runs = [r for r in kept if (r["name"], r["preset"]) == (who, preset)]
-        values = [r["value"] for r in runs]
-        if values:
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            mean, size = statistics.mean(values), runs[0]["parameters"]
-            print(f"{who:12} {mean:.4f}{spread}, {len(values)} seeds, {size:,} parameters")
+        for who in arguments.only or NAMES:
+            for peak in (arguments.peaks or [PEAKS[who]]) if who in RIVALS else [None]:
+                key = {"name": who, "seed": seed, "peak": peak, "preset": preset if who == "rhapsode" else None}
+                there = [r for r in kept if all(r[field] == key[field] for field in key)]
+                if there and not arguments.again:
+                    continue
+                found = {**key, **record(data, run(who, peak, seed)), **conditions}
+                say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
+                kept = [r for r in kept if r not in there] + [found]
+                write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Markdown: who, at which peak rate, mean and spread over seeds, parameters and steps."""
+    print(f"{results['data']}, {results['minutes']:g} minutes of training, {results['unit']}\n")
+    print("| who | peak rate | mean | seeds | parameters | steps |\n|---|---|---|---|---|---|")
+    runs = results["runs"]
+    whos = dict.fromkeys(
+        (r["name"], r["peak"], r["preset"]) for r in sorted(runs, key=lambda r: NAMES.index(r["name"]))
+    )
+    for who, peak, preset in whos:
+        found = [r for r in runs if (r["name"], r["peak"], r["preset"]) == (who, peak, preset)]
+        values = [r["value"] for r in found]
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        rate = "its own" if peak is None else f"{peak:g}"
+        steps = statistics.mean(r["steps"] for r in found)
+        title = f"{who}, {preset}" if preset else who
+        size = f"{found[0]['parameters']:,} | {steps:,.0f}"
+        print(f"| {title} | {rate} | {statistics.mean(values):.4f}{spread} | {len(values)} | {size} |")
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Loss over the minutes of training, everyone at the chosen rate; nothing where no run looked on the way."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": file.stem, "font.size": 10})
+    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    looked = [r for r in results["runs"] if len(r["curve"]) > 3 and r["peak"] == PEAKS.get(r["name"])]
+    if not looked:
+        return
+    for who, colour, dash, marker in zip(NAMES, COLOURS, DASHES, MARKERS, strict=False):
+        for run in (r for r in looked if r["name"] == who):
+            minutes, values = zip(*((seconds / 60, value) for seconds, value in run["curve"]), strict=True)
+            axes.plot(minutes, values, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.6)
+            axes.annotate(
+                f"{LABELS[who]} {values[-1]:.3f}",
+                (minutes[-1], values[-1]),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+            )
+    axes.set(xlabel="minutes of training on two cores", ylabel=f"{results['unit']}, unseen text")
+    axes.set_xlim(0, results["minutes"] * 1.32)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:

@@ -1,22 +1,23 @@
-"""How much text, how large a model, how much dropout? Small runs on shares of a text, from which presets.fit was made.
+"""How often to read a text, how large a model, how much dropout? Small runs, from which presets.fit was made.
 
-    python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 45 runs of a minute, two at once
+    python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 60 runs of half a minute to some minutes, two at once
     python benchmarks/scaling.py --plot                       docs/figures/scaling.svg again from scaling.json
 
-Every run has the recipe of the preset `minute` but for what is varied, and one core. The tokenizer is trained on the
-share, as a user's would be. A run's result is the best of ten validations, as a run directory keeps it. Writes
-benchmarks/results/scaling.json after each run; what it has already is not run again.
+Every run has the recipe of the preset `minute` but for what is varied, reads its share of the text so many times, the
+learning rate coming down to nothing over them, and has one core. The tokenizer is trained on the share, as a user's
+would be. Writes benchmarks/results/scaling.json after each run; what it has already is not run again.
 
-The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best dropout of those tried.
+The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best of the settings tried.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +25,44 @@ from quality import Data, ours, record
 from report import FIGURES, about, read, write
 
 from rhapsode.configs import merge
-from rhapsode.palette import COLOURS, MARKERS
-from rhapsode.presets import PRESETS, fit, tokens_read
+from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.presets import fit
 from rhapsode.progress import say
 from rhapsode.sources import open_source
 from rhapsode.tokens import prepare, tokenizer_for
 
 BYTES = (30_000, 100_000, 300_000, 1_000_000, 3_000_000)
-WIDTHS = ((96, 128), (192, 256), (288, 384))  # embed_dim, hidden_dim
-DROPOUTS = (0.0, 0.2, 0.4)
-MINUTES = 1.0
+NARROW, MIDDLE, WIDE = (96, 128), (192, 256), (288, 384)  # embed_dim, hidden_dim
 VALID_STORIES = 200
 FIGURE = FIGURES / "scaling.svg"
+
+
+class Setting(NamedTuple):
+    """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded."""
+
+    bytes: int
+    epochs: float = 5.0
+    dropout: float = 0.0
+    widths: tuple[int, int] = MIDDLE
+    pairs: bool = True
+
+
+def grid() -> list[Setting]:
+    """The most telling first: readings against dropout, then widths, then the embeddings of pairs."""
+    some = (100_000, 300_000, 1_000_000)
+    readings = [
+        Setting(size, epochs, dropout)
+        for size in BYTES[:3]
+        for epochs in (2.5, 5.0, 10.0, 20.0)
+        for dropout in (0.0, 0.2, 0.4)
+    ]
+    readings += [Setting(1_000_000, epochs, dropout) for epochs in (2.5, 5.0, 10.0) for dropout in (0.0, 0.2)]
+    readings += [Setting(3_000_000, epochs) for epochs in (2.5, 5.0)]
+    widths = [
+        Setting(size, 5.0, dropout, widths) for size in some for widths in (NARROW, WIDE) for dropout in (0.0, 0.2)
+    ]
+    pairs = [Setting(size, epochs, 0.2, pairs=False) for size in some for epochs in (5.0, 10.0)]
+    return [*readings, *widths, *pairs]
 
 
 def share(file: str, size: int, folder: Path) -> Path:
@@ -52,35 +79,24 @@ def share(file: str, size: int, folder: Path) -> Path:
     return path
 
 
-def trained(train: str, valid: str, size: int, widths: tuple[int, int], dropout: float) -> dict[str, Any]:
+def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
     """One run, as the results keep it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        source = open_source([str(share(train, size, Path(folder)))])
+        source = open_source([str(share(train, setting.bytes, Path(folder)))])
         tokenizer = tokenizer_for(source, "bpe", 1024)
         store = prepare(source, tokenizer)
         lines = Path(valid).read_text(encoding="utf-8").splitlines(keepends=True)[:VALID_STORIES]
         (Path(folder) / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
         valid_store = prepare(open_source([str(Path(folder) / "valid.jsonl")]), tokenizer)
         data = Data("tinystories", tokenizer, store, valid_store, valid_store.num_bytes)
-        fitted = fit("minute", store.num_tokens, tokens_read("minute", {"minutes": MINUTES}, 128, store.num_tokens))
-        varied = {"embed_dim": widths[0], "hidden_dim": widths[1], "dropout": dropout}
-        recipe = merge(PRESETS["minute"], {"model": varied, "batch": fitted.sections["batch"]})
-        result = ours(recipe, data, MINUTES, 0, looks=10)
-    curve = record(data, result)["curve"]
-    tokens = result.steps * recipe["batch"]["window"] * recipe["batch"]["batch_size"]
-    return {
-        "bytes": size,
-        "embed_dim": widths[0],
-        "hidden_dim": widths[1],
-        "dropout": dropout,
-        "value": min(value for _, value in curve),
-        "tokens": store.num_tokens,
-        "epochs": round(tokens / store.num_tokens, 2),
-        "epochs_at_best": round(tokens / store.num_tokens * min(curve, key=lambda c: c[1])[0] / curve[-1][0], 2),
-        "curve": curve,
-        **about(),
-    }
+        fitted = fit("minute", store.num_tokens, setting.epochs * store.num_tokens, stop_early=False).sections
+        embed_dim, hidden_dim = setting.widths
+        varied = {"embed_dim": embed_dim, "hidden_dim": hidden_dim, "dropout": setting.dropout}
+        if not setting.pairs:
+            varied["pair_embeddings"] = 0
+        result = ours(merge(fitted, {"model": varied}), data, {"epochs": setting.epochs}, seed=0, looks=5)
+    return {**setting._asdict(), "tokens": store.num_tokens, **record(data, result), **about()}
 
 
 def law(sizes: list[float], bits: list[float]) -> tuple[float, float, float]:
@@ -95,36 +111,48 @@ def law(sizes: list[float], bits: list[float]) -> tuple[float, float, float]:
     return best[1:]
 
 
+def best(runs: list[dict[str, Any]], **wanted: Any) -> float:
+    """The least bits per byte among the runs that have these fields; infinite where there are none."""
+    return min((r["value"] for r in runs if all(r[name] == value for name, value in wanted.items())), default=math.inf)
+
+
 def plot(runs: list[dict[str, Any]]) -> None:
-    """Left: bits per byte over the size of the text, with the law. Right: what dropout does at each size."""
+    """Left: bits per byte over the size of the text, with the law. Right: over how often it is read, by dropout."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "scaling", "font.size": 10})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for (embed, hidden), colour, marker in zip(WIDTHS, COLOURS, MARKERS, strict=False):
-        of_width = [run for run in runs if run["embed_dim"] == embed]
-        sizes = sorted({run["bytes"] for run in of_width})
-        bits = [min(run["value"] for run in of_width if run["bytes"] == size) for size in sizes]
-        if len(sizes) < 4:
-            continue
-        floor, scale, power = law(sizes, bits)
-        label = f"embed {embed}, hidden {hidden}: {floor:.2f} + ({scale:,.0f} / D)^{power:.2f}"
-        left.plot([s / 1e6 for s in sizes], bits, marker, color=colour, label=label)
-        dense = np.geomspace(sizes[0], sizes[-1], 60)
-        left.plot(dense / 1e6, floor + (scale / dense) ** power, color=colour, linewidth=1.2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    sizes = [size for size in BYTES if math.isfinite(best(runs, bytes=size))]
+    bits = [best(runs, bytes=size) for size in sizes]
+    floor, scale, power = law([float(size) for size in sizes], bits)
+    dense = np.geomspace(sizes[0], sizes[-1], 60)
+    label = f"{floor:.2f} + ({scale:,.0f} / bytes)^{power:.2f}"
+    left.plot(dense / 1e6, floor + (scale / dense) ** power, color="#7F7F7F", linewidth=1.2, label=label)
+    for widths, colour, marker in zip((NARROW, MIDDLE, WIDE), COLOURS, MARKERS, strict=False):
+        found = [(size / 1e6, best(runs, bytes=size, widths=list(widths), epochs=5.0)) for size in sizes]
+        found = [(size, value) for size, value in found if math.isfinite(value)]
+        name = f"embed {widths[0]}, hidden {widths[1]}, read 5 times"
+        left.plot(*zip(*found, strict=True), marker, color=colour, label=name, markersize=5)
     left.set(xscale="log", xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
     left.legend(frameon=False, fontsize=8)
-    middle = [run for run in runs if run["embed_dim"] == WIDTHS[1][0]]
-    for size, colour, marker in zip(BYTES, COLOURS, MARKERS, strict=False):
-        line = sorted((run["dropout"], run["value"], run["epochs"]) for run in middle if run["bytes"] == size)
-        if line:
-            label = f"{size / 1e6:g} MB, read {line[0][2]:.1f} times"
-            right.plot([d for d, _, _ in line], [v for _, v, _ in line], marker=marker, color=colour, label=label)
-    right.set(xlabel=f"dropout (embed {WIDTHS[1][0]}, hidden {WIDTHS[1][1]})", ylabel="bits per byte, unseen stories")
-    right.legend(frameon=False, fontsize=8)
+    for size, colour, marker in zip(sizes, COLOURS, MARKERS, strict=False):
+        for dropout, dash in zip((0.0, 0.2, 0.4), DASHES, strict=False):
+            line = sorted(
+                (r["epochs"], r["value"])
+                for r in runs
+                if (r["bytes"], r["dropout"], tuple(r["widths"]), r["pairs"]) == (size, dropout, MIDDLE, True)
+            )
+            if len(line) > 1:
+                label = f"{size / 1e6:g} MB, dropout {dropout:g}"
+                style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
+                right.plot(*zip(*line, strict=True), label=label, linewidth=1.4, **style)
+    right.set(xscale="log", xlabel="times that the text is read", ylabel="bits per byte, unseen stories")
+    right.set_xticks([2.5, 5, 10, 20], ["2.5", "5", "10", "20"])
+    right.minorticks_off()
+    right.legend(frameon=False, fontsize=7, ncols=2)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -141,20 +169,15 @@ def main() -> None:
     if not arguments.plot:
         if len(arguments.files) != 2:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
-        there = {(run["bytes"], run["embed_dim"], run["dropout"]) for run in runs}
-        order = (WIDTHS[1], WIDTHS[0], WIDTHS[2])  # the most telling first
-        grid = [(size, widths, dropout) for widths in order for size in BYTES for dropout in DROPOUTS]
+        there = [Setting(**{f: run[f] for f in Setting._fields} | {"widths": tuple(run["widths"])}) for run in runs]
+        wanted = [setting for setting in grid() if setting not in there]
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [
-                pool.submit(trained, *arguments.files, size, widths, dropout)
-                for size, widths, dropout in grid
-                if (size, widths[0], dropout) not in there
-            ]
+            futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]
             for future in as_completed(futures):
                 runs.append(future.result())
                 last = runs[-1]
-                say(f"{last['bytes']:,} bytes, embed {last['embed_dim']}, dropout {last['dropout']}: {last['value']}")
-                write("scaling", {"minutes": MINUTES, "runs": runs})
+                say(", ".join(f"{field} {last[field]}" for field in Setting._fields) + f": {last['value']}")
+                write("scaling", {"runs": runs})
     plot(runs)
 
 
