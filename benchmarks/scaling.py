@@ -38,31 +38,39 @@ FIGURE = FIGURES / "scaling.svg"
 
 
 class Setting(NamedTuple):
-    """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded."""
+    """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded; rate: the
+    peak learning rate of AdamW.
+    """
 
     bytes: int
-    epochs: float = 5.0
+    epochs: float
     dropout: float = 0.0
     widths: tuple[int, int] = MIDDLE
     pairs: bool = True
+    rate: float = 0.02
+
+
+def reread(size: int, epochs: float, dropout: float = 0.3, widths: tuple[int, int] = MIDDLE) -> Setting:
+    """The recipe for a text that is read often."""
+    return Setting(size, epochs, dropout, widths, pairs=False, rate=3e-3)
 
 
 def grid() -> list[Setting]:
-    """The most telling first: readings against dropout, then widths, then the embeddings of pairs."""
-    some = (100_000, 300_000, 1_000_000)
-    readings = [
-        Setting(size, epochs, dropout)
-        for size in BYTES[:3]
-        for epochs in (2.5, 5.0, 10.0, 20.0)
-        for dropout in (0.0, 0.2, 0.4)
+    """The most telling first: few readings and many, what the second recipe changes, dropout, widths."""
+    return [
+        *(Setting(size, epochs) for size in BYTES[:4] for epochs in (2.5, 5.0)),
+        *(reread(size, epochs) for size in BYTES[1:3] for epochs in (5.0, 10.0, 20.0, 40.0)),
+        *(reread(BYTES[3], epochs) for epochs in (5.0, 10.0, 20.0)),
+        *(reread(BYTES[0], epochs) for epochs in (10.0, 20.0, 40.0)),
+        Setting(BYTES[2], 10.0, 0.3),
+        Setting(BYTES[2], 10.0, 0.3, pairs=False),
+        Setting(BYTES[2], 10.0, 0.3, rate=3e-3),
+        *(reread(size, 20.0, dropout) for size in BYTES[1:3] for dropout in (0.1, 0.5)),
+        reread(BYTES[3], 10.0, 0.1),
+        *(reread(size, 20.0, 0.3, widths) for size in BYTES[1:3] for widths in (NARROW, WIDE)),
+        *(reread(BYTES[3], 10.0, 0.3, widths) for widths in (NARROW, WIDE)),
+        *(Setting(BYTES[4], epochs) for epochs in (2.5, 5.0)),
     ]
-    readings += [Setting(1_000_000, epochs, dropout) for epochs in (2.5, 5.0, 10.0) for dropout in (0.0, 0.2)]
-    readings += [Setting(3_000_000, epochs) for epochs in (2.5, 5.0)]
-    widths = [
-        Setting(size, 5.0, dropout, widths) for size in some for widths in (NARROW, WIDE) for dropout in (0.0, 0.2)
-    ]
-    pairs = [Setting(size, epochs, 0.2, pairs=False) for size in some for epochs in (5.0, 10.0)]
-    return [*readings, *widths, *pairs]
 
 
 def share(file: str, size: int, folder: Path) -> Path:
@@ -95,7 +103,8 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
         varied = {"embed_dim": embed_dim, "hidden_dim": hidden_dim, "dropout": setting.dropout}
         if not setting.pairs:
             varied["pair_embeddings"] = 0
-        result = ours(merge(fitted, {"model": varied}), data, {"epochs": setting.epochs}, seed=0, looks=5)
+        recipe = merge(fitted, {"model": varied, "optimizer": {"learning_rate": setting.rate}})
+        result = ours(recipe, data, {"epochs": setting.epochs}, seed=0, looks=5)
     return {**setting._asdict(), "tokens": store.num_tokens, **record(data, result), **about()}
 
 
