@@ -34,7 +34,7 @@ from rhapsode.configs import build
 from rhapsode.evaluate import bits_per_byte, score
 from rhapsode.model import ModelConfig
 from rhapsode.palette import COLOURS, DASHES, MARKERS
-from rhapsode.presets import PRESETS, fit, tokens_read
+from rhapsode.presets import PRESETS, Text, fit, tokens_read
 from rhapsode.progress import bar, say
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
@@ -266,9 +266,9 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:
     """What `rhapsode train --preset PRESET --minutes MINUTES` would choose for these data."""
-    num_tokens = data.train.num_tokens
-    read = tokens_read(preset, {"minutes": minutes}, CONTEXT, num_tokens)
-    return fit(preset, num_tokens, read, stop_early=False).sections
+    text = Text(data.train.num_tokens, data.train.num_stories)
+    read = tokens_read(preset, {"minutes": minutes}, CONTEXT, text.num_tokens)
+    return fit(preset, text, read, stop_early=False).sections
 
 
 def record(data: Data, result: Result) -> dict[str, Any]:

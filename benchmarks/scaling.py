@@ -25,8 +25,8 @@ from quality import Data, ours, record
 from report import FIGURES, about, read, write
 
 from rhapsode.configs import merge
-from rhapsode.palette import COLOURS, DASHES, MARKERS
-from rhapsode.presets import fit
+from rhapsode.palette import COLOURS, MARKERS
+from rhapsode.presets import Text, fit, rows_for_pairs
 from rhapsode.progress import say
 from rhapsode.sources import open_source
 from rhapsode.tokens import prepare, tokenizer_for
@@ -39,7 +39,7 @@ FIGURE = FIGURES / "scaling.svg"
 
 class Setting(NamedTuple):
     """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded; rate: the
-    peak learning rate of AdamW.
+    peak learning rate of AdamW; vocab_size: of the tokenizer; batch_size: 0 for that of presets.fit.
     """
 
     bytes: int
@@ -48,28 +48,33 @@ class Setting(NamedTuple):
     widths: tuple[int, int] = MIDDLE
     pairs: bool = True
     rate: float = 0.02
+    vocab_size: int = 1024
+    batch_size: int = 0
 
 
-def reread(size: int, epochs: float, dropout: float = 0.3, widths: tuple[int, int] = MIDDLE) -> Setting:
+def reread(size: int, epochs: float, dropout: float = 0.3) -> Setting:
     """The recipe for a text that is read often."""
-    return Setting(size, epochs, dropout, widths, pairs=False, rate=3e-3)
+    return Setting(size, epochs, dropout, pairs=False, rate=3e-3)
 
 
 def grid() -> list[Setting]:
-    """The most telling first: few readings and many, what the second recipe changes, dropout, widths."""
+    """The most telling first: few readings and many, what the second recipe changes, dropout, widths, vocabulary."""
+    small, some, large, larger = BYTES[1:]
+    middle = [reread(small, 20.0), reread(some, 20.0), reread(large, 10.0)]
     return [
         *(Setting(size, epochs) for size in BYTES[:4] for epochs in (2.5, 5.0)),
-        *(reread(size, epochs) for size in BYTES[1:3] for epochs in (5.0, 10.0, 20.0, 40.0)),
-        *(reread(BYTES[3], epochs) for epochs in (5.0, 10.0, 20.0)),
+        *(reread(size, epochs) for size in (small, some) for epochs in (5.0, 10.0, 20.0, 40.0)),
+        *(reread(large, epochs) for epochs in (5.0, 10.0, 20.0)),
         *(reread(BYTES[0], epochs) for epochs in (10.0, 20.0, 40.0)),
-        Setting(BYTES[2], 10.0, 0.3),
-        Setting(BYTES[2], 10.0, 0.3, pairs=False),
-        Setting(BYTES[2], 10.0, 0.3, rate=3e-3),
-        *(reread(size, 20.0, dropout) for size in BYTES[1:3] for dropout in (0.1, 0.5)),
-        reread(BYTES[3], 10.0, 0.1),
-        *(reread(size, 20.0, 0.3, widths) for size in BYTES[1:3] for widths in (NARROW, WIDE)),
-        *(reread(BYTES[3], 10.0, 0.3, widths) for widths in (NARROW, WIDE)),
-        *(Setting(BYTES[4], epochs) for epochs in (2.5, 5.0)),
+        Setting(some, 10.0, 0.3),
+        Setting(some, 10.0, 0.3, pairs=False),
+        Setting(some, 10.0, 0.3, rate=3e-3),
+        *(setting._replace(batch_size=8) for setting in (reread(BYTES[0], 20.0), *middle[:2])),
+        *(setting._replace(vocab_size=512) for setting in middle),
+        *(setting._replace(dropout=dropout) for setting in middle[:2] for dropout in (0.1, 0.5)),
+        middle[2]._replace(dropout=0.1),
+        *(setting._replace(widths=widths) for setting in middle for widths in (NARROW, WIDE)),
+        *(Setting(larger, epochs) for epochs in (2.5, 5.0)),
     ]
 
 
@@ -92,20 +97,32 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         source = open_source([str(share(train, setting.bytes, Path(folder)))])
-        tokenizer = tokenizer_for(source, "bpe", 1024)
+        tokenizer = tokenizer_for(source, "bpe", setting.vocab_size)
         store = prepare(source, tokenizer)
         lines = Path(valid).read_text(encoding="utf-8").splitlines(keepends=True)[:VALID_STORIES]
         (Path(folder) / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
         valid_store = prepare(open_source([str(Path(folder) / "valid.jsonl")]), tokenizer)
         data = Data("tinystories", tokenizer, store, valid_store, valid_store.num_bytes)
-        fitted = fit("minute", store.num_tokens, setting.epochs * store.num_tokens, stop_early=False).sections
+        text = Text(store.num_tokens, store.num_stories)
+        fitted = fit("minute", text, setting.epochs * store.num_tokens, stop_early=False).sections
         embed_dim, hidden_dim = setting.widths
-        varied = {"embed_dim": embed_dim, "hidden_dim": hidden_dim, "dropout": setting.dropout}
-        if not setting.pairs:
-            varied["pair_embeddings"] = 0
+        varied = {
+            "embed_dim": embed_dim,
+            "hidden_dim": hidden_dim,
+            "dropout": setting.dropout,
+            "pair_embeddings": rows_for_pairs("minute", store.num_tokens) if setting.pairs else 0,
+        }
         recipe = merge(fitted, {"model": varied, "optimizer": {"learning_rate": setting.rate}})
+        if setting.batch_size:
+            recipe["batch"]["batch_size"] = setting.batch_size
         result = ours(recipe, data, {"epochs": setting.epochs}, seed=0, looks=5)
-    return {**setting._asdict(), "tokens": store.num_tokens, **record(data, result), **about()}
+    return {
+        **setting._asdict(),
+        "tokens": store.num_tokens,
+        "rows": recipe["batch"]["batch_size"],
+        **record(data, result),
+        **about(),
+    }
 
 
 def law(sizes: list[float], bits: list[float]) -> tuple[float, float, float]:
@@ -126,7 +143,7 @@ def best(runs: list[dict[str, Any]], **wanted: Any) -> float:
 
 
 def plot(runs: list[dict[str, Any]]) -> None:
-    """Left: bits per byte over the size of the text, with the law. Right: over how often it is read, by dropout."""
+    """Left: bits per byte over the size of the text, with the law. Right: over how often it is read, by recipe."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -141,25 +158,24 @@ def plot(runs: list[dict[str, Any]]) -> None:
     label = f"{floor:.2f} + ({scale:,.0f} / bytes)^{power:.2f}"
     left.plot(dense / 1e6, floor + (scale / dense) ** power, color="#7F7F7F", linewidth=1.2, label=label)
     for widths, colour, marker in zip((NARROW, MIDDLE, WIDE), COLOURS, MARKERS, strict=False):
-        found = [(size / 1e6, best(runs, bytes=size, widths=list(widths), epochs=5.0)) for size in sizes]
+        found = [(size / 1e6, best(runs, bytes=size, widths=list(widths))) for size in sizes]
         found = [(size, value) for size, value in found if math.isfinite(value)]
-        name = f"embed {widths[0]}, hidden {widths[1]}, read 5 times"
+        name = f"embed {widths[0]}, hidden {widths[1]}"
         left.plot(*zip(*found, strict=True), marker, color=colour, label=name, markersize=5)
     left.set(xscale="log", xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
     left.legend(frameon=False, fontsize=8)
     for size, colour, marker in zip(sizes, COLOURS, MARKERS, strict=False):
-        for dropout, dash in zip((0.0, 0.2, 0.4), DASHES, strict=False):
-            line = sorted(
-                (r["epochs"], r["value"])
-                for r in runs
-                if (r["bytes"], r["dropout"], tuple(r["widths"]), r["pairs"]) == (size, dropout, MIDDLE, True)
-            )
+        for pairs, dash, name in ((True, "--", "few readings"), (False, "-", "many")):
+            setting = Setting(size, 0.0) if pairs else reread(size, 0.0)
+            kind = {**setting._asdict(), "widths": [*MIDDLE]}
+            del kind["epochs"]
+            line = sorted((r["epochs"], r["value"]) for r in runs if all(r[field] == kind[field] for field in kind))
             if len(line) > 1:
-                label = f"{size / 1e6:g} MB, dropout {dropout:g}"
+                label = f"{size / 1e6:g} MB, recipe for {name}"
                 style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4}
                 right.plot(*zip(*line, strict=True), label=label, linewidth=1.4, **style)
     right.set(xscale="log", xlabel="times that the text is read", ylabel="bits per byte, unseen stories")
-    right.set_xticks([2.5, 5, 10, 20], ["2.5", "5", "10", "20"])
+    right.set_xticks([2.5, 5, 10, 20, 40], ["2.5", "5", "10", "20", "40"])
     right.minorticks_off()
     right.legend(frameon=False, fontsize=7, ncols=2)
     for axes in (left, right):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, attend, build_model, in_a_row
+from rhapsode.model import RNN, LanguageModel, ModelConfig, SelfAttention, attend, build_model, in_a_row
 from rhapsode.tokens import IGNORED
 
 PLAIN = ModelConfig(vocab_size=23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
@@ -162,6 +162,18 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
 def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(vocab_size=10, **fields)
+
+
+def test_a_fresh_stacked_model_remembers_and_a_plain_one_is_pytorchs() -> None:
+    """Would catch an initialisation that is lost: a default one keeps next to nothing of its state after ten steps."""
+    kept = {}
+    for kind in ("plain", "stacked"):
+        model = build_model(ModelConfig(50, kind=kind, hidden_dim=64), seed=1)
+        rnn = next(module for module in model.modules() if isinstance(module, RNN))
+        h = torch.rand(1, 64)
+        after = rnn.recur(torch.zeros(10, 1, 64), h)[-1]
+        kept[kind] = (after.norm() / h.norm()).item()
+    assert kept["stacked"] > 0.2 > 0.02 > kept["plain"]
 
 
 def test_plain_has_the_seventeen_names_in_order() -> None:

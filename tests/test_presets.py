@@ -5,15 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhapsode.configs import SECTIONS, build
-from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PRESETS, fit, tokens_read
+from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PRESETS, Text, fit, tokens_read
 
 NAMES = st.sampled_from(sorted(PRESETS))
 
 
-@given(name=NAMES, num_tokens=st.integers(1, 10**10), read=st.floats(1, 1e12))
-def test_any_text_gets_a_recipe_that_it_can_fill(name: str, num_tokens: int, read: float) -> None:
+@given(name=NAMES, num_tokens=st.integers(1, 10**10), per_story=st.floats(1e-9, 1), read=st.floats(1, 1e12))
+def test_any_text_gets_a_recipe_that_it_can_fill(name: str, num_tokens: int, per_story: float, read: float) -> None:
     """Would catch a batch larger than the text, dropout of 1, and a field that is lost on the way."""
-    recipe = fit(name, num_tokens, read)
+    text = Text(num_tokens, max(1, int(num_tokens * per_story)))
+    recipe = fit(name, text, read)
     for section, fields in recipe.sections.items():
         build(SECTIONS[section], {**fields, "vocab_size": 300} if section == "model" else fields)
         assert PRESETS[name][section].keys() <= fields.keys() | {"minutes"}
@@ -21,21 +22,34 @@ def test_any_text_gets_a_recipe_that_it_can_fill(name: str, num_tokens: int, rea
     if num_tokens >= 16:
         assert batch["batch_size"] * batch["window"] <= num_tokens
     assert 0 <= recipe.sections["model"]["dropout"] <= MOST_DROPOUT
-    assert 256 <= recipe.sections["model"]["pair_embeddings"] <= PRESETS[name]["model"]["pair_embeddings"]
-    assert (recipe.sections["train"] == PRESETS[name]["train"]) == (read <= MOST_EPOCHS * num_tokens)
-    assert fit(name, num_tokens, read, stop_early=False).sections["train"] == PRESETS[name]["train"]
+    assert 0 <= recipe.sections["model"]["pair_embeddings"] <= PRESETS[name]["model"]["pair_embeddings"]
+    assert (recipe.sections["train"] == PRESETS[name]["train"]) == (read / num_tokens <= MOST_EPOCHS)
+    assert fit(name, text, read, stop_early=False).sections["train"] == PRESETS[name]["train"]
 
 
 @given(name=NAMES, num_tokens=st.integers(1000, 10**8), read=st.floats(1e5, 1e9), more=st.floats(1, 100))
 def test_more_epochs_never_mean_less_dropout(name: str, num_tokens: int, read: float, more: float) -> None:
-    less, much = (fit(name, num_tokens, r, stop_early=False).sections["model"]["dropout"] for r in (read, more * read))
+    text = Text(num_tokens, num_tokens // 200)
+    less, much = (fit(name, text, r, stop_early=False).sections["model"]["dropout"] for r in (read, more * read))
     assert less <= much
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_large_text_gets_the_preset_as_it_stands(name: str) -> None:
-    recipe = fit(name, 10**9, 10**9)
+    recipe = fit(name, Text(10**9, 10**7), 10**9)
     assert recipe.sections == {**PRESETS[name], "model": {**PRESETS[name]["model"], "dropout": 0.0}}
+
+
+def test_what_a_text_changes() -> None:
+    """A text that is read often gets no table of pairs and a smaller rate, a single long one carries its state."""
+    once = fit("coffee", Text(10**7, 50_000), 10**7).sections
+    often = fit("coffee", Text(10**6, 5_000), 10**7).sections
+    whole = fit("coffee", Text(10**7, 1), 10**7).sections
+    assert once["model"]["pair_embeddings"] > often["model"]["pair_embeddings"] == 0
+    assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
+    assert "carry_state" not in once["batch"]
+    assert whole["batch"]["carry_state"]
+    assert fit("coffee", Text(9_000, 50), 1e5).sections["optimizer"]["warmup_steps"] < 50
 
 
 def test_tokens_that_a_budget_reads() -> None:

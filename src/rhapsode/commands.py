@@ -88,7 +88,7 @@ def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, ten
 def explain_preset_command(request: Request) -> None:
     """Prints what the preset chooses for the request's data, and why, a line each."""
     seed = sections_of(request)["train"].get("seed", 0)
-    for reason in fitted(request, open_data(request, seed).train.num_tokens)[1]:
+    for reason in fitted(request, open_data(request, seed).train)[1]:
         print(reason)
 
 

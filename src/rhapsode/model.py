@@ -31,6 +31,7 @@ from rhapsode.recurrence import ACTIVATIONS, recurrence
 
 CHUNK_LOGITS = 2**19  # that exist at once in the loss: 2 MB in float32, small enough to stay in a cache
 FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix products run below the machine's rate
+KEPT = 0.9  # of its hidden state, what a fresh stacked model keeps from step to step
 
 # The fields of a config that the plain model does not have.
 STACKED_ONLY = (
@@ -299,6 +300,8 @@ class Block(nn.Module):
         self.dropout = config.dropout
         self.rnn_norm = RMSNorm(width)
         self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate)
+        with torch.no_grad():  # near the identity (Le et al. 2015): it remembers before it has learnt what
+            self.rnn.cell.h2h.weight.mul_(1 - KEPT).diagonal().add_(KEPT)
         self.attention_norm = RMSNorm(width) if attends else None
         self.attention = SelfAttention(width, config.key_dim, config.value_dim, config.num_heads) if attends else None
         self.feed_forward = (

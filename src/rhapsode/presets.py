@@ -1,8 +1,8 @@
 """The recipes, named by what they cost a person on a two-core laptop, and how they are fitted to a text.
 
-A recipe is made for a text that its time is too short to read more than a few times. A smaller text `fit` reads a few
-times all the same, since reading on only learns it by heart, with fewer rows for pairs and smaller batches; where more
-is asked for, it adds dropout. docs/presets.md says what was measured.
+A recipe is made for a text that its time is too short to read more than a few times. A smaller text is read more often,
+and what makes a model learn fast makes it learn by heart then: `fit` leaves it out, adds dropout, and ends in time.
+docs/presets.md says what was measured.
 """
 
 import math
@@ -63,12 +63,23 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
 PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
 
-EPOCHS_WITHOUT_DROPOUT = 5
-DROPOUT_PER_DOUBLING = 0.1
+FEW_EPOCHS = 5  # up to these a text is not learnt by heart, whatever the model
+MOST_EPOCHS = 20
+REREAD: dict[str, dict[str, Any]] = {"model": {"pair_embeddings": 0}, "optimizer": {"learning_rate": 3e-3}}
+DROPOUT_PER_DOUBLING = 0.15
 MOST_DROPOUT = 0.4
-MOST_EPOCHS = 5
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
 BATCHES_PER_EPOCH = 8
+LONG_STORY = 8  # windows
+WARMUP_SHARE = 0.2  # of all steps, at most
+WARMUP_STEPS, FEWEST_WARMUP_STEPS = 50, 10  # where steps are many; what a budget in minutes needs to be timed
+
+
+class Text(NamedTuple):
+    """What of a text decides: how many tokens and stories there are to train on."""
+
+    num_tokens: int
+    num_stories: int
 
 
 class Fitted(NamedTuple):
@@ -89,46 +100,59 @@ def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) 
     return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
 
 
-def fit(name: str, num_tokens: int, read: float, stop_early: bool = True) -> Fitted:
-    """The recipe `name` for a text of num_tokens tokens, of which `read` would be read.
+def rows_for_pairs(name: str, num_tokens: int) -> int:
+    """Rows of the table of pairs: the preset's, halved until the text has TOKENS_PER_PAIR for each."""
+    rows = PRESETS[name]["model"]["pair_embeddings"]
+    while rows > 256 and rows * TOKENS_PER_PAIR > num_tokens:
+        rows //= 2
+    return rows
 
-    Dropout grows with the logarithm of the epochs; rows for pairs, rows of a batch and, at the very end, the window
-    shrink with the text. stop_early: a text that would be read more than MOST_EPOCHS times is read that often.
+
+def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
+    """The recipe `name` for a text of which `read` tokens would be read.
+
+    stop_early: a text that would be read more than MOST_EPOCHS times is read that often.
     """
     preset = PRESETS[name]
-    epochs = read / num_tokens
-    text = f"{num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+    epochs = read / text.num_tokens
+    summary = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
     reasons = {}
+    train = preset["train"]
+    if stop_early and epochs > MOST_EPOCHS:
+        epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
+        reasons["epochs"] = f"instead of minutes {preset['train']['minutes']:g}: more of them learn the text by heart"
 
-    doublings = math.log2(max(1.0, (min(epochs, MOST_EPOCHS) if stop_early else epochs) / EPOCHS_WITHOUT_DROPOUT))
-    dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
+    dropout = DROPOUT_PER_DOUBLING * math.log2(max(1.0, epochs / FEW_EPOCHS))
+    model = {"dropout": round(min(MOST_DROPOUT, dropout), 2), "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
     reasons["dropout"] = (
-        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
-        f" at most {MOST_DROPOUT:g}"
+        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {FEW_EPOCHS}, at most {MOST_DROPOUT:g}"
     )
-
-    pairs = preset["model"]["pair_embeddings"]
-    while pairs > 256 and pairs * TOKENS_PER_PAIR > num_tokens:
-        pairs //= 2
     reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
+    optimizer = preset["optimizer"]
+    if epochs > FEW_EPOCHS:
+        model, optimizer = {**model, **REREAD["model"]}, {**optimizer, **REREAD["optimizer"]}
+        reasons["pair_embeddings"] = reasons["learning_rate"] = f"more than {FEW_EPOCHS} epochs would learn by heart"
 
     window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
-    while window > 16 and BATCHES_PER_EPOCH * window > num_tokens:
+    while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
         window //= 2
-    batch_size = max(1, min(batch_size, num_tokens // (BATCHES_PER_EPOCH * window)))
+    batch_size = max(1, min(batch_size, text.num_tokens // (BATCHES_PER_EPOCH * window)))
     reasons["window"] = reasons["batch_size"] = (
         f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text has them"
     )
-
-    train = preset["train"]
-    if stop_early and epochs > MOST_EPOCHS:
-        train = {"epochs": float(MOST_EPOCHS)}
-        reasons["epochs"] = f"instead of minutes {preset['train']['minutes']:g}: more of them learn the text by heart"
-
+    batch = {"window": window, "batch_size": batch_size}
+    if text.num_tokens >= LONG_STORY * window * text.num_stories:
+        batch["carry_state"] = True
+        reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
+    steps = read / (batch_size * window)
+    if WARMUP_SHARE * steps < WARMUP_STEPS:
+        optimizer = {**optimizer, "warmup_steps": max(FEWEST_WARMUP_STEPS, round(WARMUP_SHARE * steps))}
+        reasons["warmup_steps"] = f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps"
     sections = {
         **preset,
-        "model": {**preset["model"], "dropout": dropout, "pair_embeddings": pairs},
+        "model": {**preset["model"], **model},
+        "optimizer": optimizer,
         "train": train,
-        "batch": {**preset["batch"], "window": window, "batch_size": batch_size},
+        "batch": {**preset["batch"], **batch},
     }
-    return Fitted(sections, reasons, text)
+    return Fitted(sections, reasons, summary)

@@ -10,7 +10,7 @@ from typing import Any
 from rhapsode import storyworld
 from rhapsode.configs import SECTIONS, Sections, build, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
-from rhapsode.presets import PRESETS, fit, tokens_read
+from rhapsode.presets import PRESETS, Text, fit, tokens_read
 from rhapsode.progress import say
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
@@ -80,7 +80,7 @@ def begin(request: Request, out: Path) -> Ready:
     build(BatchConfig, sections["batch"])
     training = build(TrainConfig, sections["train"])
     data = open_data(request, training.seed)
-    sections, reasons = fitted(request, data.train.num_tokens)
+    sections, reasons = fitted(request, data.train)
     say(f"{reasons[0]}; --explain-preset tells what follows from that")
     optimizer = build(OptimizerConfig, sections["optimizer"])
     training = build(TrainConfig, sections["train"])
@@ -190,11 +190,12 @@ def preset_of(request: Request) -> str:
     return preset
 
 
-def fitted(request: Request, num_tokens: int) -> tuple[Sections, list[str]]:
-    """The fields of all configs with the preset fitted to a text of num_tokens, and what and why in lines."""
+def fitted(request: Request, store: TokenStore) -> tuple[Sections, list[str]]:
+    """The fields of all configs with the preset fitted to a text, and what and why in lines."""
     name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
-    read = tokens_read(name, asked["train"], asked["batch"]["window"], num_tokens)
-    recipe = fit(name, num_tokens, read, stop_early=not any(budget in own["train"] for budget in BUDGETS))
+    read = tokens_read(name, asked["train"], asked["batch"]["window"], store.num_tokens)
+    text = Text(store.num_tokens, store.num_stories)
+    recipe = fit(name, text, read, stop_early=not any(budget in own["train"] for budget in BUDGETS))
     sections = sections_of(request, recipe.sections)
     lines = [recipe.text]
     for section, fields in sections.items():
