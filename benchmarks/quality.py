@@ -7,8 +7,9 @@
 
 Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
 VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
-first 90%, tokenizer of 512 pieces, which lose nothing: all nats of the pieces over all characters. Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already is not run
-again without --again, so that hours of it can be divided.
+first 90%, tokenizer of 512 pieces, which lose nothing: the nats of all pieces over all characters.
+Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already is not run again without
+--again, so that hours of it can be divided.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
