@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhapsode.configs import SECTIONS, build
-from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PRESETS, Text, fit, tokens_read
+from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PRESETS, WIDEST, Text, fit, tokens_read
 
 NAMES = st.sampled_from(sorted(PRESETS))
 
@@ -49,6 +49,8 @@ def test_what_a_text_changes() -> None:
     assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
     assert "carry_state" not in once["batch"]
     assert whole["batch"]["carry_state"]
+    assert often["model"]["embed_dim"] == once["model"]["embed_dim"]
+    assert fit("overnight", Text(10**5, 500), 10**6).sections["model"]["embed_dim"] == WIDEST
     assert fit("coffee", Text(9_000, 50), 1e5).sections["optimizer"]["warmup_steps"] < 50
 
 

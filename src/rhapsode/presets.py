@@ -63,12 +63,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
 PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
 
-FEW_EPOCHS = 5  # up to these a text is not learnt by heart, whatever the model
-MOST_EPOCHS = 20
+FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fastest learns by heart
 REREAD: dict[str, dict[str, Any]] = {"model": {"pair_embeddings": 0}, "optimizer": {"learning_rate": 3e-3}}
-DROPOUT_PER_DOUBLING = 0.15
+MOST_EPOCHS = 20
+EPOCHS_WITHOUT_DROPOUT = 7
+DROPOUT_PER_DOUBLING = 0.2
 MOST_DROPOUT = 0.4
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
+WIDEST, WIDEST_TOKENS = 192, 100_000  # embed_dim for a text of so many tokens; its square grows with them
+WIDTH_STEP = 32
 BATCHES_PER_EPOCH = 8
 LONG_STORY = 8  # windows
 WARMUP_SHARE = 0.2  # of all steps, at most
@@ -122,16 +125,23 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
         epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
         reasons["epochs"] = f"instead of minutes {preset['train']['minutes']:g}: more of them learn the text by heart"
 
-    dropout = DROPOUT_PER_DOUBLING * math.log2(max(1.0, epochs / FEW_EPOCHS))
-    model = {"dropout": round(min(MOST_DROPOUT, dropout), 2), "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
-    reasons["dropout"] = (
-        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {FEW_EPOCHS}, at most {MOST_DROPOUT:g}"
-    )
-    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
+    model = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
     optimizer = preset["optimizer"]
+    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
     if epochs > FEW_EPOCHS:
-        model, optimizer = {**model, **REREAD["model"]}, {**optimizer, **REREAD["optimizer"]}
+        doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
+        dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
+        model, optimizer = {**REREAD["model"], "dropout": dropout}, {**optimizer, **REREAD["optimizer"]}
         reasons["pair_embeddings"] = reasons["learning_rate"] = f"more than {FEW_EPOCHS} epochs would learn by heart"
+    reasons["dropout"] = (
+        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
+        f" at most {MOST_DROPOUT:g}"
+    )
+    widest = WIDEST * math.sqrt(max(1.0, text.num_tokens / WIDEST_TOKENS))
+    if (full := preset["model"]["embed_dim"]) > widest:
+        for field in ("embed_dim", "hidden_dim"):
+            model[field] = WIDTH_STEP * round(preset["model"][field] * widest / full / WIDTH_STEP)
+            reasons[field] = f"instead of {preset['model'][field]}: wider would learn a text of this size by heart"
 
     window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
     while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
