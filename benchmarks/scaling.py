@@ -57,10 +57,15 @@ def reread(size: int, epochs: float, dropout: float = 0.3) -> Setting:
     return Setting(size, epochs, dropout, pairs=False, rate=3e-3)
 
 
+def compared() -> list[Setting]:
+    """The settings of which widths and vocabularies are varied."""
+    return [reread(BYTES[1], 20.0), reread(BYTES[2], 20.0), reread(BYTES[3], 10.0)]
+
+
 def grid() -> list[Setting]:
     """The most telling first: few readings and many, what the second recipe changes, dropout, widths, vocabulary."""
     small, some, large, larger = BYTES[1:]
-    middle = [reread(small, 20.0), reread(some, 20.0), reread(large, 10.0)]
+    middle = compared()
     return [
         *(Setting(size, epochs) for size in BYTES[:4] for epochs in (2.5, 5.0)),
         *(reread(size, epochs) for size in (small, some) for epochs in (5.0, 10.0, 20.0, 40.0)),
@@ -147,7 +152,7 @@ def best(runs: list[dict[str, Any]], **wanted: Any) -> float:
 
 
 def plot(runs: list[dict[str, Any]]) -> None:
-    """Left: bits per byte over the size of the text, with the law. Right: over how often it is read, by recipe."""
+    """Left: bits per byte over the size of the text, the law, three widths. Right: over how often it is read."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -161,12 +166,14 @@ def plot(runs: list[dict[str, Any]]) -> None:
     dense = np.geomspace(sizes[0], sizes[-1], 60)
     label = f"{floor:.2f} + ({scale:,.0f} / bytes)^{power:.2f}"
     left.plot(dense / 1e6, floor + (scale / dense) ** power, color="#7F7F7F", linewidth=1.2, label=label)
+    left.plot([size / 1e6 for size in sizes], bits, ".", color="#7F7F7F", label="best of all settings", markersize=9)
     for widths, colour, marker in zip((NARROW, MIDDLE, WIDE), COLOURS, MARKERS, strict=False):
-        found = [(size / 1e6, best(runs, bytes=size, widths=list(widths))) for size in sizes]
-        found = [(size, value) for size, value in found if math.isfinite(value)]
-        name = f"embed {widths[0]}, hidden {widths[1]}"
+        found = [(s.bytes / 1e6, best(runs, **{**s._asdict(), "widths": [*widths]})) for s in compared()]
+        name = f"embed {widths[0]}, hidden {widths[1]}, dropout 0.3"
         left.plot(*zip(*found, strict=True), marker, color=colour, label=name, markersize=5)
-    left.set(xscale="log", xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
+    left.set(xscale="log", xticks=[size / 1e6 for size in BYTES], xticklabels=[f"{size / 1e6:g}" for size in BYTES])
+    left.minorticks_off()
+    left.set(xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
     left.legend(frameon=False, fontsize=8)
     for size, colour, marker in zip(sizes, COLOURS, MARKERS, strict=False):
         for pairs, dash, name in ((True, "--", "few readings"), (False, "-", "many")):
