@@ -123,7 +123,9 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
     train = preset["train"]
     if stop_early and epochs > MOST_EPOCHS:
         epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
-        reasons["epochs"] = f"instead of minutes {preset['train']['minutes']:g}: more of them learn the text by heart"
+        reasons["epochs"] = (
+            f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
+        )
 
     model = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
     optimizer = preset["optimizer"]
@@ -132,7 +134,7 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
         doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
         dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
         model["dropout"], optimizer = dropout, {**optimizer, "learning_rate": REREAD_RATE}
-        reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs more learns the text by heart"
+        reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
         f" at most {MOST_DROPOUT:g}"
