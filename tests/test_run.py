@@ -34,7 +34,7 @@ def test_created_whole_or_not_at_all(tmp_path: Path, small: Any, monkeypatch: py
         with pytest.raises(OSError, match="disk full"):
             Run.create(tmp_path / "run", ABOUT, small.tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", fail)
+        patch.setattr("safetensors.torch.save", fail)
         with pytest.raises(OSError, match="disk full"):
             Run.create(tmp_path / "run", ABOUT, small.tokenizer, build_model(CONFIG))
     assert list(tmp_path.iterdir()) == []

@@ -139,7 +139,8 @@ class Run:
     def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         metadata = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress)}
         with replacing(self.path / f"{name}.safetensors") as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata)
+            # Not save_file: that writes to a hidden file of its own first, which a kill would leave for good.
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
     def load(self, name: str) -> Checkpoint | None:
         """A checkpoint, None if there is none yet; ValueError where its file is damaged."""
