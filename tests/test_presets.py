@@ -22,8 +22,8 @@ def test_any_text_gets_a_recipe_that_it_can_fill(name: str, num_tokens: int, per
     if num_tokens >= 16:
         assert batch["batch_size"] * batch["window"] <= num_tokens
     assert 0 <= recipe.sections["model"]["dropout"] <= MOST_DROPOUT
-    assert 0 <= recipe.sections["model"]["pair_embeddings"] <= PRESETS[name]["model"]["pair_embeddings"]
-    assert (recipe.sections["train"] == PRESETS[name]["train"]) == (read / num_tokens <= MOST_EPOCHS)
+    assert 256 <= recipe.sections["model"]["pair_embeddings"] <= PRESETS[name]["model"]["pair_embeddings"]
+    assert (recipe.sections["train"] == PRESETS[name]["train"]) == (read <= MOST_EPOCHS * num_tokens)
     assert fit(name, text, read, stop_early=False).sections["train"] == PRESETS[name]["train"]
 
 

@@ -8,6 +8,9 @@ docs/presets.md says what was measured.
 import math
 from typing import Any, NamedTuple
 
+from rhapsode.train import OptimizerConfig
+from rhapsode.train.plan import FEWEST_TIMED_STEPS
+
 # Muon moves the matrices; two blocks, of which the last attends, with a feed-forward part where there is time for it.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "minute": {
@@ -75,7 +78,6 @@ WIDTH_STEP = 32
 BATCHES_PER_EPOCH = 8
 LONG_STORY = 8  # windows
 WARMUP_SHARE = 0.2  # of all steps, at most
-WARMUP_STEPS, FEWEST_WARMUP_STEPS = 50, 10  # where steps are many; what a budget in minutes needs to be timed
 
 
 class Text(NamedTuple):
@@ -121,7 +123,7 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
     summary = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
     reasons = {}
     train = preset["train"]
-    if stop_early and epochs > MOST_EPOCHS:
+    if stop_early and read > MOST_EPOCHS * text.num_tokens:
         epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
         reasons["epochs"] = (
             f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
@@ -157,8 +159,8 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
         batch["carry_state"] = True
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
     steps = read / (batch_size * window)
-    if WARMUP_SHARE * steps < WARMUP_STEPS:
-        optimizer = {**optimizer, "warmup_steps": max(FEWEST_WARMUP_STEPS, round(WARMUP_SHARE * steps))}
+    if WARMUP_SHARE * steps < OptimizerConfig.warmup_steps:
+        optimizer = {**optimizer, "warmup_steps": max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * steps))}
         reasons["warmup_steps"] = f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps"
     sections = {
         **preset,
