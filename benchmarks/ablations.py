@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from quality import ours, record, tinystories
-from report import about, read, write
+from report import about, over_seeds, read, write
 
 import rhapsode.model
 from rhapsode.configs import merge
@@ -95,10 +95,11 @@ def print_table(runs: list[dict[str, Any]]) -> None:
         found = [run for run in runs if run["name"] == change]
         if found:
             values = [run["value"] for run in found]
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             steps = statistics.mean(run["steps"] for run in found)
             mean = statistics.mean(values)
-            print(f"| {change} | {mean:.4f}{spread} | {mean - base:+.4f} | {steps:,.0f} | {found[0]['parameters']:,} |")
+            print(
+                f"| {change} | {over_seeds(values)} | {mean - base:+.4f} | {steps:,.0f} | {found[0]['parameters']:,} |"
+            )
 
 
 if __name__ == "__main__":

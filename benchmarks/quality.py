@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from quality_rivals import CONTEXT, LSTM, Transformer
-from report import FIGURES, about, read, write
+from report import FIGURES, about, over_seeds, panels, read, save_figure, write
 from torch import nn
 
 from rhapsode.allocator import keep_freed_memory
@@ -225,26 +225,19 @@ def print_table(results: dict[str, Any]) -> None:
     for who, peak, preset in whos:
         found = [r for r in runs if (r["name"], r["peak"], r["preset"]) == (who, peak, preset)]
         values = [r["value"] for r in found]
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         rate = "its own" if peak is None else f"{peak:g}"
         steps = statistics.mean(r["steps"] for r in found)
         title = f"{who}, {preset}" if preset else who
         size = f"{found[0]['parameters']:,} | {steps:,.0f}"
-        print(f"| {title} | {rate} | {statistics.mean(values):.4f}{spread} | {len(values)} | {size} |")
+        print(f"| {title} | {rate} | {over_seeds(values)} | {len(values)} | {size} |")
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
     """Loss over the minutes of training, everyone at the chosen rate; nothing where no run looked on the way."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": file.stem, "font.size": 10})
-    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     looked = [r for r in results["runs"] if len(r["curve"]) > 3 and r["peak"] == PEAKS.get(r["name"])]
     if not looked:
         return
+    figure, axes = panels(file.stem, 1, 1, figsize=(7.5, 4.4))
     for who, colour, dash, marker in zip(NAMES, COLOURS, DASHES, MARKERS, strict=False):
         for run in (r for r in looked if r["name"] == who):
             minutes, values = zip(*((seconds / 60, value) for seconds, value in run["curve"]), strict=True)
@@ -259,10 +252,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
             )
     axes.set(xlabel="minutes of training on two cores", ylabel=f"{results['unit']}, unseen text")
     axes.set_xlim(0, results["minutes"] * 1.32)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
+    save_figure(figure, file)
 
 
 def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:

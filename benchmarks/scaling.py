@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from quality import Data, ours, record
-from report import FIGURES, about, read, write
+from report import FIGURES, about, panels, read, save_figure, write
 
 from rhapsode.configs import merge
 from rhapsode.palette import COLOURS, MARKERS
@@ -153,13 +153,7 @@ def best(runs: list[dict[str, Any]], **wanted: Any) -> float:
 
 def plot(runs: list[dict[str, Any]]) -> None:
     """Left: bits per byte over the size of the text, the law, three widths. Right: over how often it is read."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "scaling", "font.size": 10})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = panels("scaling", 1, 2, figsize=(11, 4.6))
     sizes = [size for size in BYTES if math.isfinite(best(runs, bytes=size))]
     bits = [best(runs, bytes=size) for size in sizes]
     floor, scale, power = law([float(size) for size in sizes], bits)
@@ -189,11 +183,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     right.set_xticks([2.5, 5, 10, 20, 40], ["2.5", "5", "10", "20", "40"])
     right.minorticks_off()
     right.legend(frameon=False, fontsize=7, ncols=2)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, metadata={"Date": None})
+    save_figure(figure, FIGURE)
 
 
 def main() -> None:

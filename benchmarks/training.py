@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from report import FIGURES, about, read, write
+from report import FIGURES, about, panels, read, save_figure, write
 from rich.console import Console
 
 from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
@@ -74,14 +74,9 @@ def measure_growth(seconds: float) -> dict[str, Any]:
 
 def plot(growth: dict[str, Any], path: Path) -> None:
     """Two rows (time, memory) of three log-log panels (tokens, batch, hidden size); writes an SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    plt.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "path", "font.size": 10})
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", constrained_layout=True)
+    figure, axes = panels("growth", 2, 3, figsize=(12, 7), sharex="col")
     quantities = (("seconds", 1e3, "ms per training step"), ("peak_megabytes", 1, "peak memory of a step, MB"))
     for row, (quantity, unit, label) in zip(axes, quantities, strict=True):
         for ax, points in zip(row, growth.values(), strict=True):
@@ -97,14 +92,11 @@ def plot(growth: dict[str, Any], path: Path) -> None:
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-            ax.grid(alpha=0.3)
-            ax.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(label)
     for ax, axis in zip(axes[1], growth, strict=True):
         ax.set_xlabel(LABELS[axis])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    save_figure(figure, path)
     say(f"wrote {path}")
 
 
