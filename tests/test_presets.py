@@ -48,6 +48,7 @@ def test_what_a_text_changes() -> None:
     assert once["model"]["pair_embeddings"] > often["model"]["pair_embeddings"] > 0
     assert once["model"]["dropout"] < often["model"]["dropout"]
     assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
+    assert once["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]
     assert "carry_state" not in once["batch"]
     assert whole["batch"]["carry_state"]
     assert often["model"]["embed_dim"] < once["model"]["embed_dim"]

@@ -1,8 +1,8 @@
 """The recipes, named by what they cost a person on a two-core laptop, and how they are fitted to a text.
 
 A recipe is made for a text that its time is too short to read more than a few times. A smaller text is read more often,
-and a rate that makes a model learn fast makes it learn by heart then: `fit` lowers it, adds dropout, and ends in time.
-docs/presets.md says what was measured.
+and a rate that makes a model learn fast makes it learn by heart then: `fit` lowers it, adds dropout and weight decay,
+and ends in time. docs/presets.md says what was measured.
 """
 
 import math
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "attention": "last",
             "pair_embeddings": 16384,
         },
-        "optimizer": {"learning_rate": 0.02},
+        "optimizer": {"learning_rate": 0.02, "weight_decay": 0.1},
         "train": {"minutes": 1.0},
         "batch": {"window": 128, "batch_size": 32},
     },
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "pair_embeddings": 16384,
             "feed_forward": 2,
         },
-        "optimizer": {"learning_rate": 0.02},
+        "optimizer": {"learning_rate": 0.02, "weight_decay": 0.1},
         "train": {"minutes": 10.0},
         "batch": {"window": 128, "batch_size": 32},
     },
@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "pair_embeddings": 16384,
             "feed_forward": 2,
         },
-        "optimizer": {"learning_rate": 0.02},
+        "optimizer": {"learning_rate": 0.02, "weight_decay": 0.1},
         "train": {"minutes": 480.0},
         "batch": {"window": 256, "batch_size": 32},
     },
@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
 
 FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fast learns by heart
-REREAD_RATE = 3e-3
+REREAD = {"learning_rate": 3e-3, "weight_decay": 0.3}
 MOST_EPOCHS = 20
 EPOCHS_WITHOUT_DROPOUT = 7
 DROPOUT_PER_DOUBLING = 0.2
@@ -135,8 +135,9 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
     if epochs > FEW_EPOCHS:
         doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
         dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-        model["dropout"], optimizer = dropout, {**optimizer, "learning_rate": REREAD_RATE}
+        model["dropout"], optimizer = dropout, {**optimizer, **REREAD}
         reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
+        reasons["weight_decay"] = f"in more than {FEW_EPOCHS} epochs a lower decay learns the text by heart"
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
         f" at most {MOST_DROPOUT:g}"
