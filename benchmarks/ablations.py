@@ -41,6 +41,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "AdamW for the matrices too, at 4e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 4e-3}},
     "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
     "Muon at 0.04": {"optimizer": {"matrix_learning_rate": 0.04}},
+    "no weight decay": {"optimizer": {"weight_decay": 0.0}},
     "cosine for linear decay": {"optimizer": {"decay": "cosine"}},
     "batches of 16": {"batch": {"batch_size": 16}},
     "batches of 64": {"batch": {"batch_size": 64}},

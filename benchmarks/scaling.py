@@ -1,6 +1,6 @@
-"""How often to read a text, how large a model, how much dropout? Small runs, from which presets.fit was made.
+"""How often to read a text, how large a model, how much dropout and decay? Small runs behind presets.fit.
 
-    python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 60 runs of half a minute to some minutes, two at once
+    python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 40 runs of half a minute to some minutes, two at once
     python benchmarks/scaling.py --plot                       docs/figures/scaling.svg again from scaling.json
 
 Every run has the recipe of the preset `minute` but for what is varied, reads its share of the text so many times, the
@@ -39,7 +39,7 @@ FIGURE = FIGURES / "scaling.svg"
 
 class Setting(NamedTuple):
     """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded; rate: the
-    peak learning rate of AdamW; vocab_size: of the tokenizer; batch_size: 0 for that of presets.fit.
+    peak learning rate of AdamW; decay: of the weights.
     """
 
     bytes: int
@@ -48,41 +48,36 @@ class Setting(NamedTuple):
     widths: tuple[int, int] = MIDDLE
     pairs: bool = True
     rate: float = 0.02
-    vocab_size: int = 1024
-    batch_size: int = 0
+    decay: float = 0.1
 
 
 def reread(size: int, epochs: float, dropout: float = 0.3) -> Setting:
     """The recipe for a text that is read often."""
-    return Setting(size, epochs, dropout, pairs=False, rate=3e-3)
+    return Setting(size, epochs, dropout, rate=3e-3, decay=0.3)
 
 
 def compared() -> list[Setting]:
-    """The settings of which widths and vocabularies are varied."""
+    """The settings of which decay, dropout and widths are varied."""
     return [reread(BYTES[1], 20.0), reread(BYTES[2], 20.0), reread(BYTES[3], 10.0)]
 
 
 def grid() -> list[Setting]:
-    """The most telling first: few readings and many, what the second recipe changes, dropout, widths, vocabulary."""
+    """The most telling first: few readings and many, what the second recipe changes, decay, dropout, widths."""
     small, some, large, larger = BYTES[1:]
     middle = compared()
     return [
         *(Setting(size, epochs) for size in BYTES[:4] for epochs in (2.5, 5.0)),
         *(reread(size, epochs) for size in (small, some) for epochs in (5.0, 10.0, 20.0, 40.0)),
+        *(setting._replace(dropout=0.1) for setting in middle),
         *(reread(large, epochs) for epochs in (5.0, 10.0, 20.0)),
         *(reread(BYTES[0], epochs) for epochs in (10.0, 20.0, 40.0)),
-        Setting(some, 10.0, 0.3),
-        Setting(some, 10.0, 0.3, pairs=False),
-        Setting(some, 10.0, 0.3, rate=3e-3),
+        *(setting._replace(decay=decay) for setting in middle[:2] for decay in (0.0, 0.1, 1.0)),
+        middle[2]._replace(decay=0.0),
+        *(setting._replace(dropout=0.2) for setting in middle[:2]),
         reread(large, 20.0, 0.2),
-        reread(some, 10.0, 0.1),
-        reread(some, 20.0)._replace(pairs=True),
-        reread(large, 10.0, 0.1)._replace(pairs=True),
-        *(setting._replace(batch_size=8) for setting in (reread(BYTES[0], 20.0), *middle[:2])),
-        *(setting._replace(vocab_size=512) for setting in middle),
-        *(setting._replace(dropout=dropout) for setting in middle[:2] for dropout in (0.1, 0.5)),
-        middle[2]._replace(dropout=0.1),
         *(setting._replace(widths=widths) for setting in middle for widths in (NARROW, WIDE)),
+        middle[1]._replace(rate=0.02),
+        middle[1]._replace(pairs=False),
         *(Setting(larger, epochs) for epochs in (2.5, 5.0)),
     ]
 
@@ -106,7 +101,7 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         source = open_source([str(share(train, setting.bytes, Path(folder)))])
-        tokenizer = tokenizer_for(source, "bpe", setting.vocab_size)
+        tokenizer = tokenizer_for(source, "bpe", 1024)
         store = prepare(source, tokenizer)
         lines = Path(valid).read_text(encoding="utf-8").splitlines(keepends=True)[:VALID_STORIES]
         (Path(folder) / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -121,14 +116,12 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
             "dropout": setting.dropout,
             "pair_embeddings": rows_for_pairs("minute", store.num_tokens) if setting.pairs else 0,
         }
-        recipe = merge(fitted, {"model": varied, "optimizer": {"learning_rate": setting.rate}})
-        if setting.batch_size:
-            recipe["batch"]["batch_size"] = setting.batch_size
+        optimizer = {"learning_rate": setting.rate, "weight_decay": setting.decay}
+        recipe = merge(fitted, {"model": varied, "optimizer": optimizer})
         result = ours(recipe, data, {"epochs": setting.epochs}, seed=0, looks=5)
     return {
         **setting._asdict(),
         "tokens": store.num_tokens,
-        "rows": recipe["batch"]["batch_size"],
         **record(data, result),
         **about(),
     }
@@ -170,8 +163,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     left.set(xlabel="megabytes of text", ylabel="bits per byte, unseen stories")
     left.legend(frameon=False, fontsize=8)
     for size, colour, marker in zip(sizes, COLOURS, MARKERS, strict=False):
-        for pairs, dash, name in ((True, "--", "few readings"), (False, "-", "many")):
-            setting = Setting(size, 0.0) if pairs else reread(size, 0.0)
+        for setting, dash, name in ((Setting(size, 0.0), "--", "few readings"), (reread(size, 0.0), "-", "many")):
             kind = {**setting._asdict(), "widths": [*MIDDLE]}
             del kind["epochs"]
             line = sorted((r["epochs"], r["value"]) for r in runs if all(r[field] == kind[field] for field in kind))
