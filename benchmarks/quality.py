@@ -8,8 +8,8 @@
 Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
 VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
 first 90%, tokenizer of 512 pieces, which lose nothing: the nats of all pieces over all characters.
-Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already is not run again without
---again, so that hours of it can be divided.
+Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already, by the same recipe, is not run
+again without --again, so that hours of it can be divided.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
@@ -192,6 +192,7 @@ def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
     preset = arguments.preset or ("minute" if minutes < 5 else "coffee")
     recipe = recipe_for(data, preset, minutes)
     vocab_size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
+    recipes = {"rhapsode": recipe, "course": COURSE, **{who: {"dropout": dropout} for who in RIVALS}}
     keep_freed_memory()  # for the rivals too
     conditions = {"looks": looks, **about()}
     kept = read(name).get("runs", [])
@@ -199,18 +200,18 @@ def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
     def run(who: str, peak: float | None, seed: int) -> Result:
         if who in RIVALS and peak is not None:
             return rival(lambda: RIVALS[who](vocab_size, dropout), peak, data, minutes, seed, looks)
-        return ours(recipe if who == "rhapsode" else COURSE, data, {"minutes": minutes}, seed, looks)
+        return ours(recipes[who], data, {"minutes": minutes}, seed, looks)
 
     for seed in range(arguments.seeds):
         for who in arguments.only or NAMES:
             for peak in (arguments.peaks or [PEAKS[who]]) if who in RIVALS else [None]:
                 key = {"name": who, "seed": seed, "peak": peak, "preset": preset if who == "rhapsode" else None}
-                there = [r for r in kept if all(r[field] == key[field] for field in key)]
-                if there and not arguments.again:
+                same = [r for r in kept if all(r[field] == key[field] for field in key)]
+                if not arguments.again and any(r.get("recipe") == recipes[who] for r in same):
                     continue
-                found = {**key, **record(data, run(who, peak, seed)), **conditions}
+                found = {**key, "recipe": recipes[who], **record(data, run(who, peak, seed)), **conditions}
                 say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
-                kept = [r for r in kept if r not in there] + [found]
+                kept = [r for r in kept if r not in same] + [found]
                 write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
 
 
