@@ -61,3 +61,5 @@ def test_tokens_that_a_budget_reads() -> None:
     assert tokens_read("minute", {"sequences": 3}, 128, 100) == 384
     assert tokens_read("minute", {"epochs": 1.5}, 128, 100) == 150
     assert tokens_read("minute", {"minutes": 2.0}, 128, 100) == 2 * tokens_read("minute", {"minutes": 1.0}, 64, 7) > 0
+    rare, often = (tokens_read("minute", {"minutes": 1.0}, 128, size) for size in (10**9, 10**5))
+    assert 5 * 10**5 < often < rare

@@ -67,7 +67,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
 
 FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fast learns by heart
-REREAD = {"learning_rate": 3e-3, "weight_decay": 0.3}
+REREAD_RATE = 3e-3
+REREAD_PACE = 0.75  # dropout and carried state take their time
+STEPS_TIMES_DECAY = 300
+MOST_DECAY = 1.0
 MOST_EPOCHS = 20
 EPOCHS_WITHOUT_DROPOUT = 7
 DROPOUT_PER_DOUBLING = 0.2
@@ -99,7 +102,8 @@ class Fitted(NamedTuple):
 def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) -> float:
     """How many tokens a budget reads, whatever it is counted in; train: the fields of a TrainConfig."""
     if "minutes" in train:
-        return 60 * train["minutes"] * PACE[name]
+        read = 60 * train["minutes"] * PACE[name]
+        return min(read, max(REREAD_PACE * read, FEW_EPOCHS * num_tokens))
     if "sequences" in train:
         return train["sequences"] * window
     return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
@@ -135,9 +139,8 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
     if epochs > FEW_EPOCHS:
         doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
         dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-        model["dropout"], optimizer = dropout, {**optimizer, **REREAD}
+        model["dropout"], optimizer = dropout, {**optimizer, "learning_rate": REREAD_RATE}
         reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
-        reasons["weight_decay"] = f"in more than {FEW_EPOCHS} epochs a lower decay learns the text by heart"
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
         f" at most {MOST_DROPOUT:g}"
@@ -160,6 +163,10 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
         batch["carry_state"] = True
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
     steps = read / (batch_size * window)
+    if epochs > FEW_EPOCHS:
+        decay = round(min(MOST_DECAY, max(optimizer["weight_decay"], STEPS_TIMES_DECAY / steps)), 2)
+        optimizer = {**optimizer, "weight_decay": decay}
+        reasons["weight_decay"] = f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at most {MOST_DECAY:g}"
     if WARMUP_SHARE * steps < OptimizerConfig.warmup_steps:
         optimizer = {**optimizer, "warmup_steps": max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * steps))}
         reasons["warmup_steps"] = f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps"
