@@ -156,6 +156,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
     left.plot([size / 1e6 for size in sizes], bits, ".", color="#7F7F7F", label="best of all settings", markersize=9)
     for widths, colour, marker in zip((NARROW, MIDDLE, WIDE), COLOURS, MARKERS, strict=False):
         found = [(s.bytes / 1e6, best(runs, **{**s._asdict(), "widths": [*widths]})) for s in compared()]
+        found = [(size, value) for size, value in found if math.isfinite(value)]
         name = f"embed {widths[0]}, hidden {widths[1]}, dropout 0.3"
         left.plot(*zip(*found, strict=True), marker, color=colour, label=name, markersize=5)
     left.set(xscale="log", xticks=[size / 1e6 for size in BYTES], xticklabels=[f"{size / 1e6:g}" for size in BYTES])

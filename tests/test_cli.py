@@ -172,7 +172,7 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     assert result.code == 0, result.err
     assert not Path("runs").exists()
     lines = result.out.splitlines()
-    assert re.match(r"[\d,]+ tokens to train on; coffee would read 9,900,000, which makes [\d,.]+ epochs$", lines[0])
+    assert re.match(r"[\d,]+ tokens to train on; coffee would read 7,425,000, which makes [\d,.]+ epochs$", lines[0])
     assert "hidden_dim 8: as asked for" in lines
     assert "key_dim 64: as in coffee" in lines
     assert any(line.startswith("embed_dim 192: instead of 224") for line in lines)
