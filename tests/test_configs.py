@@ -111,6 +111,15 @@ def test_a_budget_takes_the_place_of_another() -> None:
         build(TrainConfig, merge(preset, {"train": {"tokens": 500, "epochs": 1.0}})["train"])
 
 
+def test_adam_takes_no_decay_from_a_preset() -> None:
+    """Would catch `--set optimizer=adam` that fails by a field that nobody asked for, and one that was asked for dropped."""
+    decaying = {"optimizer": {"learning_rate": 0.02, "weight_decay": 0.1}}
+    adam = {"optimizer": "adam"}
+    assert merge(decaying, {"optimizer": adam})["optimizer"] == {"learning_rate": 0.02, **adam}
+    with pytest.raises(ValueError, match="weight_decay"):
+        build(OptimizerConfig, merge(decaying, {"optimizer": {**adam, "weight_decay": 0.1}})["optimizer"])
+
+
 def test_build_rejects_what_a_newer_version_wrote() -> None:
     """Would catch an unknown field of a run.json that is ignored, or ends in a traceback."""
     with pytest.raises(ValueError, match=r"run\.json: TrainConfig has no field 'mood' \(it has checkpoint_seconds"):

@@ -99,8 +99,8 @@ def _called(kind: type) -> str:
 
 
 def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and the plain
-    model has none of the fields of a stacked one that lay below it."""
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, the plain model
+    has none of the fields of a stacked one that lay below it, and Adam no weight decay."""
     merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
     if any(field in over.get("train", {}) for field in BUDGETS):
         for field in BUDGETS:
@@ -110,6 +110,8 @@ def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections
         for field in STACKED_ONLY:
             if field not in over["model"]:
                 merged["model"].pop(field, None)
+    if over.get("optimizer", {}).get("optimizer") == "adam" and "weight_decay" not in over["optimizer"]:
+        merged["optimizer"].pop("weight_decay", None)
     return merged
 
 
