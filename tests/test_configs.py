@@ -112,7 +112,7 @@ def test_a_budget_takes_the_place_of_another() -> None:
 
 
 def test_adam_takes_no_decay_from_a_preset() -> None:
-    """Would catch `--set optimizer=adam` that fails by a field that nobody asked for, and one that was asked for dropped."""
+    """Would catch `--set optimizer=adam` that fails by a field that nobody asked for."""
     decaying = {"optimizer": {"learning_rate": 0.02, "weight_decay": 0.1}}
     adam = {"optimizer": "adam"}
     assert merge(decaying, {"optimizer": adam})["optimizer"] == {"learning_rate": 0.02, **adam}
