@@ -98,20 +98,28 @@ def _called(kind: type) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
+# (section, field, value) -> the fields of that section which this value of that field has no use for.
+WITHOUT = {
+    ("model", "kind", "plain"): STACKED_ONLY,
+    ("optimizer", "optimizer", "adam"): ("weight_decay",),
+}
+
+
 def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, the plain model
-    has none of the fields of a stacked one that lay below it, and Adam no weight decay."""
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and what a value
+    in `over` has no use for (WITHOUT) is not taken from below."""
     merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
+    displaced = [
+        (section, fields)
+        for (section, field, value), fields in WITHOUT.items()
+        if over.get(section, {}).get(field) == value
+    ]
     if any(field in over.get("train", {}) for field in BUDGETS):
-        for field in BUDGETS:
-            if field not in over["train"]:
-                merged["train"].pop(field, None)
-    if over.get("model", {}).get("kind") == "plain":
-        for field in STACKED_ONLY:
-            if field not in over["model"]:
-                merged["model"].pop(field, None)
-    if over.get("optimizer", {}).get("optimizer") == "adam" and "weight_decay" not in over["optimizer"]:
-        merged["optimizer"].pop("weight_decay", None)
+        displaced.append(("train", BUDGETS))
+    for section, fields in displaced:
+        for field in fields:
+            if field not in over[section]:
+                merged[section].pop(field, None)
     return merged
 
 

@@ -133,24 +133,6 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
             f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
         )
 
-    model = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
-    optimizer = preset["optimizer"]
-    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
-    if epochs > FEW_EPOCHS:
-        doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
-        dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-        model["dropout"], optimizer = dropout, {**optimizer, "learning_rate": REREAD_RATE}
-        reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
-    reasons["dropout"] = (
-        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
-        f" at most {MOST_DROPOUT:g}"
-    )
-    widest = WIDEST * math.sqrt(max(1.0, text.num_tokens / WIDEST_TOKENS))
-    if (full := preset["model"]["embed_dim"]) > widest:
-        for field in ("embed_dim", "hidden_dim"):
-            model[field] = WIDTH_STEP * round(preset["model"][field] * widest / full / WIDTH_STEP)
-            reasons[field] = f"instead of {preset['model'][field]}: wider would learn a text of this size by heart"
-
     window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
     while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
         window //= 2
@@ -163,10 +145,27 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
         batch["carry_state"] = True
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
     steps = read / (batch_size * window)
+
+    model = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
+    optimizer = preset["optimizer"]
+    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
     if epochs > FEW_EPOCHS:
+        doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
+        model["dropout"] = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
         decay = round(min(MOST_DECAY, max(optimizer["weight_decay"], STEPS_TIMES_DECAY / steps)), 2)
-        optimizer = {**optimizer, "weight_decay": decay}
+        optimizer = {**optimizer, "learning_rate": REREAD_RATE, "weight_decay": decay}
+        reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
         reasons["weight_decay"] = f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at most {MOST_DECAY:g}"
+    reasons["dropout"] = (
+        f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
+        f" at most {MOST_DROPOUT:g}"
+    )
+    widest = WIDEST * math.sqrt(max(1.0, text.num_tokens / WIDEST_TOKENS))
+    if (full := preset["model"]["embed_dim"]) > widest:
+        for field in ("embed_dim", "hidden_dim"):
+            model[field] = WIDTH_STEP * round(preset["model"][field] * widest / full / WIDTH_STEP)
+            reasons[field] = f"instead of {preset['model'][field]}: wider would learn a text of this size by heart"
+
     if WARMUP_SHARE * steps < OptimizerConfig.warmup_steps:
         optimizer = {**optimizer, "warmup_steps": max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * steps))}
         reasons["warmup_steps"] = f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps"
