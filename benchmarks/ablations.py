@@ -8,12 +8,12 @@ already is not run again. Prints the table of docs/presets.md.
 """
 
 import argparse
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Any
 
 import torch
+from pool import two_at_once
 from quality import ours, record, tinystories
 from report import about, over_seeds, read, write
 
@@ -75,7 +75,7 @@ def main() -> None:
     wanted = [(change, seed) for seed in range(arguments.seeds) for change in names if (change, seed) not in there]
     tinystories(*arguments.files)  # so that all find the token store
     threads = max(1, torch.get_num_threads() // 2)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with two_at_once() as pool:
         futures = [
             pool.submit(trained, arguments.files, arguments.preset, change, arguments.minutes, seed, threads)
             for change, seed in wanted

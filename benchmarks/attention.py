@@ -11,13 +11,12 @@ prints the table of docs/storyworld.md.
 
 import argparse
 import json
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from pool import two_at_once
 from report import FIGURES, about, write
 
 from rhapsode import coherence, storyworld
@@ -69,8 +68,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     recalls: dict[str, Accuracy] = {}
     threads = max(1, torch.get_num_threads() // 2)
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, mp_context=spawn) as pool:
+    with tempfile.TemporaryDirectory() as folder, two_at_once() as pool:
         begin(Request(("storyworld",), preset="minute"), Path(folder) / "data")  # so that both find the token store
         for preset in arguments.presets:
             pair = [pool.submit(measure, preset, with_it, Path(folder), threads) for with_it in (True, False)]

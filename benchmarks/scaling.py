@@ -13,14 +13,14 @@ The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best of the 
 import argparse
 import json
 import math
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pool import two_at_once
 from quality import Data, ours, record
 from report import FIGURES, about, panels, read, save_figure, write
 
@@ -190,7 +190,7 @@ def main() -> None:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
         there = [Setting(**{f: run[f] for f in Setting._fields} | {"widths": tuple(run["widths"])}) for run in runs]
         wanted = [setting for setting in grid() if setting not in there]
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with two_at_once() as pool:
             futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]
             for future in as_completed(futures):
                 runs.append(future.result())
