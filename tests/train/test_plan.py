@@ -81,6 +81,12 @@ def test_minutes_on_a_clock_that_slows_down() -> None:
     assert [begin for begin, _ in plan.entries] == sorted({begin for begin, _ in plan.entries})
 
 
+def test_minutes_on_a_clock_that_slows_down_at_the_end() -> None:
+    """Would catch a last plan that is too old to see it: 588 steps in 58.8 s, then six at twice 0.1 s make a minute."""
+    assert run_of(minutes(1), {0: 0.1, 588: 0.2}) == pytest.approx(594, abs=2)
+    assert run_of(minutes(1), {0: 0.1, 580: 0.4}) == pytest.approx(585, abs=2)
+
+
 def test_minutes_shorter_than_the_warm_up() -> None:
     """Would catch a short run that waits for a warm-up of most of its time, and one with more steps than time."""
     plan = minutes(0.1)  # 6 s: a twentieth is over after 10 steps

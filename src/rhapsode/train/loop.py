@@ -3,7 +3,7 @@
 Whatever decides the next step is either in run.json (configs, the plan of steps) or in the checkpoint (weights,
 optimiser, generators, progress), and nothing else is: so a run that was killed anywhere goes on bit by bit as if it
 had not been, on one kind of machine with as many threads. A budget in minutes becomes a plan of steps: first after
-the warm-up, mended twenty times on the way, written down each time before it counts.
+the warm-up, mended on the way, written down each time before it counts.
 """
 
 import json

@@ -2,7 +2,8 @@
 
 A plan is a list of (from step, total steps); the last entry at or before a step counts. A budget in sequences,
 tokens or epochs makes one entry, known before the first step. A budget in minutes makes its first entry when the
-warm-up ends, whose learning rates do not depend on the total, and mends it MENDS times on the way by the pace since.
+warm-up ends, whose learning rates do not depend on the total, and mends it on the way by the pace since: MENDS times,
+and then whenever half of what was left is done, so that the end comes in time even where the last steps are slow.
 Since each entry is stored before it counts, a run that is killed and resumed repeats the same plan.
 """
 
@@ -41,7 +42,8 @@ class Plan:
         """
         if self.entries:
             planned, total = self.entries[-1]
-            if not self.seconds or step < planned + max(1, total // MENDS) or step >= total:
+            every = max(1, min(total // MENDS, (total - planned) // 2))
+            if not self.seconds or step < planned + every or step >= total:
                 return False
             self._extend(step, seconds)
             return True
