@@ -1,5 +1,7 @@
 """The models: causality, rows, cuts, the loss; all sizes different, so that swapped arguments cannot hide."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -174,6 +176,14 @@ def test_a_fresh_stacked_model_remembers_and_a_plain_one_is_pytorchs() -> None:
         after = rnn.recur(torch.zeros(10, 1, 64), h)[-1]
         kept[kind] = (after.norm() / h.norm()).item()
     assert kept["stacked"] > 0.2 > 0.02 > kept["plain"]
+
+
+def test_a_fresh_tied_model_is_undecided() -> None:
+    """Would catch embeddings as large as PyTorch makes them, which as a head begin with a loss of some 100 nats."""
+    model = build_model(ModelConfig(vocab_size=500, kind="stacked", embed_dim=200, tie_embeddings=True), seed=0)
+    tokens = torch.randint(500, (4, 33), generator=torch.Generator().manual_seed(1))
+    loss, _ = model.loss(tokens[:, :-1], tokens[:, 1:])
+    assert loss.item() < math.log(500) + 1
 
 
 def test_plain_has_the_seventeen_names_in_order() -> None:

@@ -458,7 +458,8 @@ class StackedModel(LanguageModel):
         )
         self.norm = RMSNorm(config.embed_dim)
         self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=not config.tie_embeddings)
-        if config.tie_embeddings:
+        if config.tie_embeddings:  # as a head, normally distributed rows would begin with logits of sqrt(E)
+            nn.init.normal_(self.embeddings.weight, std=config.embed_dim**-0.5)
             self.lm_head.weight = self.embeddings.weight
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
