@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from rhapsode.train import OptimizerConfig
 from rhapsode.train.plan import FEWEST_TIMED_STEPS
 
-# Muon moves the matrices; two blocks, of which the last attends, with a feed-forward part where there is time for it.
+# Muon moves the matrices. A minute is too short for more than one block; where there is time, two with feed-forward
+# parts are better, of which the last attends.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "minute": {
         "model": {
@@ -20,8 +21,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "hidden_dim": 256,
             "key_dim": 64,
             "value_dim": 64,
-            "num_layers": 2,
-            "attention": "last",
             "pair_embeddings": 16384,
         },
         "optimizer": {"learning_rate": 0.02, "weight_decay": 0.1},
