@@ -1,10 +1,11 @@
 """What each part of the recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
 
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --minutes 4 --seeds 3
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       minute: 70 minutes
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --only "the recipe" "one block"
 
-Two train at once, with half of the cores each, so the minutes buy half of what they would buy one alone. Bits per UTF-8
-byte over all stories of VALID. Writes benchmarks/results/ablations-PRESET-MINUTES.json after each run; what it has
-already is not run again. Prints the table of docs/presets.md.
+Two train at once, with half of the cores each, for twice the minutes of the preset. Bits per UTF-8 byte over all
+stories of VALID. Writes benchmarks/results/ablations-PRESET.json after each run; what it has already is not run again.
+Prints the table of docs/presets.md.
 """
 
 import argparse
@@ -18,9 +19,12 @@ from quality import ours, record, tinystories
 from report import about, over_seeds, read, write
 
 import rhapsode.model
-from rhapsode.configs import merge
+from rhapsode.configs import build, merge
+from rhapsode.model import ModelConfig
 from rhapsode.presets import PRESETS
 from rhapsode.progress import say
+from rhapsode.tokens import BatchConfig
+from rhapsode.train import OptimizerConfig
 
 RECIPE = "the recipe"
 DEFAULT_START = "recurrent matrices as PyTorch begins them"
@@ -33,8 +37,9 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "attention in all blocks": {"model": {"attention": "all"}},
     "four heads": {"model": {"num_heads": 4, "key_dim": 16, "value_dim": 32}},
     "no feed-forward part": {"model": {"feed_forward": 0}},
+    "a feed-forward part": {"model": {"feed_forward": 2}},
     "one block": {"model": {"num_layers": 1}},
-    "three blocks": {"model": {"num_layers": 3}},
+    "two blocks": {"model": {"num_layers": 2}},
     "tanh for relu": {"model": {"activation": "tanh"}},
     "an output gate": {"model": {"gate": True}},
     "head tied to the embedding": {"model": {"tie_embeddings": True}},
@@ -50,9 +55,16 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def trained(files: list[str], preset: str, change: str, minutes: float, seed: int, threads: int) -> dict[str, Any]:
+def configs(sections: dict[str, Any]) -> tuple[Any, ...]:
+    """What they mean, defaults included."""
+    model = build(ModelConfig, {**sections["model"], "vocab_size": 1})
+    return model, build(OptimizerConfig, sections["optimizer"]), build(BatchConfig, sections["batch"])
+
+
+def trained(files: list[str], preset: str, change: str, seed: int, threads: int) -> dict[str, Any]:
     """One run, as the results keep it."""
     torch.set_num_threads(threads)
+    minutes = 2 * PRESETS[preset]["train"]["minutes"]
     rhapsode.model.KEPT = 0.0 if change == DEFAULT_START else KEPT
     data = tinystories(*files)
     result = ours(merge(PRESETS[preset], CHANGES[change]), data, {"minutes": minutes}, seed, looks=1)
@@ -62,28 +74,28 @@ def trained(files: list[str], preset: str, change: str, minutes: float, seed: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs=2)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="coffee")
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="minute")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", help="names of those to run")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="names of those to run")
     arguments = parser.parse_args()
-    name = f"ablations-{arguments.preset}-{arguments.minutes:g}"
+    name = f"ablations-{arguments.preset}"
     runs = read(name).get("runs", [])
     there = {(run["name"], run["seed"]) for run in runs}
     preset = PRESETS[arguments.preset]
-    names = arguments.only or [name for name in CHANGES if not CHANGES[name] or merge(preset, CHANGES[name]) != preset]
+    names = arguments.only or [
+        name for name, change in CHANGES.items() if not change or configs(merge(preset, change)) != configs(preset)
+    ]
     wanted = [(change, seed) for seed in range(arguments.seeds) for change in names if (change, seed) not in there]
     tinystories(*arguments.files)  # so that all find the token store
     threads = max(1, torch.get_num_threads() // 2)
     with two_at_once() as pool:
         futures = [
-            pool.submit(trained, arguments.files, arguments.preset, change, arguments.minutes, seed, threads)
-            for change, seed in wanted
+            pool.submit(trained, arguments.files, arguments.preset, change, seed, threads) for change, seed in wanted
         ]
         for future in as_completed(futures):
             runs.append(future.result())
             say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']:.4f}")
-            write(name, {"preset": arguments.preset, "minutes": arguments.minutes, "runs": runs})
+            write(name, {"preset": arguments.preset, "runs": runs})
     if any(run["name"] == RECIPE for run in runs):
         print_table(runs)
 

@@ -3,9 +3,10 @@
     python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 40 runs of half a minute to some minutes, two at once
     python benchmarks/scaling.py --plot                       docs/figures/scaling.svg again from scaling.json
 
-Every run has the recipe of the preset `minute` but for what is varied, reads its share of the text so many times, the
-learning rate coming down to nothing over them, and has one core. The tokenizer is trained on the share, as a user's
-would be. Writes benchmarks/results/scaling.json after each run; what it has already is not run again.
+Every run has the recipe of the preset `minute` with two blocks but for what is varied, reads its share of the text so
+many times, the learning rate coming down to nothing over them, and has one core. The tokenizer is trained on the
+share, as a user's would be. Writes benchmarks/results/scaling.json after each run; what it has already is not run
+again.
 
 The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best of the settings tried.
 """
@@ -113,6 +114,7 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
         varied = {
             "embed_dim": embed_dim,
             "hidden_dim": hidden_dim,
+            "num_layers": 2,
             "dropout": setting.dropout,
             "pair_embeddings": rows_for_pairs("minute", store.num_tokens) if setting.pairs else 0,
         }
