@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
-PACE = {"minute": 26_000, "coffee": 16_500, "overnight": 3_000}
+PACE = {"minute": 32_000, "coffee": 16_500, "overnight": 3_000}
 
 FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fast learns by heart
 REREAD_RATE = 3e-3
