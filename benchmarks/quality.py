@@ -32,7 +32,7 @@ from torch import nn
 
 from rhapsode.allocator import keep_freed_memory
 from rhapsode.configs import build
-from rhapsode.evaluate import bits_per_byte, score
+from rhapsode.evaluate import bits_per_byte
 from rhapsode.model import ModelConfig
 from rhapsode.palette import COLOURS, DASHES, MARKERS
 from rhapsode.presets import PRESETS, Text, fit, tokens_read
@@ -113,13 +113,12 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", configs, data.tokenizer, {})
         outcome = train(run, data.train, data.valid)
-        model = run.load_model("last")
+        assert outcome.valid is not None
+        parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"
         ]
-        nats = score(model, data.valid).nats
-    parameters = sum(p.numel() for p in model.parameters())
-    return Result(parameters, outcome.progress.step, outcome.progress.seconds, nats, curve)
+    return Result(parameters, outcome.progress.step, outcome.progress.seconds, outcome.valid.nats, curve)
 
 
 NAMES = ("rhapsode", "transformer", "lstm", "course")
