@@ -43,7 +43,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "tanh for relu": {"model": {"activation": "tanh"}},
     "an output gate": {"model": {"gate": True}},
     "head tied to the embedding": {"model": {"tie_embeddings": True}},
-    "AdamW for the matrices too, at 4e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 4e-3}},
+    "AdamW for the matrices too, at 2e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 2e-3}},
     "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
     "Muon at 0.04": {"optimizer": {"matrix_learning_rate": 0.04}},
     "no weight decay": {"optimizer": {"weight_decay": 0.0}},
@@ -62,13 +62,17 @@ def configs(sections: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def trained(files: list[str], preset: str, change: str, seed: int, threads: int) -> dict[str, Any]:
-    """One run, as the results keep it."""
+    """One run, as the results keep it; value: None where the loss was no number any more."""
     torch.set_num_threads(threads)
     minutes = 2 * PRESETS[preset]["train"]["minutes"]
     rhapsode.model.KEPT = 0.0 if change == DEFAULT_START else KEPT
     data = tinystories(*files)
-    result = ours(merge(PRESETS[preset], CHANGES[change]), data, {"minutes": minutes}, seed, looks=1)
-    return {"name": change, "seed": seed, **record(data, result), **about()}
+    found = {"name": change, "seed": seed, **about()}
+    try:
+        result = ours(merge(PRESETS[preset], CHANGES[change]), data, {"minutes": minutes}, seed, looks=1)
+    except FloatingPointError as error:
+        return {**found, "value": None, "why": str(error).partition(";")[0]}
+    return {**found, **record(data, result)}
 
 
 def main() -> None:
@@ -94,7 +98,7 @@ def main() -> None:
         ]
         for future in as_completed(futures):
             runs.append(future.result())
-            say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']:.4f}")
+            say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']}")
             write(name, {"preset": arguments.preset, "runs": runs})
     if any(run["name"] == RECIPE for run in runs):
         print_table(runs)
@@ -106,7 +110,10 @@ def print_table(runs: list[dict[str, Any]]) -> None:
     print("| changed | bits per byte | worse by | steps | parameters |\n|---|---|---|---|---|")
     for change in CHANGES:
         found = [run for run in runs if run["name"] == change]
-        if found:
+        failed = [run["why"] for run in found if run["value"] is None]
+        if failed:
+            print(f"| {change} | {len(failed)} of {len(found)}: {failed[0]} | | | |")
+        elif found:
             values = [run["value"] for run in found]
             steps = statistics.mean(run["steps"] for run in found)
             mean = statistics.mean(values)
