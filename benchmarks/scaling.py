@@ -123,6 +123,7 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
         result = ours(recipe, data, {"epochs": setting.epochs}, seed=0, looks=5)
     return {
         **setting._asdict(),
+        "widths": [*setting.widths],
         "tokens": store.num_tokens,
         **record(data, result),
         **about(),
