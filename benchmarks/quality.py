@@ -45,12 +45,11 @@ from rhapsode.train import OptimizerConfig, TrainConfig, train
 
 
 class Result(NamedTuple):
-    """nats: summed over the validation data; curve: (seconds of training, nats) at each look."""
+    """curve: (seconds of training, nats summed over the validation data) at each look, the last at the end."""
 
     parameters: int
     steps: int
     seconds: float
-    nats: float
     curve: list[tuple[float, float]]
 
 
@@ -98,7 +97,7 @@ def rival(make: Callable[[], nn.Module], peak: float, data: Data, minutes: float
             took = time.monotonic() - started
             spent += took
             advance(took)
-    return Result(sum(p.numel() for p in model.parameters()), step, spent, curve[-1][1], curve)
+    return Result(sum(p.numel() for p in model.parameters()), step, spent, curve)
 
 
 def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int) -> Result:
@@ -113,12 +112,11 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", configs, data.tokenizer, {})
         outcome = train(run, data.train, data.valid)
-        assert outcome.valid is not None
         parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"
         ]
-    return Result(parameters, outcome.progress.step, outcome.progress.seconds, outcome.valid.nats, curve)
+    return Result(parameters, outcome.progress.step, outcome.progress.seconds, curve)
 
 
 NAMES = ("rhapsode", "transformer", "lstm", "course")
@@ -267,7 +265,7 @@ def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, A
 def record(data: Data, result: Result) -> dict[str, Any]:
     """A result as the JSON keeps it, losses in the unit of the data."""
     return {
-        "value": round(measure(data, result.nats), 4),
+        "value": round(measure(data, result.curve[-1][1]), 4),
         "parameters": result.parameters,
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
