@@ -1,11 +1,12 @@
 """What each part of the recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
 
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       minute: 70 minutes
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --only "the recipe" "one block"
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --alone --only "one block"
 
-Two train at once, with half of the cores each, for twice the minutes of the preset. Bits per UTF-8 byte over all
-stories of VALID. Writes benchmarks/results/ablations-PRESET.json after each run; what it has already is not run again.
-Prints the table of docs/presets.md.
+Two train at once, with half of the cores each, for twice the minutes of the preset; --alone, one with all cores for its
+minutes, and the runs of the recipe itself are those of quality.py. Bits per UTF-8 byte over all stories of VALID.
+Writes benchmarks/results/ablations-PRESET.json after each run; what it has already, by the same recipe, is not run
+again without --again. Prints the table of docs/presets.md.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from concurrent.futures import as_completed
 from typing import Any
 
 import torch
-from pool import two_at_once
+from pool import at_once
 from quality import ours, record, tinystories
 from report import about, over_seeds, read, write
 
@@ -61,18 +62,28 @@ def configs(sections: dict[str, Any]) -> tuple[Any, ...]:
     return model, build(OptimizerConfig, sections["optimizer"]), build(BatchConfig, sections["batch"])
 
 
-def trained(files: list[str], preset: str, change: str, seed: int, threads: int) -> dict[str, Any]:
-    """One run, as the results keep it; value: None where the loss was no number any more."""
-    torch.set_num_threads(threads)
-    minutes = 2 * PRESETS[preset]["train"]["minutes"]
-    rhapsode.model.KEPT = 0.0 if change == DEFAULT_START else KEPT
+def trained(files: list[str], sections: dict[str, Any], minutes: float, key: dict[str, Any]) -> dict[str, Any]:
+    """One run, as the results keep it; value: None where the loss was no number any more. key: name, seed, threads."""
+    torch.set_num_threads(key["threads"])
+    rhapsode.model.KEPT = 0.0 if key["name"] == DEFAULT_START else KEPT
     data = tinystories(*files)
-    found = {"name": change, "seed": seed, **about()}
+    found = {**key, "recipe": sections, **about()}
     try:
-        result = ours(merge(PRESETS[preset], CHANGES[change]), data, {"minutes": minutes}, seed, looks=1)
+        result = ours(sections, data, {"minutes": minutes}, key["seed"], looks=1)
     except FloatingPointError as error:
         return {**found, "value": None, "why": str(error).partition(";")[0]}
     return {**found, **record(data, result)}
+
+
+def recipe_alone(preset: str, threads: int) -> list[dict[str, Any]]:
+    """The runs of a preset as it is that quality.py has, with all cores, one at a time."""
+    minutes = PRESETS[preset]["train"]["minutes"]
+    runs = [run for run in read(f"quality-tinystories-{minutes:g}").get("runs", []) if run["preset"] == preset]
+    return [
+        {**run, "name": RECIPE}
+        for run in runs
+        if run["threads"] == threads and configs(run["recipe"]) == configs(PRESETS[preset])
+    ]
 
 
 def main() -> None:
@@ -81,25 +92,39 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="minute")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="names of those to run")
+    parser.add_argument("--alone", action="store_true", help="one at a time, with all cores")
+    parser.add_argument("--again", action="store_true", help="run also what the results have already")
     arguments = parser.parse_args()
-    name = f"ablations-{arguments.preset}"
-    runs = read(name).get("runs", [])
-    there = {(run["name"], run["seed"]) for run in runs}
-    preset = PRESETS[arguments.preset]
-    names = arguments.only or [
+    name, preset = f"ablations-{arguments.preset}", PRESETS[arguments.preset]
+    workers = 1 if arguments.alone else 2
+    threads = max(1, torch.get_num_threads() // workers)
+    minutes = workers * preset["train"]["minutes"]
+    kept = read(name).get("runs", [])
+    changes = arguments.only or [
         name for name, change in CHANGES.items() if not change or configs(merge(preset, change)) != configs(preset)
     ]
-    wanted = [(change, seed) for seed in range(arguments.seeds) for change in names if (change, seed) not in there]
+    if arguments.alone:
+        changes = [change for change in changes if change != RECIPE]
+    wanted = []
+    for seed in range(arguments.seeds):
+        for change in changes:
+            key = {"name": change, "seed": seed, "threads": threads}
+            recipe = merge(preset, CHANGES[change])
+            there = [run for run in kept if all(run[field] == key[field] for field in key)]
+            if arguments.again or not any(configs(run["recipe"]) == configs(recipe) for run in there):
+                wanted.append((key, recipe))
     tinystories(*arguments.files)  # so that all find the token store
-    threads = max(1, torch.get_num_threads() // 2)
-    with two_at_once() as pool:
-        futures = [
-            pool.submit(trained, arguments.files, arguments.preset, change, seed, threads) for change, seed in wanted
-        ]
+    with at_once(workers) as pool:
+        futures = [pool.submit(trained, arguments.files, recipe, minutes, key) for key, recipe in wanted]
         for future in as_completed(futures):
-            runs.append(future.result())
-            say(f"{runs[-1]['name']}, seed {runs[-1]['seed']}: {runs[-1]['value']}")
-            write(name, {"preset": arguments.preset, "runs": runs})
+            found = future.result()
+            say(f"{found['name']}, seed {found['seed']}: {found['value']}")
+            fields = ("name", "seed", "threads")
+            kept = [run for run in kept if any(run[field] != found[field] for field in fields)] + [found]
+            write(name, {"preset": arguments.preset, "runs": kept})
+    runs = [run for run in kept if run["threads"] == threads]
+    if arguments.alone:
+        runs += recipe_alone(arguments.preset, threads)
     if any(run["name"] == RECIPE for run in runs):
         print_table(runs)
 

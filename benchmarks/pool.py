@@ -1,4 +1,4 @@
-"""Two runs at a time, each in a process of its own that ends when the benchmark does."""
+"""Runs in processes of their own, so many at a time, that end when the benchmark does."""
 
 import multiprocessing
 import os
@@ -6,9 +6,9 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 
 
-def two_at_once() -> ProcessPoolExecutor:
+def at_once(workers: int) -> ProcessPoolExecutor:
     """Fresh processes. Those of a benchmark that is killed would go on, and slow down whatever is measured next."""
-    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pool import two_at_once
+from pool import at_once
 from quality import Data, ours, record
 from report import FIGURES, about, panels, read, save_figure, write
 
@@ -193,7 +193,7 @@ def main() -> None:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
         there = [Setting(**{f: run[f] for f in Setting._fields} | {"widths": tuple(run["widths"])}) for run in runs]
         wanted = [setting for setting in grid() if setting not in there]
-        with two_at_once() as pool:
+        with at_once(2) as pool:
             futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]
             for future in as_completed(futures):
                 runs.append(future.result())
