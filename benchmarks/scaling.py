@@ -3,10 +3,10 @@
     python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 40 runs of half a minute to some minutes, two at once
     python benchmarks/scaling.py --plot                       docs/figures/scaling.svg again from scaling.json
 
-Every run has the recipe of the preset `minute` with two blocks but for what is varied, reads its share of the text so
-many times, the learning rate coming down to nothing over them, and has one core. The tokenizer is trained on the
-share, as a user's would be. Writes benchmarks/results/scaling.json after each run; what it has already is not run
-again.
+Every run has the recipe of the preset `minute` with two blocks, attention in the last, but for what is varied, reads
+its share of the text so many times, the learning rate coming down to nothing over them, and has one core. The
+tokenizer is trained on the share, as a user's would be. Writes benchmarks/results/scaling.json after each run; what
+it has already, by the same recipe, is not run again without --again.
 
 The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best of the settings tried.
 """
@@ -97,6 +97,27 @@ def share(file: str, size: int, folder: Path) -> Path:
     return path
 
 
+def recipe(setting: Setting, num_tokens: int) -> dict[str, dict[str, Any]]:
+    """What a setting means for a share of so many tokens, in short stories."""
+    fitted = fit("minute", Text(num_tokens, num_tokens), setting.epochs * num_tokens, stop_early=False).sections
+    embed_dim, hidden_dim = setting.widths
+    varied = {
+        "embed_dim": embed_dim,
+        "hidden_dim": hidden_dim,
+        "num_layers": 2,
+        "attention": "last",
+        "dropout": setting.dropout,
+        "pair_embeddings": rows_for_pairs("minute", num_tokens) if setting.pairs else 0,
+    }
+    optimizer = {"learning_rate": setting.rate, "weight_decay": setting.decay}
+    return merge(fitted, {"model": varied, "optimizer": optimizer})
+
+
+def setting_of(run: dict[str, Any]) -> Setting:
+    """What a run varied, from the results."""
+    return Setting(**{field: run[field] for field in Setting._fields} | {"widths": tuple(run["widths"])})
+
+
 def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
     """One run, as the results keep it."""
     torch.set_num_threads(1)
@@ -108,23 +129,13 @@ def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
         (Path(folder) / "valid.jsonl").write_text("".join(lines), encoding="utf-8")
         valid_store = prepare(open_source([str(Path(folder) / "valid.jsonl")]), tokenizer)
         data = Data("tinystories", tokenizer, store, valid_store, valid_store.num_bytes)
-        text = Text(store.num_tokens, store.num_stories)
-        fitted = fit("minute", text, setting.epochs * store.num_tokens, stop_early=False).sections
-        embed_dim, hidden_dim = setting.widths
-        varied = {
-            "embed_dim": embed_dim,
-            "hidden_dim": hidden_dim,
-            "num_layers": 2,
-            "dropout": setting.dropout,
-            "pair_embeddings": rows_for_pairs("minute", store.num_tokens) if setting.pairs else 0,
-        }
-        optimizer = {"learning_rate": setting.rate, "weight_decay": setting.decay}
-        recipe = merge(fitted, {"model": varied, "optimizer": optimizer})
-        result = ours(recipe, data, {"epochs": setting.epochs}, seed=0, looks=5)
+        sections = recipe(setting, store.num_tokens)
+        result = ours(sections, data, {"epochs": setting.epochs}, seed=0, looks=5)
     return {
         **setting._asdict(),
         "widths": [*setting.widths],
         "tokens": store.num_tokens,
+        "recipe": sections,
         **record(data, result),
         **about(),
     }
@@ -185,13 +196,15 @@ def plot(runs: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="TRAIN.jsonl VALID.jsonl")
+    parser.add_argument("--again", action="store_true", help="run also what the results have already")
     parser.add_argument("--plot", action="store_true", help="draw the figure again from scaling.json")
     arguments = parser.parse_args()
     runs = read("scaling").get("runs", [])
     if not arguments.plot:
         if len(arguments.files) != 2:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
-        there = [Setting(**{f: run[f] for f in Setting._fields} | {"widths": tuple(run["widths"])}) for run in runs]
+        runs = [] if arguments.again else [r for r in runs if r["recipe"] == recipe(setting_of(r), r["tokens"])]
+        there = [setting_of(run) for run in runs]
         wanted = [setting for setting in grid() if setting not in there]
         with at_once(2) as pool:
             futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]

@@ -111,13 +111,26 @@ def test_a_budget_takes_the_place_of_another() -> None:
         build(TrainConfig, merge(preset, {"train": {"tokens": 500, "epochs": 1.0}})["train"])
 
 
-def test_adam_takes_no_decay_from_a_preset() -> None:
-    """Would catch `--set optimizer=adam` that fails by a field that nobody asked for."""
-    decaying = {"optimizer": {"learning_rate": 0.02, "weight_decay": 0.1}}
-    adam = {"optimizer": "adam"}
-    assert merge(decaying, {"optimizer": adam})["optimizer"] == {"learning_rate": 0.02, **adam}
+def test_an_optimizer_takes_nothing_from_a_preset_that_is_not_for_it() -> None:
+    """Would catch `--set optimizer=adam` that fails by a field that nobody asked for, and one that diverges at the rate
+    of embeddings beside Muon; and a user's own rate that is lost with the preset's."""
+    preset = {"optimizer": {"learning_rate": 0.02, "weight_decay": 0.1}}
+    adam, adamw = {"optimizer": "adam"}, {"optimizer": "adamw"}
+    assert merge(preset, {"optimizer": adam})["optimizer"] == adam
+    assert merge(preset, {"optimizer": adamw})["optimizer"] == {"weight_decay": 0.1, **adamw}
+    assert merge(preset, {"optimizer": {"optimizer": "muon"}})["optimizer"]["learning_rate"] == 0.02
+    own = {"optimizer": {**adam, "learning_rate": 1e-3}}
+    assert merge(merge(preset, own), {"optimizer": adam}) == merge(preset, own) == merge({}, own)
     with pytest.raises(ValueError, match="weight_decay"):
-        build(OptimizerConfig, merge(decaying, {"optimizer": {**adam, "weight_decay": 0.1}})["optimizer"])
+        build(OptimizerConfig, merge(preset, {"optimizer": {**adam, "weight_decay": 0.1}})["optimizer"])
+
+
+def test_first_windows_carry_no_state_that_a_preset_chose() -> None:
+    """Would catch `--set form=first` on long stories that fails by a field that nobody asked for."""
+    carrying = {"batch": {"window": 8, "carry_state": True}}
+    assert merge(carrying, {"batch": {"form": "first"}})["batch"] == {"window": 8, "form": "first"}
+    with pytest.raises(ValueError, match="carry_state needs form stream"):
+        build(BatchConfig, merge(carrying, {"batch": {"form": "first", "carry_state": True}})["batch"])
 
 
 def test_build_rejects_what_a_newer_version_wrote() -> None:

@@ -97,7 +97,6 @@ def test_long_stories_by_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     found = score(model, store)
     assert found.nats == pytest.approx(nats, rel=1e-6)
     assert found.nats != pytest.approx(naive(model, store), rel=1e-6)
-    assert f"{evaluate.CHUNK}" in evaluate.POLICY.replace("512", "10")
 
 
 def test_scoring_disturbs_nothing() -> None:

@@ -53,6 +53,9 @@ def test_what_a_text_changes() -> None:
     assert whole["batch"]["carry_state"]
     assert often["model"]["embed_dim"] < once["model"]["embed_dim"]
     assert fit("overnight", Text(10**5, 500), 10**6).sections["model"]["embed_dim"] == WIDEST
+    asked = fit("coffee", Text(10**5, 500), 10**6, window=32, batch_size=2).sections
+    assert asked["batch"] == {"window": 32, "batch_size": 2}
+    assert asked["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]  # of the steps that it really takes
     assert fit("coffee", Text(9_000, 50), 1e5).sections["optimizer"]["warmup_steps"] < 50
 
 

@@ -117,14 +117,12 @@ def test_nothing_is_written_for_a_wrong_request(request_: Request, tmp_path: Pat
         replace(request_, valid=str(tmp_path / "none.txt")),
         replace(request_, budget={"minutes": 1.0}, assignments=(*TINY, "warmup_steps=3")),
     ]
-    for request in wrong:
+    for number, request in enumerate(wrong):
         with pytest.raises((ValueError, OSError)) as caught:
             begin(request, out)
         assert len(str(caught.value).splitlines()) == 1
         assert not out.exists()
-    for request in wrong[:5]:
-        with pytest.raises((ValueError, OSError)):
-            begin(request, out)
+        assert number > 4 or not cache_root().exists()  # the first five are told before the data are read
     begin(request_, out)
     cache = cache_root()
     shutil.rmtree(cache)

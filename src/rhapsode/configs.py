@@ -98,21 +98,24 @@ def _called(kind: type) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
-# (section, field, value) -> the fields of that section which this value of that field has no use for.
+# (section, field, value) -> the fields of that section which this value of that field has no use for: it has none of
+# them, or their values were found for another (the rate of embeddings beside Muon is no rate for matrices).
 WITHOUT = {
     ("model", "kind", "plain"): STACKED_ONLY,
-    ("optimizer", "optimizer", "adam"): ("weight_decay",),
+    ("optimizer", "optimizer", "adam"): ("weight_decay", "learning_rate"),
+    ("optimizer", "optimizer", "adamw"): ("learning_rate",),
+    ("batch", "form", "first"): ("carry_state",),
 }
 
 
 def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and what a value
-    in `over` has no use for (WITHOUT) is not taken from below."""
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and what a new
+    value in `over` has no use for (WITHOUT) is not taken from below."""
     merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
     displaced = [
         (section, fields)
         for (section, field, value), fields in WITHOUT.items()
-        if over.get(section, {}).get(field) == value
+        if over.get(section, {}).get(field) == value != sections.get(section, {}).get(field)
     ]
     if any(field in over.get("train", {}) for field in BUDGETS):
         displaced.append(("train", BUDGETS))

@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
-PACE = {"minute": 32_000, "coffee": 16_500, "overnight": 3_000}
+PACE = {"minute": 32_000, "coffee": 13_400, "overnight": 3_000}
 
 FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fast learns by heart
 REREAD_RATE = 3e-3
@@ -116,10 +116,18 @@ def rows_for_pairs(name: str, num_tokens: int) -> int:
     return rows
 
 
-def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
+def fit(
+    name: str,
+    text: Text,
+    read: float,
+    stop_early: bool = True,
+    window: int | None = None,
+    batch_size: int | None = None,
+) -> Fitted:
     """The recipe `name` for a text of which `read` tokens would be read.
 
-    stop_early: a text that would be read more than MOST_EPOCHS times is read that often.
+    stop_early: a text that would be read more than MOST_EPOCHS times is read that often. window, batch_size: as a user
+    chose them; None: as they fit the text.
     """
     preset = PRESETS[name]
     epochs = read / text.num_tokens
@@ -132,10 +140,12 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
             f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
         )
 
-    window, batch_size = preset["batch"]["window"], preset["batch"]["batch_size"]
-    while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
-        window //= 2
-    batch_size = max(1, min(batch_size, text.num_tokens // (BATCHES_PER_EPOCH * window)))
+    if window is None:
+        window = preset["batch"]["window"]
+        while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
+            window //= 2
+    if batch_size is None:
+        batch_size = max(1, min(preset["batch"]["batch_size"], text.num_tokens // (BATCHES_PER_EPOCH * window)))
     reasons["window"] = reasons["batch_size"] = (
         f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text has them"
     )
@@ -167,7 +177,9 @@ def fit(name: str, text: Text, read: float, stop_early: bool = True) -> Fitted:
 
     if WARMUP_SHARE * steps < OptimizerConfig.warmup_steps:
         optimizer = {**optimizer, "warmup_steps": max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * steps))}
-        reasons["warmup_steps"] = f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps"
+        reasons["warmup_steps"] = (
+            f"a share of {WARMUP_SHARE:g} of some {steps:,.0f} steps, {FEWEST_TIMED_STEPS} at least"
+        )
     sections = {
         **preset,
         "model": {**preset["model"], **model},

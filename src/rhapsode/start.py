@@ -195,7 +195,14 @@ def fitted(request: Request, store: TokenStore) -> tuple[Sections, list[str]]:
     name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
     read = tokens_read(name, asked["train"], asked["batch"]["window"], store.num_tokens)
     text = Text(store.num_tokens, store.num_stories)
-    recipe = fit(name, text, read, stop_early=not any(budget in own["train"] for budget in BUDGETS))
+    recipe = fit(
+        name,
+        text,
+        read,
+        stop_early=not any(budget in own["train"] for budget in BUDGETS),
+        window=own["batch"].get("window"),
+        batch_size=own["batch"].get("batch_size"),
+    )
     sections = sections_of(request, recipe.sections)
     lines = [recipe.text]
     for section, fields in sections.items():
