@@ -4,8 +4,8 @@
     python benchmarks/prepare.py --megabytes 200 --repeat stories.txt
 
 The text is read, a tokenizer is trained on it, and the token store is made, in a process of its own whose
-peak resident memory is reported; then a second process finds both in the cache. The store is checked first:
-stories drawn at random must decode to the text they came from.
+peak resident memory is reported; then a second process finds both in the cache. Nothing is reported
+unless stories drawn at random decode to the text they came from.
 """
 
 import argparse

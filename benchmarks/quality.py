@@ -251,6 +251,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
                 color=colour,
             )
     axes.set(xlabel="minutes of training on two cores", ylabel=f"{results['unit']}, unseen text")
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= results["minutes"]])
     axes.set_xlim(0, results["minutes"] * 1.32)
     save_figure(figure, file)
 
