@@ -1,7 +1,7 @@
 """What each part of the recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
 
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       minute: 70 minutes
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --alone --only "one block"
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --alone --only "no feed-forward part"
 
 Two train at once, with half of the cores each, for twice the minutes of the preset; --alone, one with all cores for its
 minutes, and the runs of the recipe itself are those of quality.py. Bits per UTF-8 byte over all stories of VALID.
@@ -35,12 +35,11 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     DEFAULT_START: {},
     "no embeddings of pairs": {"model": {"pair_embeddings": 0}},
     "no attention": {"model": {"attention": "none"}},
-    "attention in all blocks": {"model": {"attention": "all"}},
     "four heads": {"model": {"num_heads": 4, "key_dim": 16, "value_dim": 32}},
     "no feed-forward part": {"model": {"feed_forward": 0}},
     "a feed-forward part": {"model": {"feed_forward": 2}},
-    "one block": {"model": {"num_layers": 1}},
     "two blocks": {"model": {"num_layers": 2}},
+    "two blocks, attention in the last": {"model": {"num_layers": 2, "attention": "last"}},
     "tanh for relu": {"model": {"activation": "tanh"}},
     "an output gate": {"model": {"gate": True}},
     "head tied to the embedding": {"model": {"tie_embeddings": True}},

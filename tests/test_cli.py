@@ -17,6 +17,7 @@ import torch
 
 from rhapsode import cli
 from rhapsode.course import RNNLanguageModel
+from rhapsode.presets import PACE
 from rhapsode.run import Run
 
 
@@ -172,7 +173,8 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     assert result.code == 0, result.err
     assert not Path("runs").exists()
     lines = result.out.splitlines()
-    assert re.match(r"[\d,]+ tokens to train on; coffee would read 7,425,000, which makes [\d,.]+ epochs$", lines[0])
+    read = f"{0.75 * 600 * PACE['coffee']:,.0f}"
+    assert re.match(rf"[\d,]+ tokens to train on; coffee would read {read}, which makes [\d,.]+ epochs$", lines[0])
     assert "hidden_dim 8: as asked for" in lines
     assert "key_dim 64: as in coffee" in lines
     assert any(line.startswith("embed_dim 192: instead of 224") for line in lines)
