@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pool import two_at_once
+from pool import at_once
 from report import FIGURES, about, write
 
 from rhapsode import coherence, storyworld
@@ -68,7 +68,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     recalls: dict[str, Accuracy] = {}
     threads = max(1, torch.get_num_threads() // 2)
-    with tempfile.TemporaryDirectory() as folder, two_at_once() as pool:
+    with tempfile.TemporaryDirectory() as folder, at_once(2) as pool:
         begin(Request(("storyworld",), preset="minute"), Path(folder) / "data")  # so that both find the token store
         for preset in arguments.presets:
             pair = [pool.submit(measure, preset, with_it, Path(folder), threads) for with_it in (True, False)]
