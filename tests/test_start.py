@@ -88,6 +88,19 @@ def test_the_last_word(tmp_path: Path) -> None:
         sections_of(Request(preset="tea"))
 
 
+def test_a_user_s_layers_take_nothing_from_each_other(tmp_path: Path) -> None:
+    """Would catch a rate in the file that is lost to `--set optimizer=adamw` with the preset's, and a field that the
+    user asked for in the file and that is dropped silently for one in --set that cannot stand beside it."""
+    file = tmp_path / "config.toml"
+    file.write_text("[optimizer]\nlearning_rate = 0.005\n[batch]\ncarry_state = true\n")
+    asked = Request(("x",), preset="coffee", config=str(file))
+    adamw = sections_of(replace(asked, assignments=("optimizer=adamw",)))["optimizer"]
+    assert adamw == {"optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.1}
+    first = sections_of(replace(asked, assignments=("form=first",)))["batch"]
+    with pytest.raises(ValueError, match="carry_state needs form stream"):
+        build(BatchConfig, first)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_configs(preset: str) -> None:
     """Would catch a preset with a field that is no more, or one without a warm-up to be timed in."""

@@ -1,7 +1,7 @@
 """Configs from outside: TOML files, `--set field=value`, and the JSON of a run, checked field by field.
 
     sections = {"model": {...}, "train": {...}, "batch": {...}}     fields by section, not yet a config
-    merge(sections, read_toml(path)); merge(sections, read_assignments(["hidden_dim=256"]))
+    merge(sections, lay(read_toml(path), read_assignments(["hidden_dim=256"])))     a user's own over a preset
     build(TrainConfig, sections["train"])
 
 Each config is a small frozen dataclass that checks its own values; here only names and types are checked.
@@ -108,21 +108,25 @@ WITHOUT = {
 }
 
 
+def lay(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
+    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget."""
+    laid = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
+    train = over.get("train", {})
+    if any(field in train for field in BUDGETS):
+        displaced = [field for field in BUDGETS if field not in train]
+        laid["train"] = {field: value for field, value in laid["train"].items() if field not in displaced}
+    return laid
+
+
 def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """`sections` with the fields of `over` laid over them; a budget takes the place of another budget, and what a new
-    value in `over` has no use for (WITHOUT) is not taken from below."""
-    merged = {section: {**sections.get(section, {}), **over.get(section, {})} for section in SECTIONS}
-    displaced = [
-        (section, fields)
-        for (section, field, value), fields in WITHOUT.items()
-        if over.get(section, {}).get(field) == value != sections.get(section, {}).get(field)
-    ]
-    if any(field in over.get("train", {}) for field in BUDGETS):
-        displaced.append(("train", BUDGETS))
-    for section, fields in displaced:
-        for field in fields:
-            if field not in over[section]:
-                merged[section].pop(field, None)
+    """As `lay`, and what a new value in `over` has no use for (WITHOUT) is not taken from below."""
+    merged = lay(sections, over)
+    for (section, field, value), fields in WITHOUT.items():
+        own = over.get(section, {})
+        if own.get(field) == value != sections.get(section, {}).get(field):
+            for name in fields:
+                if name not in own:
+                    merged[section].pop(name, None)
     return merged
 
 

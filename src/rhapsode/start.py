@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode import storyworld
-from rhapsode.configs import SECTIONS, Sections, build, merge, read_assignments, read_toml
+from rhapsode.configs import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
 from rhapsode.presets import PRESETS, Text, fit, tokens_read
 from rhapsode.progress import say
@@ -193,6 +193,7 @@ def preset_of(request: Request) -> str:
 def fitted(request: Request, store: TokenStore) -> tuple[Sections, list[str]]:
     """The fields of all configs with the preset fitted to a text, and what and why in lines."""
     name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
+    build(BatchConfig, asked["batch"])  # a window of 0, say, fits nothing
     read = tokens_read(name, asked["train"], asked["batch"]["window"], store.num_tokens)
     text = Text(store.num_tokens, store.num_stories)
     recipe = fit(
@@ -214,14 +215,13 @@ def fitted(request: Request, store: TokenStore) -> tuple[Sections, list[str]]:
 
 def sections_of(request: Request, recipe: Sections | None = None) -> Sections:
     """The fields of all configs: recipe (None: the preset as it stands), then the TOML file, flags, and --set."""
-    sections = merge({}, PRESETS[preset_of(request)] if recipe is None else recipe)
-    if request.config:
-        sections = merge(sections, read_toml(Path(request.config)))
+    own = read_toml(Path(request.config)) if request.config else {}
     if len(request.budget) > 1:
         names = " and ".join(f"--{name}" for name in request.budget)
         raise ValueError(f"a budget is one of minutes, tokens, sequences, epochs; got {names}")
     flags = {**request.budget, **({} if request.seed is None else {"seed": request.seed})}
-    return merge(merge(sections, {"train": flags}), read_assignments(request.assignments))
+    own = lay(lay(own, {"train": flags}), read_assignments(request.assignments))
+    return merge(PRESETS[preset_of(request)] if recipe is None else recipe, own)
 
 
 def tokenizer_of(request: Request, source: Source) -> Tokenizer:
