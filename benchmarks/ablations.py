@@ -16,17 +16,15 @@ from typing import Any
 
 import torch
 from pool import at_once
-from quality import ours, record, tinystories
+from quality import ours, record, same_recipe, tinystories
 from report import about, over_seeds, read, write
 
 import rhapsode.model
-from rhapsode.configs import build, merge
-from rhapsode.model import ModelConfig
+from rhapsode.configs import merge
 from rhapsode.presets import PRESETS
 from rhapsode.progress import say
-from rhapsode.tokens import BatchConfig
-from rhapsode.train import OptimizerConfig
 
+KEY = ("name", "seed", "threads", "minutes")  # of a run; a new one takes the place of one with the same
 RECIPE = "the recipe"
 DEFAULT_START = "recurrent matrices as PyTorch begins them"
 KEPT = rhapsode.model.KEPT
@@ -55,34 +53,32 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def configs(sections: dict[str, Any]) -> tuple[Any, ...]:
-    """What they mean, defaults included."""
-    model = build(ModelConfig, {**sections["model"], "vocab_size": 1})
-    return model, build(OptimizerConfig, sections["optimizer"]), build(BatchConfig, sections["batch"])
-
-
-def trained(files: list[str], sections: dict[str, Any], minutes: float, key: dict[str, Any]) -> dict[str, Any]:
-    """One run, as the results keep it; value: None where the loss was no number any more. key: name, seed, threads."""
+def trained(files: list[str], sections: dict[str, Any], key: dict[str, Any]) -> dict[str, Any]:
+    """One run, as the results keep it; value: None where the loss was no number any more. key: the fields of KEY."""
     torch.set_num_threads(key["threads"])
     rhapsode.model.KEPT = 0.0 if key["name"] == DEFAULT_START else KEPT
     data = tinystories(*files)
     found = {**key, "recipe": sections, **about()}
     try:
-        result = ours(sections, data, {"minutes": minutes}, key["seed"], looks=1)
+        result = ours(sections, data, {"minutes": key["minutes"]}, key["seed"], looks=1)
     except FloatingPointError as error:
         return {**found, "value": None, "why": str(error).partition(";")[0]}
     return {**found, **record(data, result)}
 
 
+def current(run: dict[str, Any], preset: str, threads: int, minutes: float) -> bool:
+    """Whether a run was made under these conditions, and of the preset as it is now with its one change."""
+    if (run["threads"], run["minutes"]) != (threads, minutes) or run["name"] not in CHANGES:
+        return False
+    return same_recipe(run["recipe"], merge(PRESETS[preset], CHANGES[run["name"]]))
+
+
 def recipe_alone(preset: str, threads: int) -> list[dict[str, Any]]:
     """The runs of a preset as it is that quality.py has, with all cores, one at a time."""
     minutes = PRESETS[preset]["train"]["minutes"]
-    runs = [run for run in read(f"quality-tinystories-{minutes:g}").get("runs", []) if run["preset"] == preset]
-    return [
-        {**run, "name": RECIPE}
-        for run in runs
-        if run["threads"] == threads and configs(run["recipe"]) == configs(PRESETS[preset])
-    ]
+    runs = read(f"quality-tinystories-{minutes:g}").get("runs", [])
+    runs = [{**run, "name": RECIPE, "minutes": minutes} for run in runs if run["preset"] == preset]
+    return [run for run in runs if current(run, preset, threads, minutes)]
 
 
 def main() -> None:
@@ -98,32 +94,34 @@ def main() -> None:
     workers = 1 if arguments.alone else 2
     threads = max(1, torch.get_num_threads() // workers)
     minutes = workers * preset["train"]["minutes"]
-    kept = read(name).get("runs", [])
     changes = arguments.only or [
-        name for name, change in CHANGES.items() if not change or configs(merge(preset, change)) != configs(preset)
+        name for name, change in CHANGES.items() if not change or not same_recipe(merge(preset, change), preset)
     ]
+    baseline = []
     if arguments.alone:
+        baseline = recipe_alone(arguments.preset, threads)
+        if not baseline:
+            parser.error(f"--alone needs the runs of {arguments.preset} itself, and quality.py has none yet")
+        if arguments.only == [RECIPE]:
+            parser.error("--alone takes the runs of the recipe from quality.py; name a change")
         changes = [change for change in changes if change != RECIPE]
-    wanted = []
-    for seed in range(arguments.seeds):
-        for change in changes:
-            key = {"name": change, "seed": seed, "threads": threads}
-            recipe = merge(preset, CHANGES[change])
-            there = [run for run in kept if all(run[field] == key[field] for field in key)]
-            if arguments.again or not any(configs(run["recipe"]) == configs(recipe) for run in there):
-                wanted.append((key, recipe))
+    kept = read(name).get("runs", [])
+    there = [run for run in kept if current(run, arguments.preset, threads, minutes)]
+    wanted = [
+        dict(zip(KEY, (change, seed, threads, minutes), strict=True))
+        for seed in range(arguments.seeds)
+        for change in changes
+        if arguments.again or not any((run["name"], run["seed"]) == (change, seed) for run in there)
+    ]
     tinystories(*arguments.files)  # so that all find the token store
     with at_once(workers) as pool:
-        futures = [pool.submit(trained, arguments.files, recipe, minutes, key) for key, recipe in wanted]
+        futures = [pool.submit(trained, arguments.files, merge(preset, CHANGES[key["name"]]), key) for key in wanted]
         for future in as_completed(futures):
             found = future.result()
             say(f"{found['name']}, seed {found['seed']}: {found['value']}")
-            fields = ("name", "seed", "threads")
-            kept = [run for run in kept if any(run[field] != found[field] for field in fields)] + [found]
+            kept = [run for run in kept if any(run[field] != found[field] for field in KEY)] + [found]
             write(name, {"preset": arguments.preset, "runs": kept})
-    runs = [run for run in kept if run["threads"] == threads]
-    if arguments.alone:
-        runs += recipe_alone(arguments.preset, threads)
+    runs = baseline + [run for run in kept if current(run, arguments.preset, threads, minutes)]
     if any(run["name"] == RECIPE for run in runs):
         print_table(runs)
 

@@ -17,6 +17,7 @@ cosine to a twentieth of the peak), nn.LSTM of about as many parameters, and the
 """
 
 import argparse
+import json
 import math
 import statistics
 import tempfile
@@ -204,7 +205,8 @@ def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
             for peak in (arguments.peaks or [PEAKS[who]]) if who in RIVALS else [None]:
                 key = {"name": who, "seed": seed, "peak": peak, "preset": preset if who == "rhapsode" else None}
                 same = [r for r in kept if all(r[field] == key[field] for field in key)]
-                if not arguments.again and any(r.get("recipe") == recipes[who] for r in same):
+                there = [r for r in same if r["looks"] >= looks and same_recipe(r["recipe"], recipes[who])]
+                if there and not arguments.again:
                     continue
                 found = {**key, "recipe": recipes[who], **record(data, run(who, peak, seed)), **conditions}
                 say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
@@ -216,12 +218,11 @@ def print_table(results: dict[str, Any]) -> None:
     """Markdown: who, at which peak rate, mean and spread over seeds, parameters and steps."""
     print(f"{results['data']}, {results['minutes']:g} minutes of training, {results['unit']}\n")
     print("| who | peak rate | mean | seeds | parameters | steps |\n|---|---|---|---|---|---|")
-    runs = results["runs"]
-    whos = dict.fromkeys(
-        (r["name"], r["peak"], r["preset"]) for r in sorted(runs, key=lambda r: NAMES.index(r["name"]))
-    )
-    for who, peak, preset in whos:
-        found = [r for r in runs if (r["name"], r["peak"], r["preset"]) == (who, peak, preset)]
+    rows: dict[tuple[str, float | None, str | None, str], list[dict[str, Any]]] = {}
+    for run in sorted(results["runs"], key=lambda r: NAMES.index(r["name"])):
+        row = (run["name"], run["peak"], run["preset"], json.dumps(run["recipe"], sort_keys=True))
+        rows.setdefault(row, []).append(run)
+    for (who, peak, preset, _), found in rows.items():
         values = [r["value"] for r in found]
         rate = "its own" if peak is None else f"{peak:g}"
         steps = statistics.mean(r["steps"] for r in found)
@@ -231,10 +232,11 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
-    """Loss over the minutes of training, everyone at the best rate; nothing where no run looked on the way."""
+    """Loss over the minutes of training, everyone at the best rate, one seed; nothing where no run looked."""
     looked = [r for r in results["runs"] if len(r["curve"]) > 3]
     if not looked:
         return
+    looked = [r for r in looked if r["seed"] == min(r["seed"] for r in looked)]
     best = {r["name"]: r["peak"] for r in sorted(looked, key=lambda r: -r["value"])}  # the last of a name, the lowest
     looked = [r for r in looked if r["peak"] == best[r["name"]]]
     figure, axes = panels(file.stem, 1, 1, figsize=(7.5, 4.4))
@@ -261,6 +263,22 @@ def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, A
     text = Text(data.train.num_tokens, data.train.num_stories)
     read = tokens_read(preset, {"minutes": minutes}, CONTEXT, text.num_tokens)
     return fit(preset, text, read, stop_early=False).sections
+
+
+def meaning(recipe: dict[str, Any]) -> tuple[Any, ...]:
+    """The configs of a recipe but for its budget, defaults included."""
+    model = build(ModelConfig, {**recipe["model"], "vocab_size": 1})
+    return model, build(OptimizerConfig, recipe["optimizer"]), build(BatchConfig, recipe["batch"])
+
+
+def same_recipe(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two recipes mean the same; of a rival's, whether they are equal."""
+    if "model" not in one or "model" not in other:
+        return one == other
+    try:
+        return meaning(one) == meaning(other)
+    except ValueError:  # a field that is no more
+        return False
 
 
 def record(data: Data, result: Result) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pool import at_once
-from quality import Data, ours, record
+from quality import Data, ours, record, same_recipe
 from report import FIGURES, about, panels, read, save_figure, write
 
 from rhapsode.configs import merge
@@ -118,6 +118,11 @@ def setting_of(run: dict[str, Any]) -> Setting:
     return Setting(**{field: run[field] for field in Setting._fields} | {"widths": tuple(run["widths"])})
 
 
+def current(run: dict[str, Any]) -> bool:
+    """Whether a run has the recipe that its setting means now."""
+    return same_recipe(run["recipe"], recipe(setting_of(run), run["tokens"]))
+
+
 def trained(train: str, valid: str, setting: Setting) -> dict[str, Any]:
     """One run, as the results keep it."""
     torch.set_num_threads(1)
@@ -203,15 +208,14 @@ def main() -> None:
     if not arguments.plot:
         if len(arguments.files) != 2:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
-        runs = [] if arguments.again else [r for r in runs if r["recipe"] == recipe(setting_of(r), r["tokens"])]
-        there = [setting_of(run) for run in runs]
+        there = [] if arguments.again else [setting_of(run) for run in runs if current(run)]
         wanted = [setting for setting in grid() if setting not in there]
         with at_once(2) as pool:
             futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]
             for future in as_completed(futures):
-                runs.append(future.result())
-                last = runs[-1]
-                say(", ".join(f"{field} {last[field]}" for field in Setting._fields) + f": {last['value']}")
+                found = future.result()
+                runs = [run for run in runs if setting_of(run) != setting_of(found)] + [found]
+                say(", ".join(f"{field} {found[field]}" for field in Setting._fields) + f": {found['value']}")
                 write("scaling", {"runs": runs})
     plot(runs)
 

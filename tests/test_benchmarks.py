@@ -1,0 +1,79 @@
+"""The benchmarks: all can be imported, and what a run counts for is decided by its recipe and its conditions."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsode.configs import merge
+from rhapsode.presets import PRESETS
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.py")))
+def test_imports(name: str) -> None:
+    """Would catch a name that has moved in the package: a benchmark of an hour is not run after each change."""
+    assert importlib.import_module(name).__doc__
+
+
+def test_recipes_are_compared_by_what_they_mean() -> None:
+    """Would catch hours that are run again for a default written out, and a result that is kept for another recipe."""
+    same_recipe = importlib.import_module("quality").same_recipe
+    preset = PRESETS["coffee"]
+    assert same_recipe(preset, merge(preset, {"model": {"num_layers": 1, "dropout": 0.0}}))
+    assert not same_recipe(preset, merge(preset, {"model": {"num_layers": 2}}))
+    assert not same_recipe(preset, merge(preset, {"batch": {"window": 64}}))
+    assert not same_recipe({**preset, "model": {**preset["model"], "a field of old": 3}}, preset)
+    assert same_recipe({"dropout": 0.1}, {"dropout": 0.1})
+    assert not same_recipe({"dropout": 0.1}, {"dropout": 0.2})
+    assert not same_recipe({"dropout": 0.1}, preset)
+
+
+def test_an_ablation_counts_for_its_recipe_threads_and_minutes() -> None:
+    """Would catch a row of the table that an earlier recipe, or half of the time, made."""
+    ablations = importlib.import_module("ablations")
+    preset = PRESETS["coffee"]
+    no_part = merge(preset, ablations.CHANGES["no feed-forward part"])
+    run: dict[str, Any] = {"name": "no feed-forward part", "seed": 0, "threads": 2, "minutes": 10.0, "recipe": no_part}
+    assert ablations.current(run, "coffee", 2, 10.0)
+    assert not ablations.current(run, "coffee", 1, 10.0)
+    assert not ablations.current(run, "coffee", 2, 2.0)
+    assert not ablations.current({**run, "recipe": preset}, "coffee", 2, 10.0)
+    assert not ablations.current({**run, "name": "an ablation of old"}, "coffee", 2, 10.0)
+
+
+def test_ablations_of_a_preset_alone_say_what_they_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch hours of training whose table is never printed."""
+    ablations, report = importlib.import_module("ablations"), importlib.import_module("report")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "overnight"])
+    with pytest.raises(SystemExit) as caught:
+        ablations.main()
+    assert caught.value.code == 2
+    assert "--alone needs the runs of overnight itself" in capsys.readouterr().err
+
+
+def test_the_figure_shows_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a figure of three curves and three labels for everyone, over one another."""
+    quality = importlib.import_module("quality")
+    lines = []
+    monkeypatch.setattr(quality, "save_figure", lambda figure, file: lines.extend(figure.axes[0].lines))
+    curve = [[60.0 * i, 2.0 - i / 10] for i in range(1, 5)]
+    runs = [
+        {"name": who, "peak": None, "seed": seed, "value": 1.6, "curve": curve}
+        for who in ("rhapsode", "course")
+        for seed in (0, 1, 2)
+    ]
+    quality.plot({"runs": runs, "unit": "bits per byte", "minutes": 4.0}, tmp_path / "figure.svg")
+    assert len(lines) == 2
