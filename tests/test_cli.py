@@ -173,10 +173,11 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     assert result.code == 0, result.err
     assert not Path("runs").exists()
     lines = result.out.splitlines()
-    read = f"{0.75 * 600 * PACE['coffee']:,.0f}"
+    read = f"{0.75 * 0.75 * 600 * PACE['coffee']:,.0f}"
     assert re.match(rf"[\d,]+ tokens to train on; coffee would read {read}, which makes [\d,.]+ epochs$", lines[0])
     assert "hidden_dim 8: as asked for" in lines
     assert "key_dim 64: as in coffee" in lines
+    assert "num_layers 2: a second block pays in more than 5 epochs" in lines
     assert any(line.startswith("embed_dim 192: instead of 224") for line in lines)
     told = dict(line.partition(":")[0].split(" ") for line in lines[1:])
     begun = call("train", *arguments, "--set", "validations=1", "--epochs", "0.01")
@@ -220,6 +221,8 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--tokens", "0"], "exactly one of"),
         (["good.txt", "--minutes", "nan"], "minutes must be >= 0, got nan"),
         (["good.txt", "--seed", "-1", "--tokens", "5"], "seed must be >= 0, got -1"),
+        (["good.txt", "--explain-preset", "--set", "batch_size=0"], "batch_size must be >= 1, got 0"),
+        (["good.txt", "--explain-preset", "--set", "window=0"], "window must be >= 1, got 0"),
         (["good.txt", "--device", "tpu"], "--device must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (["good.txt", "--tokenizer", "none"], "none"),
         (["good.txt", "--vocab-size", "5"], "vocab_size must be >= 258"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhapsode.configs import SECTIONS, build
-from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PRESETS, WIDEST, Text, fit, tokens_read
+from rhapsode.presets import MOST_DROPOUT, MOST_EPOCHS, PACE, PRESETS, WIDEST, Text, fit, tokens_read
 
 NAMES = st.sampled_from(sorted(PRESETS))
 
@@ -41,12 +41,16 @@ def test_a_large_text_gets_the_preset_as_it_stands(name: str) -> None:
 
 
 def test_what_a_text_changes() -> None:
-    """Read often: a smaller rate, and dropout; a small text: fewer rows, less width; long stories: state is carried."""
+    """Read often: a smaller rate, dropout, a second block; a small text: fewer rows, less width; long stories: state is
+    carried."""
     once = fit("coffee", Text(10**7, 50_000), 10**7).sections
     often = fit("coffee", Text(10**5, 500), 10**6).sections
     whole = fit("coffee", Text(10**7, 1), 10**7).sections
     assert once["model"]["pair_embeddings"] > often["model"]["pair_embeddings"] > 0
     assert once["model"]["dropout"] < often["model"]["dropout"]
+    assert "num_layers" not in once["model"]
+    assert (often["model"]["num_layers"], often["model"]["attention"]) == (2, "last")
+    assert fit("overnight", Text(10**5, 500), 10**6).sections["model"]["num_layers"] == 3
     assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
     assert once["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]
     assert "carry_state" not in once["batch"]
@@ -66,3 +70,4 @@ def test_tokens_that_a_budget_reads() -> None:
     assert tokens_read("minute", {"minutes": 2.0}, 128, 100) == 2 * tokens_read("minute", {"minutes": 1.0}, 64, 7) > 0
     rare, often = (tokens_read("minute", {"minutes": 1.0}, 128, size) for size in (10**9, 10**5))
     assert 5 * 10**5 < often < rare
+    assert tokens_read("overnight", {"minutes": 1.0}, 128, 10**3) == 0.75 * 60 * PACE["overnight"]  # no further block

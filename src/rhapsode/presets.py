@@ -1,8 +1,8 @@
 """The recipes, named by what they cost a person on a two-core laptop, and how they are fitted to a text.
 
 A recipe is made for a text that its time is too short to read more than a few times. A smaller text is read more often,
-and a rate that makes a model learn fast makes it learn by heart then: `fit` lowers it, adds dropout and weight decay,
-and ends in time. docs/presets.md says what was measured.
+and a rate that makes a model learn fast makes it learn by heart then: `fit` lowers it, adds dropout, weight decay and a
+second block, and ends in time. docs/presets.md says what was measured.
 """
 
 import math
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from rhapsode.train import OptimizerConfig
 from rhapsode.train.plan import FEWEST_TIMED_STEPS
 
-# Muon moves the matrices. Ten minutes are too short for more than one block, a minute also for a feed-forward part.
+# Muon moves the matrices. Ten minutes of new text are too short for more than one block, a minute also for a
+# feed-forward part.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "minute": {
         "model": {
@@ -64,7 +65,8 @@ PACE = {"minute": 32_000, "coffee": 19_000, "overnight": 3_000}
 
 FEW_EPOCHS = 5  # up to these a recipe stays as it is; beyond, what learns fast learns by heart
 REREAD_RATE = 3e-3
-REREAD_PACE = 0.75  # dropout and carried state take their time
+REREAD_PACE = 0.75  # dropout and carried state take their time,
+SECOND_BLOCK_PACE = 0.75  # and so does a second block
 STEPS_TIMES_DECAY = 300
 MOST_DECAY = 1.0
 MOST_EPOCHS = 20
@@ -99,10 +101,16 @@ def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) 
     """How many tokens a budget reads, whatever it is counted in; train: the fields of a TrainConfig."""
     if "minutes" in train:
         read = 60 * train["minutes"] * PACE[name]
-        return min(read, max(REREAD_PACE * read, FEW_EPOCHS * num_tokens))
+        pace = REREAD_PACE * (SECOND_BLOCK_PACE if gets_second_block(name) else 1)
+        return min(read, max(pace * read, FEW_EPOCHS * num_tokens))
     if "sequences" in train:
         return train["sequences"] * window
     return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
+
+
+def gets_second_block(name: str) -> bool:
+    """Whether a preset has one block, and a second where a text is read often."""
+    return PRESETS[name]["model"].get("num_layers", 1) == 1
 
 
 def rows_for_pairs(name: str, num_tokens: int) -> int:
@@ -152,7 +160,7 @@ def fit(
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
     steps = read / (batch_size * window)
 
-    model = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
+    model: dict[str, Any] = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
     optimizer = preset["optimizer"]
     reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
     if epochs > FEW_EPOCHS:
@@ -160,6 +168,9 @@ def fit(
         model["dropout"] = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
         decay = round(min(MOST_DECAY, max(optimizer["weight_decay"], STEPS_TIMES_DECAY / steps)), 2)
         optimizer = {**optimizer, "learning_rate": REREAD_RATE, "weight_decay": decay}
+        if gets_second_block(name):
+            model |= {"num_layers": 2, "attention": "last"}
+            reasons["num_layers"] = reasons["attention"] = f"a second block pays in more than {FEW_EPOCHS} epochs"
         reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
         reasons["weight_decay"] = f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at most {MOST_DECAY:g}"
     reasons["dropout"] = (
