@@ -3,7 +3,7 @@
     python benchmarks/scaling.py TRAIN.jsonl VALID.jsonl      some 40 runs of half a minute to some minutes, two at once
     python benchmarks/scaling.py --plot                       docs/figures/scaling.svg again from scaling.json
 
-Every run has the recipe of the preset `minute` with two blocks, attention in the last, but for what is varied, reads
+Every run has the recipe of the preset `minute`, two blocks with attention in the last, but for what is varied, reads
 its share of the text so many times, the learning rate coming down to nothing over them, and has one core. The
 tokenizer is trained on the share, as a user's would be. Writes benchmarks/results/scaling.json after each run; what
 it has already, by the same recipe, is not run again without --again.
@@ -40,7 +40,7 @@ FIGURE = FIGURES / "scaling.svg"
 
 class Setting(NamedTuple):
     """What a run varies. epochs: how often the share is read; pairs: whether pairs of tokens are embedded; rate: the
-    peak learning rate of AdamW; decay: of the weights.
+    peak learning rate of AdamW; decay: of the weights; blocks: how many, attention in the last.
     """
 
     bytes: int
@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     pairs: bool = True
     rate: float = 0.02
     decay: float = 0.1
+    blocks: int = 2
 
 
 def reread(size: int, epochs: float, dropout: float = 0.3) -> Setting:
@@ -58,12 +59,12 @@ def reread(size: int, epochs: float, dropout: float = 0.3) -> Setting:
 
 
 def compared() -> list[Setting]:
-    """The settings of which decay, dropout and widths are varied."""
+    """The settings of which decay, dropout, widths and blocks are varied."""
     return [reread(BYTES[1], 20.0), reread(BYTES[2], 20.0), reread(BYTES[3], 10.0)]
 
 
 def grid() -> list[Setting]:
-    """The most telling first: few readings and many, what the second recipe changes, decay, dropout, widths."""
+    """The most telling first: few readings and many, what the second recipe changes, decay, dropout, widths, blocks."""
     small, some, large, larger = BYTES[1:]
     middle = compared()
     return [
@@ -77,6 +78,7 @@ def grid() -> list[Setting]:
         *(setting._replace(dropout=0.2) for setting in middle[:2]),
         reread(large, 20.0, 0.2),
         *(setting._replace(widths=widths) for setting in middle for widths in (NARROW, WIDE)),
+        *(setting._replace(blocks=1) for setting in middle),
         middle[1]._replace(rate=0.02),
         middle[1]._replace(pairs=False),
         *(Setting(larger, epochs) for epochs in (2.5, 5.0)),
@@ -104,7 +106,7 @@ def recipe(setting: Setting, num_tokens: int) -> dict[str, dict[str, Any]]:
     varied = {
         "embed_dim": embed_dim,
         "hidden_dim": hidden_dim,
-        "num_layers": 2,
+        "num_layers": setting.blocks,
         "attention": "last",
         "dropout": setting.dropout,
         "pair_embeddings": rows_for_pairs("minute", num_tokens) if setting.pairs else 0,
