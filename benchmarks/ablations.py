@@ -10,6 +10,7 @@ again without --again. Prints the table of docs/presets.md.
 """
 
 import argparse
+import math
 import statistics
 from concurrent.futures import as_completed
 from typing import Any
@@ -86,7 +87,9 @@ def main() -> None:
     parser.add_argument("files", nargs=2)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="minute")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="names of those to run")
+    parser.add_argument(
+        "--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="names of those to run beside the recipe"
+    )
     parser.add_argument("--alone", action="store_true", help="one at a time, with all cores")
     parser.add_argument("--again", action="store_true", help="run also what the results have already")
     arguments = parser.parse_args()
@@ -105,6 +108,8 @@ def main() -> None:
         if arguments.only == [RECIPE]:
             parser.error("--alone takes the runs of the recipe from quality.py; name a change")
         changes = [change for change in changes if change != RECIPE]
+    elif RECIPE not in changes:
+        changes = [RECIPE, *changes]
     kept = read(name).get("runs", [])
     there = [run for run in kept if current(run, arguments.preset, threads, minutes)]
     wanted = [
@@ -122,13 +127,13 @@ def main() -> None:
             kept = [run for run in kept if any(run[field] != found[field] for field in KEY)] + [found]
             write(name, {"preset": arguments.preset, "runs": kept})
     runs = baseline + [run for run in kept if current(run, arguments.preset, threads, minutes)]
-    if any(run["name"] == RECIPE for run in runs):
-        print_table(runs)
+    print_table(runs)
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
     """Markdown: what was changed, bits per byte (mean and spread over seeds), what that costs, steps, parameters."""
-    base = statistics.mean(run["value"] for run in runs if run["name"] == RECIPE)
+    bases = [run["value"] for run in runs if run["name"] == RECIPE and run["value"] is not None]
+    base = statistics.mean(bases) if bases else math.nan
     print("| changed | bits per byte | worse by | steps | parameters |\n|---|---|---|---|---|")
     for change in CHANGES:
         found = [run for run in runs if run["name"] == change]

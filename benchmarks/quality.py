@@ -8,8 +8,8 @@
 Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
 VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
 first 90%, tokenizer of 512 pieces, which lose nothing: the nats of all pieces over all characters.
-Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already, by the same recipe, is not run
-again without --again, so that hours of it can be divided.
+Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already, by the same recipe and with as
+many looks, is not run again without --again, so that hours of it can be divided.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
@@ -17,7 +17,6 @@ cosine to a twentieth of the peak), nn.LSTM of about as many parameters, and the
 """
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -36,7 +35,7 @@ from rhapsode.configs import build
 from rhapsode.evaluate import bits_per_byte
 from rhapsode.model import ModelConfig
 from rhapsode.palette import COLOURS, DASHES, MARKERS
-from rhapsode.presets import PRESETS, Text, fit, tokens_read
+from rhapsode.presets import PRESETS, Text, fit
 from rhapsode.progress import bar, say
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
@@ -120,6 +119,7 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
     return Result(parameters, outcome.progress.step, outcome.progress.seconds, curve)
 
 
+KEY = ("name", "seed", "peak", "preset", "threads")  # of a run; a new one takes the place of one with the same
 NAMES = ("rhapsode", "transformer", "lstm", "course")
 LABELS = {"rhapsode": "Rhapsode", "transformer": "transformer", "lstm": "nn.LSTM", "course": "the course's"}
 RIVALS: dict[str, Callable[[int, float], nn.Module]] = {"transformer": Transformer, "lstm": LSTM}
@@ -203,8 +203,9 @@ def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
     for seed in range(arguments.seeds):
         for who in arguments.only or NAMES:
             for peak in (arguments.peaks or [PEAKS[who]]) if who in RIVALS else [None]:
-                key = {"name": who, "seed": seed, "peak": peak, "preset": preset if who == "rhapsode" else None}
-                same = [r for r in kept if all(r[field] == key[field] for field in key)]
+                ours_by = preset if who == "rhapsode" else None
+                key = dict(zip(KEY, (who, seed, peak, ours_by, torch.get_num_threads()), strict=True))
+                same = [r for r in kept if all(r[field] == key[field] for field in KEY)]
                 there = [r for r in same if r["looks"] >= looks and same_recipe(r["recipe"], recipes[who])]
                 if there and not arguments.again:
                     continue
@@ -214,15 +215,25 @@ def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
                 write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
 
 
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs differ in the seed alone."""
+    same = all(one[field] == other[field] for field in KEY if field != "seed")
+    return same and same_recipe(one["recipe"], other["recipe"])
+
+
 def print_table(results: dict[str, Any]) -> None:
     """Markdown: who, at which peak rate, mean and spread over seeds, parameters and steps."""
     print(f"{results['data']}, {results['minutes']:g} minutes of training, {results['unit']}\n")
     print("| who | peak rate | mean | seeds | parameters | steps |\n|---|---|---|---|---|---|")
-    rows: dict[tuple[str, float | None, str | None, str], list[dict[str, Any]]] = {}
+    rows: list[list[dict[str, Any]]] = []
     for run in sorted(results["runs"], key=lambda r: NAMES.index(r["name"])):
-        row = (run["name"], run["peak"], run["preset"], json.dumps(run["recipe"], sort_keys=True))
-        rows.setdefault(row, []).append(run)
-    for (who, peak, preset, _), found in rows.items():
+        of_run = [row for row in rows if alike(row[0], run)]
+        if of_run:
+            of_run[0].append(run)
+        else:
+            rows.append([run])
+    for found in rows:
+        who, peak, preset = found[0]["name"], found[0]["peak"], found[0]["preset"]
         values = [r["value"] for r in found]
         rate = "its own" if peak is None else f"{peak:g}"
         steps = statistics.mean(r["steps"] for r in found)
@@ -261,8 +272,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
 def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:
     """What `rhapsode train --preset PRESET --minutes MINUTES` would choose for these data."""
     text = Text(data.train.num_tokens, data.train.num_stories)
-    read = tokens_read(preset, {"minutes": minutes}, CONTEXT, text.num_tokens)
-    return fit(preset, text, read, stop_early=False).sections
+    return fit(preset, text, {"train": {"minutes": minutes}}).sections
 
 
 def meaning(recipe: dict[str, Any]) -> tuple[Any, ...]:

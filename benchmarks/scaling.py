@@ -101,7 +101,7 @@ def share(file: str, size: int, folder: Path) -> Path:
 
 def recipe(setting: Setting, num_tokens: int) -> dict[str, dict[str, Any]]:
     """What a setting means for a share of so many tokens, in short stories."""
-    fitted = fit("minute", Text(num_tokens, num_tokens), setting.epochs * num_tokens, stop_early=False).sections
+    fitted = fit("minute", Text(num_tokens, num_tokens), {"train": {"epochs": setting.epochs}}).sections
     embed_dim, hidden_dim = setting.widths
     varied = {
         "embed_dim": embed_dim,

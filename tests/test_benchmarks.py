@@ -64,8 +64,20 @@ def test_ablations_of_a_preset_alone_say_what_they_lack(
     assert "--alone needs the runs of overnight itself" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("results/quality-*.json")))
+def test_the_table_of_the_results_that_are_committed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch an hour of measuring that ends in an error, for a field that an older run lacks."""
+    quality, report = importlib.import_module("quality"), importlib.import_module("report")
+    results = report.read(name)
+    quality.print_table(results)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| rhapsode")]
+    assert len(rows) == 1  # all seeds of one recipe
+    assert "| 3 |" in rows[0]
+
+
 def test_the_figure_shows_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a figure of three curves and three labels for everyone, over one another."""
+    pytest.importorskip("matplotlib")
     quality = importlib.import_module("quality")
     lines = []
     monkeypatch.setattr(quality, "save_figure", lambda figure, file: lines.extend(figure.axes[0].lines))

@@ -223,6 +223,8 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--seed", "-1", "--tokens", "5"], "seed must be >= 0, got -1"),
         (["good.txt", "--explain-preset", "--set", "batch_size=0"], "batch_size must be >= 1, got 0"),
         (["good.txt", "--explain-preset", "--set", "window=0"], "window must be >= 1, got 0"),
+        (["good.txt", "--explain-preset", "--minutes", "nan"], "minutes must be >= 0, got nan"),
+        (["good.txt", "--explain-preset", "--set", "dropout=2"], "dropout must be"),
         (["good.txt", "--device", "tpu"], "--device must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (["good.txt", "--tokenizer", "none"], "none"),
         (["good.txt", "--vocab-size", "5"], "vocab_size must be >= 258"),

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rhapsode import storyworld
-from rhapsode.configs import build
+from rhapsode.configs import build, merge
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.presets import PRESETS
 from rhapsode.run import Run
 from rhapsode.sources import cache_root
-from rhapsode.start import Request, begin, resume, sections_of
+from rhapsode.start import Request, begin, fitted, own_sections, resume
 from rhapsode.tokens import BatchConfig
 from rhapsode.train import OptimizerConfig, TrainConfig
 
@@ -76,16 +76,16 @@ def test_the_last_word(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[model]\nembed_dim = 10\nhidden_dim = 11\n[train]\nepochs = 2\nseed = 5\n")
     asked = Request(("x",), preset="minute", config=str(file), seed=6, assignments=("hidden_dim=12",))
-    sections = sections_of(asked)
+    sections = merge(PRESETS["minute"], own_sections(asked))
     assert (sections["model"]["embed_dim"], sections["model"]["hidden_dim"]) == (10, 12)
     assert sections["model"]["key_dim"] == PRESETS["minute"]["model"]["key_dim"]
     assert sections["train"] == {"epochs": 2.0, "seed": 6}
-    assert sections_of(replace(asked, budget={"tokens": 9}))["train"] == {"tokens": 9, "seed": 6}
-    assert sections_of(replace(asked, assignments=("minutes=3",)))["train"] == {"minutes": 3.0, "seed": 6}
+    assert own_sections(replace(asked, budget={"tokens": 9}))["train"] == {"tokens": 9, "seed": 6}
+    assert own_sections(replace(asked, assignments=("minutes=3",)))["train"] == {"minutes": 3.0, "seed": 6}
     with pytest.raises(ValueError, match=r"a budget is one of .* got --tokens and --minutes"):
-        sections_of(replace(asked, budget={"tokens": 9, "minutes": 1.0}))
+        own_sections(replace(asked, budget={"tokens": 9, "minutes": 1.0}))
     with pytest.raises(ValueError, match="--preset must be one of minute, coffee, overnight, got 'tea'"):
-        sections_of(Request(preset="tea"))
+        fitted(Request(preset="tea"))
 
 
 def test_a_user_s_layers_take_nothing_from_each_other(tmp_path: Path) -> None:
@@ -94,17 +94,16 @@ def test_a_user_s_layers_take_nothing_from_each_other(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[optimizer]\nlearning_rate = 0.005\n[batch]\ncarry_state = true\n")
     asked = Request(("x",), preset="coffee", config=str(file))
-    adamw = sections_of(replace(asked, assignments=("optimizer=adamw",)))["optimizer"]
-    assert adamw == {"optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.1}
-    first = sections_of(replace(asked, assignments=("form=first",)))["batch"]
+    adamw = merge(PRESETS["coffee"], own_sections(replace(asked, assignments=("optimizer=adamw",))))
+    assert adamw["optimizer"] == {"optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.1}
     with pytest.raises(ValueError, match="carry_state needs form stream"):
-        build(BatchConfig, first)
+        fitted(replace(asked, assignments=("form=first",)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_configs(preset: str) -> None:
     """Would catch a preset with a field that is no more, or one without a warm-up to be timed in."""
-    sections = sections_of(Request(preset=preset))
+    sections = PRESETS[preset]
     model = build(ModelConfig, {**sections["model"], "vocab_size": 1024})
     assert sum(p.numel() for p in build_model(model, 0).parameters()) > 100_000
     assert build(TrainConfig, sections["train"]).minutes > 0

@@ -431,7 +431,7 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
         axes.grid(axis="y", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title("Recall of what the story told before", loc="left")
-        axes.legend(frameon=False, loc="best", handlelength=3.2)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, handlelength=3.2)
         with replacing(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower() or "png", dpi=150, metadata=_no_date(path))
 

@@ -23,7 +23,7 @@ from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.start import Request, begin, fitted, open_data, resume, sections_of
+from rhapsode.start import Request, begin, fitted, resume
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
@@ -87,9 +87,8 @@ def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, ten
 
 def explain_preset_command(request: Request) -> None:
     """Prints what the preset chooses for the request's data, and why, a line each."""
-    seed = sections_of(request)["train"].get("seed", 0)
-    for reason in fitted(request, open_data(request, seed).train)[1]:
-        print(reason)
+    for line in fitted(request)[2]:
+        print(line)
 
 
 def generate_command(

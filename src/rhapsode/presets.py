@@ -6,9 +6,10 @@ second block, and ends in time. docs/presets.md says what was measured.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rhapsode.train import OptimizerConfig
+from rhapsode.train import BUDGETS, OptimizerConfig
 from rhapsode.train.plan import FEWEST_TIMED_STEPS
 
 # Muon moves the matrices. Ten minutes of new text are too short for more than one block, a minute also for a
@@ -74,6 +75,7 @@ EPOCHS_WITHOUT_DROPOUT = 7
 DROPOUT_PER_DOUBLING = 0.2
 MOST_DROPOUT = 0.4
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
+FEWEST_ROWS = 256
 WIDEST, WIDEST_TOKENS = 192, 100_000  # embed_dim for a text of so many tokens; its square grows with them
 WIDTH_STEP = 32
 BATCHES_PER_EPOCH = 8
@@ -97,58 +99,36 @@ class Fitted(NamedTuple):
     text: str
 
 
-def tokens_read(name: str, train: dict[str, Any], window: int, num_tokens: int) -> float:
-    """How many tokens a budget reads, whatever it is counted in; train: the fields of a TrainConfig."""
+def tokens_read(name: str, train: Mapping[str, Any], window: int, num_tokens: int) -> float:
+    """How many tokens a budget reads, whatever it is counted in, by the preset as it is; train: fields of a
+    TrainConfig."""
     if "minutes" in train:
-        read = 60 * train["minutes"] * PACE[name]
-        pace = REREAD_PACE * (SECOND_BLOCK_PACE if gets_second_block(name) else 1)
-        return min(read, max(pace * read, FEW_EPOCHS * num_tokens))
+        return 60 * train["minutes"] * PACE[name]
     if "sequences" in train:
         return train["sequences"] * window
     return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
 
 
-def gets_second_block(name: str) -> bool:
-    """Whether a preset has one block, and a second where a text is read often."""
-    return PRESETS[name]["model"].get("num_layers", 1) == 1
-
-
 def rows_for_pairs(name: str, num_tokens: int) -> int:
     """Rows of the table of pairs: the preset's, halved until the text has TOKENS_PER_PAIR for each."""
     rows = PRESETS[name]["model"]["pair_embeddings"]
-    while rows > 256 and rows * TOKENS_PER_PAIR > num_tokens:
+    while rows > FEWEST_ROWS and rows * TOKENS_PER_PAIR > num_tokens:
         rows //= 2
     return rows
 
 
-def fit(
-    name: str,
-    text: Text,
-    read: float,
-    stop_early: bool = True,
-    window: int | None = None,
-    batch_size: int | None = None,
-) -> Fitted:
-    """The recipe `name` for a text of which `read` tokens would be read.
-
-    stop_early: a text that would be read more than MOST_EPOCHS times is read that often. window, batch_size: as a user
-    chose them; None: as they fit the text.
-    """
-    preset = PRESETS[name]
-    epochs = read / text.num_tokens
-    summary = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+def fit(name: str, text: Text, own: Mapping[str, Mapping[str, Any]] | None = None) -> Fitted:
+    """The recipe `name` for a text. own: what a user chose, by section: budget, window, batch size and number of blocks
+    decide with the text; a text that the preset's own minutes would read more than MOST_EPOCHS times is read that
+    often."""
+    preset, own = PRESETS[name], own or {}
     reasons = {}
-    train = preset["train"]
-    if stop_early and read > MOST_EPOCHS * text.num_tokens:
-        epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
-        reasons["epochs"] = (
-            f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
-        )
-
+    window = own.get("batch", {}).get("window")
     if window is None:
         window = preset["batch"]["window"]
         while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
             window //= 2
+    batch_size = own.get("batch", {}).get("batch_size")
     if batch_size is None:
         batch_size = max(1, min(preset["batch"]["batch_size"], text.num_tokens // (BATCHES_PER_EPOCH * window)))
     reasons["window"] = reasons["batch_size"] = (
@@ -158,21 +138,39 @@ def fit(
     if text.num_tokens >= LONG_STORY * window * text.num_stories:
         batch["carry_state"] = True
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
+
+    train = preset["train"]
+    budget = {field: value for field, value in own.get("train", {}).items() if field in BUDGETS}
+    read = tokens_read(name, budget or train, window, text.num_tokens)
+    often = read > FEW_EPOCHS * text.num_tokens
+    second_block = often and preset["model"].get("num_layers", 1) == 1 and "num_layers" not in own.get("model", {})
+    if often and "minutes" in (budget or train):
+        read *= REREAD_PACE * (SECOND_BLOCK_PACE if second_block else 1)
+    epochs = read / text.num_tokens
+    summary = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+    if not budget and epochs > MOST_EPOCHS:
+        epochs, read, train = MOST_EPOCHS, MOST_EPOCHS * text.num_tokens, {"epochs": float(MOST_EPOCHS)}
+        reasons["epochs"] = (
+            f"instead of minutes {preset['train']['minutes']:g}: more epochs would learn the text by heart"
+        )
     steps = read / (batch_size * window)
 
     model: dict[str, Any] = {"dropout": 0.0, "pair_embeddings": rows_for_pairs(name, text.num_tokens)}
     optimizer = preset["optimizer"]
-    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row"
-    if epochs > FEW_EPOCHS:
+    reasons["pair_embeddings"] = f"{TOKENS_PER_PAIR} tokens of the text or more for each row, {FEWEST_ROWS} at least"
+    if often:
         doublings = math.log2(max(1.0, epochs / EPOCHS_WITHOUT_DROPOUT))
         model["dropout"] = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-        decay = round(min(MOST_DECAY, max(optimizer["weight_decay"], STEPS_TIMES_DECAY / steps)), 2)
+        least = optimizer["weight_decay"]
+        decay = round(min(MOST_DECAY, max(least, STEPS_TIMES_DECAY / steps)), 2)
         optimizer = {**optimizer, "learning_rate": REREAD_RATE, "weight_decay": decay}
-        if gets_second_block(name):
-            model |= {"num_layers": 2, "attention": "last"}
-            reasons["num_layers"] = reasons["attention"] = f"a second block pays in more than {FEW_EPOCHS} epochs"
         reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
-        reasons["weight_decay"] = f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at most {MOST_DECAY:g}"
+        reasons["weight_decay"] = (
+            f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
+        )
+    if second_block:
+        model |= {"num_layers": 2, "attention": "last"}
+        reasons["num_layers"] = reasons["attention"] = f"a second block pays in more than {FEW_EPOCHS} epochs"
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
         f" at most {MOST_DROPOUT:g}"

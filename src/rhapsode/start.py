@@ -10,7 +10,7 @@ from typing import Any
 from rhapsode import storyworld
 from rhapsode.configs import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
-from rhapsode.presets import PRESETS, Text, fit, tokens_read
+from rhapsode.presets import PRESETS, Text, fit
 from rhapsode.progress import say
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
@@ -19,7 +19,7 @@ from rhapsode.sources.generated import GeneratedSource, is_generated
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.train import BUDGETS, OptimizerConfig, TrainConfig
+from rhapsode.train import OptimizerConfig, TrainConfig
 from rhapsode.train.plan import first_plan
 
 HELD_OUT = 0.05
@@ -74,13 +74,7 @@ def begin(request: Request, out: Path) -> Ready:
     Raises ValueError or OSError with one line before anything is written to `out`.
     """
     check_free(out)
-    sections = sections_of(request)
-    build(ModelConfig, {**sections["model"], "vocab_size": 1})  # a wrong field is told before the data are read
-    build(OptimizerConfig, sections["optimizer"])
-    build(BatchConfig, sections["batch"])
-    training = build(TrainConfig, sections["train"])
-    data = open_data(request, training.seed)
-    sections, reasons = fitted(request, data.train)
+    data, sections, reasons = fitted(request)
     say(f"{reasons[0]}; --explain-preset tells what follows from that")
     optimizer = build(OptimizerConfig, sections["optimizer"])
     training = build(TrainConfig, sections["train"])
@@ -190,38 +184,36 @@ def preset_of(request: Request) -> str:
     return preset
 
 
-def fitted(request: Request, store: TokenStore) -> tuple[Sections, list[str]]:
-    """The fields of all configs with the preset fitted to a text, and what and why in lines."""
-    name, asked, own = preset_of(request), sections_of(request), sections_of(request, {})
-    build(BatchConfig, asked["batch"])  # a window of 0, say, fits nothing
-    read = tokens_read(name, asked["train"], asked["batch"]["window"], store.num_tokens)
-    text = Text(store.num_tokens, store.num_stories)
-    recipe = fit(
-        name,
-        text,
-        read,
-        stop_early=not any(budget in own["train"] for budget in BUDGETS),
-        window=own["batch"].get("window"),
-        batch_size=own["batch"].get("batch_size"),
-    )
-    sections = sections_of(request, recipe.sections)
+def fitted(request: Request) -> tuple[Data, Sections, list[str]]:
+    """The request's data, the fields of all configs with the preset fitted to them, and what and why in lines.
+
+    Raises ValueError or OSError with one line; a wrong field is told before the data are read.
+    """
+    name, own = preset_of(request), own_sections(request)
+    sections = merge(PRESETS[name], own)
+    build(ModelConfig, {**sections["model"], "vocab_size": 1})
+    build(OptimizerConfig, sections["optimizer"])
+    build(BatchConfig, sections["batch"])
+    training = build(TrainConfig, sections["train"])
+    data = open_data(request, training.seed)
+    recipe = fit(name, Text(data.train.num_tokens, data.train.num_stories), own)
+    sections = merge(recipe.sections, own)
     lines = [recipe.text]
     for section, fields in sections.items():
         for key, value in fields.items():
             why = "as asked for" if key in own[section] else recipe.reasons.get(key, f"as in {name}")
             lines.append(f"{key} {value}: {why}")
-    return sections, lines
+    return data, sections, lines
 
 
-def sections_of(request: Request, recipe: Sections | None = None) -> Sections:
-    """The fields of all configs: recipe (None: the preset as it stands), then the TOML file, flags, and --set."""
+def own_sections(request: Request) -> Sections:
+    """The fields that a user chose: the TOML file, then flags, then --set."""
     own = read_toml(Path(request.config)) if request.config else {}
     if len(request.budget) > 1:
         names = " and ".join(f"--{name}" for name in request.budget)
         raise ValueError(f"a budget is one of minutes, tokens, sequences, epochs; got {names}")
     flags = {**request.budget, **({} if request.seed is None else {"seed": request.seed})}
-    own = lay(lay(own, {"train": flags}), read_assignments(request.assignments))
-    return merge(PRESETS[preset_of(request)] if recipe is None else recipe, own)
+    return lay(lay(own, {"train": flags}), read_assignments(request.assignments))
 
 
 def tokenizer_of(request: Request, source: Source) -> Tokenizer:
