@@ -143,6 +143,7 @@ def fit(name: str, text: Text, own: Mapping[str, Mapping[str, Any]] | None = Non
     budget = {field: value for field, value in own.get("train", {}).items() if field in BUDGETS}
     read = tokens_read(name, budget or train, window, text.num_tokens)
     often = read > FEW_EPOCHS * text.num_tokens
+    many = f"in more than {FEW_EPOCHS} epochs ({read / text.num_tokens:,.1f} at the pace of {name} as it stands)"
     second_block = often and preset["model"].get("num_layers", 1) == 1 and "num_layers" not in own.get("model", {})
     if often and "minutes" in (budget or train):
         read *= REREAD_PACE * (SECOND_BLOCK_PACE if second_block else 1)
@@ -164,13 +165,13 @@ def fit(name: str, text: Text, own: Mapping[str, Mapping[str, Any]] | None = Non
         least = optimizer["weight_decay"]
         decay = round(min(MOST_DECAY, max(least, STEPS_TIMES_DECAY / steps)), 2)
         optimizer = {**optimizer, "learning_rate": REREAD_RATE, "weight_decay": decay}
-        reasons["learning_rate"] = f"in more than {FEW_EPOCHS} epochs a higher rate learns the text by heart"
+        reasons["learning_rate"] = f"{many} a higher rate learns the text by heart"
         reasons["weight_decay"] = (
             f"{STEPS_TIMES_DECAY} over some {steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
         )
     if second_block:
         model |= {"num_layers": 2, "attention": "last"}
-        reasons["num_layers"] = reasons["attention"] = f"a second block pays in more than {FEW_EPOCHS} epochs"
+        reasons["num_layers"] = reasons["attention"] = f"{many} a second block pays"
     reasons["dropout"] = (
         f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT},"
         f" at most {MOST_DROPOUT:g}"
