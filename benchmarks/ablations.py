@@ -2,27 +2,31 @@
 
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       minute: 70 minutes
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --alone --only "no feed-forward part"
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --bytes 300000 --only "one block" "no dropout"
 
 Two train at once, with half of the cores each, for twice the minutes of the preset; --alone, one with all cores for its
-minutes, and the runs of the recipe itself are those of quality.py. Bits per UTF-8 byte over all stories of VALID.
-Writes benchmarks/results/ablations-PRESET.json after each run; what it has already, by the same recipe, is not run
-again without --again. Prints the table of docs/presets.md.
+minutes, and the runs of the recipe itself are those of quality.py. --bytes: the recipe as it is fitted to the first
+stories of TRAIN, a text that is read often, in a tokenizer trained on them. Bits per UTF-8 byte over all stories of
+VALID. Writes benchmarks/results/ablations-PRESET[-BYTES].json after each run; what it has already, by the same recipe,
+is not run again without --again. Prints the table of docs/presets.md.
 """
 
 import argparse
 import math
 import statistics
+import tempfile
 from concurrent.futures import as_completed
+from pathlib import Path
 from typing import Any
 
 import torch
 from pool import at_once
-from quality import ours, record, same_recipe, tinystories
+from quality import ours, record, same_recipe, share, tinystories
 from report import about, over_seeds, read, write
 
 import rhapsode.model
 from rhapsode.configs import merge
-from rhapsode.presets import PRESETS
+from rhapsode.presets import PRESETS, Text, fit
 from rhapsode.progress import say
 
 KEY = ("name", "seed", "threads", "minutes")  # of a run; a new one takes the place of one with the same
@@ -37,6 +41,8 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "four heads": {"model": {"num_heads": 4, "key_dim": 16, "value_dim": 32}},
     "no feed-forward part": {"model": {"feed_forward": 0}},
     "a feed-forward part": {"model": {"feed_forward": 2}},
+    "no dropout": {"model": {"dropout": 0.0}},
+    "one block": {"model": {"num_layers": 1}},
     "two blocks": {"model": {"num_layers": 2}},
     "two blocks, attention in the last": {"model": {"num_layers": 2, "attention": "last"}},
     "tanh for relu": {"model": {"activation": "tanh"}},
@@ -44,7 +50,9 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "head tied to the embedding": {"model": {"tie_embeddings": True}},
     "AdamW for the matrices too, at 2e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 2e-3}},
     "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
+    "AdamW at 0.02 beside Muon": {"optimizer": {"learning_rate": 0.02}},
     "Muon at 0.04": {"optimizer": {"matrix_learning_rate": 0.04}},
+    "weight decay of 0.1": {"optimizer": {"weight_decay": 0.1}},
     "no weight decay": {"optimizer": {"weight_decay": 0.0}},
     "cosine for linear decay": {"optimizer": {"decay": "cosine"}},
     "batches of 16": {"batch": {"batch_size": 16}},
@@ -67,11 +75,11 @@ def trained(files: list[str], sections: dict[str, Any], key: dict[str, Any]) -> 
     return {**found, **record(data, result)}
 
 
-def current(run: dict[str, Any], preset: str, threads: int, minutes: float) -> bool:
-    """Whether a run was made under these conditions, and of the preset as it is now with its one change."""
+def current(run: dict[str, Any], recipe: dict[str, Any], threads: int, minutes: float) -> bool:
+    """Whether a run was made under these conditions, and of the recipe with its one change."""
     if (run["threads"], run["minutes"]) != (threads, minutes) or run["name"] not in CHANGES:
         return False
-    return same_recipe(run["recipe"], merge(PRESETS[preset], CHANGES[run["name"]]))
+    return same_recipe(run["recipe"], merge(recipe, CHANGES[run["name"]]))
 
 
 def recipe_alone(preset: str, threads: int) -> list[dict[str, Any]]:
@@ -79,7 +87,7 @@ def recipe_alone(preset: str, threads: int) -> list[dict[str, Any]]:
     minutes = PRESETS[preset]["train"]["minutes"]
     runs = read(f"quality-tinystories-{minutes:g}").get("runs", [])
     runs = [{**run, "name": RECIPE, "minutes": minutes} for run in runs if run["preset"] == preset]
-    return [run for run in runs if current(run, preset, threads, minutes)]
+    return [run for run in runs if current(run, PRESETS[preset], threads, minutes)]
 
 
 def main() -> None:
@@ -87,47 +95,54 @@ def main() -> None:
     parser.add_argument("files", nargs=2)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="minute")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="names of those to run beside the recipe"
-    )
+    only = "names of those to run beside the recipe"
+    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=only)
     parser.add_argument("--alone", action="store_true", help="one at a time, with all cores")
+    parser.add_argument("--bytes", type=int, help="train on so much of TRAIN, the preset fitted to it")
     parser.add_argument("--again", action="store_true", help="run also what the results have already")
     arguments = parser.parse_args()
-    name, preset = f"ablations-{arguments.preset}", PRESETS[arguments.preset]
     workers = 1 if arguments.alone else 2
     threads = max(1, torch.get_num_threads() // workers)
-    minutes = workers * preset["train"]["minutes"]
-    changes = arguments.only or [
-        name for name, change in CHANGES.items() if not change or not same_recipe(merge(preset, change), preset)
-    ]
+    minutes = PRESETS[arguments.preset]["train"]["minutes"]
     baseline = []
     if arguments.alone:
+        if arguments.bytes:
+            parser.error("--alone is for the preset as it stands, --bytes for one that is fitted")
+        if arguments.only == [RECIPE]:
+            parser.error("--alone takes the runs of the recipe from quality.py; name a change")
         baseline = recipe_alone(arguments.preset, threads)
         if not baseline:
             parser.error(f"--alone needs the runs of {arguments.preset} itself, and quality.py has none yet")
-        if arguments.only == [RECIPE]:
-            parser.error("--alone takes the runs of the recipe from quality.py; name a change")
+    with tempfile.TemporaryDirectory() as folder:
+        name, recipe, files = f"ablations-{arguments.preset}", PRESETS[arguments.preset], arguments.files
+        if arguments.bytes:
+            name, files = f"{name}-{arguments.bytes}", [str(share(files[0], arguments.bytes, Path(folder))), files[1]]
+        text = tinystories(*files).train  # now, so that all find the token store
+        if arguments.bytes:
+            own = {"train": {"minutes": minutes}}
+            recipe = fit(arguments.preset, Text(text.num_tokens, text.num_stories), own).sections
+        changes = arguments.only or [
+            name for name, change in CHANGES.items() if not change or not same_recipe(merge(recipe, change), recipe)
+        ]
         changes = [change for change in changes if change != RECIPE]
-    elif RECIPE not in changes:
-        changes = [RECIPE, *changes]
-    kept = read(name).get("runs", [])
-    there = [run for run in kept if current(run, arguments.preset, threads, minutes)]
-    wanted = [
-        dict(zip(KEY, (change, seed, threads, minutes), strict=True))
-        for seed in range(arguments.seeds)
-        for change in changes
-        if arguments.again or not any((run["name"], run["seed"]) == (change, seed) for run in there)
-    ]
-    tinystories(*arguments.files)  # so that all find the token store
-    with at_once(workers) as pool:
-        futures = [pool.submit(trained, arguments.files, merge(preset, CHANGES[key["name"]]), key) for key in wanted]
-        for future in as_completed(futures):
-            found = future.result()
-            say(f"{found['name']}, seed {found['seed']}: {found['value']}")
-            kept = [run for run in kept if any(run[field] != found[field] for field in KEY)] + [found]
-            write(name, {"preset": arguments.preset, "runs": kept})
-    runs = baseline + [run for run in kept if current(run, arguments.preset, threads, minutes)]
-    print_table(runs)
+        if not arguments.alone:
+            changes = [RECIPE, *changes]
+        kept = read(name).get("runs", [])
+        there = [run for run in kept if current(run, recipe, threads, workers * minutes)]
+        wanted = [
+            dict(zip(KEY, (change, seed, threads, workers * minutes), strict=True))
+            for seed in range(arguments.seeds)
+            for change in changes
+            if arguments.again or not any((run["name"], run["seed"]) == (change, seed) for run in there)
+        ]
+        with at_once(workers) as pool:
+            futures = [pool.submit(trained, files, merge(recipe, CHANGES[key["name"]]), key) for key in wanted]
+            for future in as_completed(futures):
+                found = future.result()
+                say(f"{found['name']}, seed {found['seed']}: {found['value']}")
+                kept = [run for run in kept if any(run[field] != found[field] for field in KEY)] + [found]
+                write(name, {"preset": arguments.preset, "bytes": arguments.bytes, "runs": kept})
+    print_table(baseline + [run for run in kept if current(run, recipe, threads, workers * minutes)])
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:

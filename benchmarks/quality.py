@@ -17,6 +17,7 @@ cosine to a twentieth of the peak), nn.LSTM of about as many parameters, and the
 """
 
 import argparse
+import json
 import math
 import statistics
 import tempfile
@@ -139,6 +140,20 @@ def tinystories(train_file: str, valid_file: str) -> Data:
     tokenizer = tokenizer_for(source, "bpe", 1024)
     valid = prepare(open_source([valid_file]), tokenizer)
     return Data("tinystories", tokenizer, prepare(source, tokenizer), valid, valid.num_bytes)
+
+
+def share(file: str, size: int, folder: Path) -> Path:
+    """A file with the first stories of a JSONL file, `size` bytes of text or a little less."""
+    path = folder / f"{size}.jsonl"
+    taken, lines = 0, []
+    with open(file, encoding="utf-8") as stream:
+        for line in stream:
+            taken += len(json.loads(line)["text"].encode())
+            if taken > size:
+                break
+            lines.append(line)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def shakespeare(file: str, folder: Path) -> Data:

@@ -12,7 +12,6 @@ The law: bits(D) = floor + (D_0 / D)^b, for D bytes of text and the best of the 
 """
 
 import argparse
-import json
 import math
 import tempfile
 from concurrent.futures import as_completed
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pool import at_once
-from quality import Data, ours, record, same_recipe
+from quality import Data, ours, record, same_recipe, share
 from report import FIGURES, about, panels, read, save_figure, write
 
 from rhapsode.configs import merge
@@ -83,20 +82,6 @@ def grid() -> list[Setting]:
         middle[1]._replace(pairs=False),
         *(Setting(larger, epochs) for epochs in (2.5, 5.0)),
     ]
-
-
-def share(file: str, size: int, folder: Path) -> Path:
-    """A file with the first stories of a JSONL file, `size` bytes of text or a little less."""
-    path = folder / f"{size}.jsonl"
-    taken, lines = 0, []
-    with open(file, encoding="utf-8") as stream:
-        for line in stream:
-            taken += len(json.loads(line)["text"].encode())
-            if taken > size:
-                break
-            lines.append(line)
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
 
 
 def recipe(setting: Setting, num_tokens: int) -> dict[str, dict[str, Any]]:

@@ -44,11 +44,11 @@ def test_an_ablation_counts_for_its_recipe_threads_and_minutes() -> None:
     preset = PRESETS["coffee"]
     no_part = merge(preset, ablations.CHANGES["no feed-forward part"])
     run: dict[str, Any] = {"name": "no feed-forward part", "seed": 0, "threads": 2, "minutes": 10.0, "recipe": no_part}
-    assert ablations.current(run, "coffee", 2, 10.0)
-    assert not ablations.current(run, "coffee", 1, 10.0)
-    assert not ablations.current(run, "coffee", 2, 2.0)
-    assert not ablations.current({**run, "recipe": preset}, "coffee", 2, 10.0)
-    assert not ablations.current({**run, "name": "an ablation of old"}, "coffee", 2, 10.0)
+    assert ablations.current(run, preset, 2, 10.0)
+    assert not ablations.current(run, preset, 1, 10.0)
+    assert not ablations.current(run, preset, 2, 2.0)
+    assert not ablations.current({**run, "recipe": preset}, preset, 2, 10.0)
+    assert not ablations.current({**run, "name": "an ablation of old"}, preset, 2, 10.0)
 
 
 def test_ablations_of_a_preset_alone_say_what_they_lack(
