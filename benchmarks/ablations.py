@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from pool import at_once
-from quality import ours, record, same_recipe, share, tinystories
+from quality import ours, recipe_for, record, same_recipe, share, tinystories
 from report import about, over_seeds, read, write
 
 import rhapsode.model
 from rhapsode.configs import merge
-from rhapsode.presets import PRESETS, Text, fit
+from rhapsode.presets import PRESETS
 from rhapsode.progress import say
 
 KEY = ("name", "seed", "threads", "minutes")  # of a run; a new one takes the place of one with the same
@@ -117,10 +117,9 @@ def main() -> None:
         name, recipe, files = f"ablations-{arguments.preset}", PRESETS[arguments.preset], arguments.files
         if arguments.bytes:
             name, files = f"{name}-{arguments.bytes}", [str(share(files[0], arguments.bytes, Path(folder))), files[1]]
-        text = tinystories(*files).train  # now, so that all find the token store
+        data = tinystories(*files)  # now, so that all find the token store
         if arguments.bytes:
-            own = {"train": {"minutes": minutes}}
-            recipe = fit(arguments.preset, Text(text.num_tokens, text.num_stories), own).sections
+            recipe = recipe_for(data, arguments.preset, minutes)
         changes = arguments.only or [
             name for name, change in CHANGES.items() if not change or not same_recipe(merge(recipe, change), recipe)
         ]

@@ -121,14 +121,15 @@ def fit(name: str, text: Text, own: Mapping[str, Mapping[str, Any]] | None = Non
     """The recipe `name` for a text. own: what a user chose, by section: budget, window, batch size and number of blocks
     decide with the text; a text that the preset's own minutes would read more than MOST_EPOCHS times is read that
     often."""
-    preset, own = PRESETS[name], own or {}
+    preset = PRESETS[name]
+    chosen = {section: (own or {}).get(section, {}) for section in preset}
     reasons = {}
-    window = own.get("batch", {}).get("window")
+    window = chosen["batch"].get("window")
     if window is None:
         window = preset["batch"]["window"]
         while window > 16 and BATCHES_PER_EPOCH * window > text.num_tokens:
             window //= 2
-    batch_size = own.get("batch", {}).get("batch_size")
+    batch_size = chosen["batch"].get("batch_size")
     if batch_size is None:
         batch_size = max(1, min(preset["batch"]["batch_size"], text.num_tokens // (BATCHES_PER_EPOCH * window)))
     reasons["window"] = reasons["batch_size"] = (
@@ -140,11 +141,11 @@ def fit(name: str, text: Text, own: Mapping[str, Mapping[str, Any]] | None = Non
         reasons["carry_state"] = f"stories are {LONG_STORY} windows long or more"
 
     train = preset["train"]
-    budget = {field: value for field, value in own.get("train", {}).items() if field in BUDGETS}
+    budget = {field: value for field, value in chosen["train"].items() if field in BUDGETS}
     read = tokens_read(name, budget or train, window, text.num_tokens)
     often = read > FEW_EPOCHS * text.num_tokens
     many = f"in more than {FEW_EPOCHS} epochs ({read / text.num_tokens:,.1f} at the pace of {name} as it stands)"
-    second_block = often and preset["model"].get("num_layers", 1) == 1 and "num_layers" not in own.get("model", {})
+    second_block = often and preset["model"].get("num_layers", 1) == 1 and "num_layers" not in chosen["model"]
     if often and "minutes" in (budget or train):
         read *= REREAD_PACE * (SECOND_BLOCK_PACE if second_block else 1)
     epochs = read / text.num_tokens
