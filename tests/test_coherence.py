@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from rhapsode import coherence, evaluate, storyworld
-from rhapsode.model import BlockState, Cache, LanguageModel, ModelConfig, State, build_model
+from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.sources import open_source
+from rhapsode.state import BlockState, Cache, State
 from rhapsode.storyworld import Accuracy, Story
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare
@@ -122,8 +123,8 @@ class Knowing(LanguageModel):
         self.vocab_size = vocab_size
         self.embeddings = nn.Embedding(1, 1)
 
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return x, torch.eye(self.vocab_size), None
+    def logits(self, x: Tensor) -> Tensor:
+        return x
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         B, T = tokens.shape

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rhapsode.model import RNN, LanguageModel, ModelConfig, SelfAttention, attend, build_model, in_a_row
+from rhapsode.kernels import form
+from rhapsode.kernels.attention import attend
+from rhapsode.model import RNN, LanguageModel, ModelConfig, SelfAttention, build_model
 from rhapsode.tokens import IGNORED
 
 PLAIN = ModelConfig(vocab_size=23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
@@ -40,7 +42,8 @@ def test_a_cut_changes_nothing(config: ModelConfig, cut: int) -> None:
         torch.testing.assert_close(ours.hidden, theirs.hidden, rtol=0, atol=1e-12)
         assert (ours.cache is None) == (theirs.cache is None)
         if ours.cache is not None and theirs.cache is not None:
-            torch.testing.assert_close(ours.cache, theirs.cache, rtol=0, atol=1e-12)
+            torch.testing.assert_close(ours.cache.keys, theirs.cache.keys, rtol=0, atol=1e-12)
+            torch.testing.assert_close(ours.cache.values, theirs.cache.values, rtol=0, atol=1e-12)
     upstream = torch.randn_like(whole)
     parameters = list(model.parameters())
     for ours, theirs in zip(
@@ -79,8 +82,8 @@ def test_the_loss_is_cross_entropy(
     config: ModelConfig, reduction: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Value and gradients, with targets that are left out, and chunks that are left out or counted twice."""
-    monkeypatch.setattr("rhapsode.model.CHUNK_LOGITS", rows * config.vocab_size)
-    monkeypatch.setattr("rhapsode.model.FEWEST_CHUNK_ROWS", 1)
+    monkeypatch.setattr("rhapsode.kernels.loss.CHUNK_LOGITS", rows * config.vocab_size)
+    monkeypatch.setattr("rhapsode.kernels.loss.FEWEST_CHUNK_ROWS", 1)
     model, tokens = made(config, T=10)
     targets = tokens[:, 1:].clone()
     targets[0, :4] = IGNORED
@@ -96,23 +99,6 @@ def test_the_loss_is_cross_entropy(
     ours, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("rows", [3, 4], ids=["one after the other", "composed"])
-def test_linear_maps_in_a_row(rows: int) -> None:
-    """Oracle: one applied after the other; a lost bias, or a composition the wrong way round, would show."""
-    torch.manual_seed(0)
-    first, then = nn.Linear(4, 7, dtype=torch.float64), nn.Linear(7, 5, dtype=torch.float64)
-    x = torch.randn(1, rows, 4, dtype=torch.float64, requires_grad=True)
-    parameters = (x, *first.parameters(), *then.parameters())
-    expected, composed = then(first(x)), in_a_row(x, first, then.weight, then.bias)
-    assert composed[1].shape == ((5, 4) if rows == 4 else (5, 7))
-    value = F.linear(*composed)
-    upstream = torch.randn_like(value)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(value, parameters, upstream), torch.autograd.grad(expected, parameters, upstream)
-    )
 
 
 def test_attention_equals_pytorch_multihead_attention() -> None:
@@ -164,6 +150,74 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
 def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(vocab_size=10, **fields)
+
+
+def test_an_activation_that_the_kernel_does_not_know_is_an_error() -> None:
+    """Would catch a Sigmoid that computes relu without a word."""
+    model, tokens = made(PLAIN)
+    for activation, refused in ((nn.Tanh(), False), (nn.Sigmoid(), True), (nn.LeakyReLU(), True)):
+        model.rnn.cell.activation = activation  # type: ignore[union-attr, assignment]
+        for call in (lambda: model(tokens), lambda: model.loss(tokens, tokens)):
+            if refused:
+                with pytest.raises(ValueError, match=f"must be ReLU or Tanh, got {type(activation).__name__}"):
+                    call()
+            else:
+                call()
+
+
+@CONFIGS
+def test_plain_kernels_compute_the_same(config: ModelConfig) -> None:
+    """Loss, state and gradients of the plain form of all kernels; would catch one that is left fast."""
+    model, tokens = made(config)
+    results = []
+    for kind in ("fast", "plain"):
+        with form(kind):
+            loss, state = model.loss(tokens[:, :-1], tokens[:, 1:])
+            gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=kind == "plain")
+        results.append([loss, *state.tensors().values(), *gradients])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-11)
+
+
+@CONFIGS
+def test_plain_kernels_can_be_exported(config: ModelConfig) -> None:
+    """What export and graph capture need: no hand-written gradient in the way."""
+    model, tokens = made(config)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.model(tokens)[0]
+
+    with form("plain"), torch.no_grad():
+        program = torch.export.export(Logits().eval(), (tokens,), strict=False)
+        torch.testing.assert_close(program.module()(tokens), model.eval()(tokens)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_loss_where_pytorch_has_none_of_its_own(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients with `linear_cross_entropy` taken away, as in PyTorch before 2.13."""
+    monkeypatch.setattr("rhapsode.kernels.loss.CHUNK_LOGITS", 5 * PLAIN.vocab_size)
+    monkeypatch.setattr("rhapsode.kernels.loss.FEWEST_CHUNK_ROWS", 1)
+    model, tokens = made(PLAIN, T=10)
+    targets = tokens[:, 1:].clone()
+    targets[0, :4] = IGNORED
+    logits = model(tokens[:, :-1])[0].flatten(0, 1)
+    plain = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    monkeypatch.delattr(nn, "LinearCrossEntropyOptions", raising=False)
+    loss, _ = model.loss(tokens[:, :-1], targets, reduction=reduction)
+    torch.testing.assert_close(loss.flatten(), plain.flatten(), rtol=1e-12, atol=0)
+    parameters = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(each.sum(), parameters) for each in (loss, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_unknown_form_of_kernels() -> None:
+    with pytest.raises(ValueError, match="one of fast, plain, got 'quick'"), form("quick"):
+        pass
 
 
 def test_a_fresh_stacked_model_remembers_and_a_plain_one_is_pytorchs() -> None:

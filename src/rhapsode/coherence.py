@@ -19,13 +19,13 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from rhapsode import storyworld
 from rhapsode.atomic import replacing
 from rhapsode.evaluate import bits_per_byte
-from rhapsode.model import LanguageModel, State
+from rhapsode.model import LanguageModel
 from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.state import State
 from rhapsode.storyworld import Accuracy, GeneratedReport, Story
 from rhapsode.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ def _score(
 ) -> list[float]:
     """Log-probabilities of continuations, each after the prefix whose features x (B, width) and state its row has."""
     device = x.device
-    first = F.linear(*model.scores(x[torch.tensor(rows, device=device)])).double().log_softmax(-1)  # (continuations, V)
+    first = model.logits(x[torch.tensor(rows, device=device)]).double().log_softmax(-1)  # (continuations, V)
     scores = first[torch.arange(len(rows)), [ids[0] for ids in continuations]].tolist()
     alike: dict[int, list[int]] = {}  # those with 1 to 2, 3 to 8, 9 to 32, ... ids to read: little padding, few calls
     for i, ids in enumerate(continuations):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rhapsode.model import LanguageModel, State
+from rhapsode.model import LanguageModel
+from rhapsode.state import State
 from rhapsode.tokens import IGNORED, TokenStore
 
 CHUNK = 512  # tokens of a row that are scored at once

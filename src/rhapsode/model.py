@@ -17,32 +17,27 @@ One call serves training, evaluation, sampling and serving: `logits, state = mod
 sequence anywhere and going on from the state gives what the uncut call gives: logits, final state and gradients.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.fused import rms_norm, squared_relu
-from rhapsode.recurrence import ACTIVATIONS, recurrence
+from rhapsode.fold import Affine, fold_plain, side_by_side
+from rhapsode.kernels.attention import attend
+from rhapsode.kernels.loss import linear_cross_entropy
+from rhapsode.kernels.norm import RMSNorm, SquaredReLU
+from rhapsode.kernels.recurrence import ACTIVATIONS, recurrence
+from rhapsode.state import BlockState, Cache, State
 
-CHUNK_LOGITS = 2**19  # that exist at once in the loss: 2 MB in float32, small enough to stay in a cache
-FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix products run below the machine's rate
 KEPT = 0.9  # of its hidden state, what a fresh stacked model keeps from step to step
 
+SIZES = ("embed_dim", "hidden_dim", "key_dim", "value_dim", "num_layers", "num_heads")
 # The fields of a config that the plain model does not have.
 STACKED_ONLY = (
-    "num_layers",
-    "num_heads",
-    "attention",
-    "gate",
-    "feed_forward",
-    "dropout",
-    "tie_embeddings",
-    "pair_embeddings",
+    *("num_layers", "num_heads", "attention", "gate"),
+    *("feed_forward", "dropout", "tie_embeddings", "pair_embeddings"),
 )
 
 
@@ -73,15 +68,7 @@ class ModelConfig:
     pair_embeddings: int = 0
 
     def __post_init__(self) -> None:
-        for field in (
-            "vocab_size",
-            "embed_dim",
-            "hidden_dim",
-            "key_dim",
-            "value_dim",
-            "num_layers",
-            "num_heads",
-        ):
+        for field in ("vocab_size", *SIZES):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         for field, allowed in (
@@ -100,65 +87,6 @@ class ModelConfig:
             for field in STACKED_ONLY:
                 if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
                     raise ValueError(f"{field} = {getattr(self, field)!r} needs kind = 'stacked'")
-
-
-class Cache(NamedTuple):
-    """What attention has seen: keys (B, N, S, key_dim) and values (B, N, S, value_dim), heads side by side."""
-
-    keys: Tensor
-    values: Tensor
-
-
-class BlockState(NamedTuple):
-    """One block's memory: the last hidden state (B, H), and the attention cache where the block attends."""
-
-    hidden: Tensor
-    cache: Cache | None
-
-
-class State(NamedTuple):
-    """A model's whole memory of the tokens so far: one entry per block, and the last token (B,) where pairs are
-    embedded. A value, never changed in place.
-    """
-
-    blocks: tuple[BlockState, ...]
-    token: Tensor | None = None
-
-    def recent(self, tokens: int) -> "State":
-        """The same hidden states, with attention caches of at most the last `tokens` tokens."""
-        cut = (
-            BlockState(hidden, cache and Cache(*(part[:, :, max(0, part.shape[2] - tokens) :] for part in cache)))
-            for hidden, cache in self.blocks
-        )
-        return self._replace(blocks=tuple(cut))
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> "State":
-        """The state with a change made to each of its tensors: detached, say, or moved to a device."""
-        return State.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
-
-    def rows(self, rows: "slice | Tensor | Sequence[int]") -> "State":
-        """The state of some rows of the batch."""
-        return self.apply(lambda tensor: tensor[rows])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: `0/hidden`, `0/keys`, `0/values`, ..., and `token`."""
-        named = {} if self.token is None else {"token": self.token}
-        for i, (hidden, cache) in enumerate(self.blocks):
-            parts = {"hidden": hidden, **(cache._asdict() if cache else {})}
-            named |= {f"{i}/{name}": tensor for name, tensor in parts.items()}
-        return named
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "State":
-        """The state that `tensors` took apart."""
-        blocks = tuple(
-            BlockState(
-                tensors[f"{i}/hidden"],
-                Cache(tensors[f"{i}/keys"], tensors[f"{i}/values"]) if f"{i}/keys" in tensors else None,
-            )
-            for i in range(sum(name.endswith("/hidden") for name in tensors))
-        )
-        return cls(blocks, tensors.get("token"))
 
 
 class RNNCell(nn.Module):
@@ -181,17 +109,10 @@ class RNN(nn.Module):
     With gate=True the hidden state is multiplied by silu(W_g i_t + b_g) before the projection.
     """
 
-    def __init__(
-        self,
-        input_dim: int,
-        hidden_dim: int,
-        output_dim: int | None = None,
-        activation: str = "relu",
-        gate: bool = False,
-    ) -> None:
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, activation: str, gate: bool = False) -> None:
         super().__init__()
         self.cell = RNNCell(input_dim, hidden_dim, activation)
-        self.out = nn.Linear(hidden_dim, output_dim or hidden_dim)
+        self.out = nn.Linear(hidden_dim, output_dim)
         self.gate = nn.Linear(input_dim, hidden_dim) if gate else None
 
     def forward(self, sequence: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -211,8 +132,15 @@ class RNN(nn.Module):
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
         """Projected inputs x (T, B, H), whose memory the hidden states take -> hidden states (T, B, H)."""
-        activation = "tanh" if isinstance(self.cell.activation, nn.Tanh) else "relu"
-        return recurrence(x, self.cell.h2h.weight, initial, activation, overwrite=True)
+        return recurrence(x, self.cell.h2h.weight, initial, activation_of(self.cell), overwrite=True)
+
+
+def activation_of(cell: RNNCell) -> str:
+    """The name of a cell's activation; ValueError for one that the recurrence does not compute."""
+    name = {nn.ReLU: "relu", nn.Tanh: "tanh"}.get(type(cell.activation))
+    if name is None:
+        raise ValueError(f"the activation must be ReLU or Tanh, got {type(cell.activation).__name__}")
+    return name
 
 
 class SelfAttention(nn.Module):
@@ -226,31 +154,10 @@ class SelfAttention(nn.Module):
         self.value_transform = nn.Linear(hidden_dim, num_heads * value_dim)
         self.output_transform = nn.Linear(num_heads * value_dim, hidden_dim)
 
-    def project(self, y: Tensor, before: nn.Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim).
-
-        before: a linear map that y has still to go through.
-        """
-        y = y.contiguous()  # one copy: attention kernels are slow on rows that lie B apart, as the recurrence left them
-        transforms = (self.query_transform, self.key_transform, self.value_transform)
-        if torch.is_grad_enabled():
-            # Joined, their gradient to y is one product; while decoding, joining would cost more than the products.
-            weight = torch.cat([transform.weight for transform in transforms])
-            bias = torch.cat([transform.bias for transform in transforms])
-            if before is not None:
-                y, weight, bias = in_a_row(y, before, weight, bias)
-            parts = F.linear(y, weight, bias).split([transform.out_features for transform in transforms], dim=-1)
-        else:
-            y = y if before is None else before(y)
-            parts = tuple(transform(y) for transform in transforms)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        return q, k, v
-
-    def look(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """The heads' outputs side by side (B, T, N value_dim), and the cache with these T tokens added."""
-        if cache is not None:
-            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
-        return attend(q, k, v).transpose(1, 2).flatten(2), Cache(k, v)
+    @property
+    def transforms(self) -> Sequence[nn.Linear]:
+        """From y to queries, to keys, to values."""
+        return (self.query_transform, self.key_transform, self.value_transform)
 
     def forward(self, y: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """y (B, T, hidden_dim) attends to itself and to what is in the cache.
@@ -260,35 +167,25 @@ class SelfAttention(nn.Module):
         a, cache = self.look(*self.project(y), cache)
         return self.output_transform(a), cache
 
+    def project(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """y (B, T, hidden_dim) -> queries, keys (B, N, T, key_dim) and values (B, N, T, value_dim)."""
+        y = y.contiguous()  # one copy: attention kernels are slow on rows that lie B apart, as the recurrence left them
+        if torch.is_grad_enabled():  # one product, whose gradient to y is one too; elsewhere joining costs more
+            sizes = [transform.out_features for transform in self.transforms]
+            parts: Sequence[Tensor] = F.linear(y, *side_by_side(self.transforms)).split(sizes, dim=-1)
+        else:
+            parts = [transform(y) for transform in self.transforms]
+        q, k, v = map(self.heads, parts)
+        return q, k, v
 
-def in_a_row(x: Tensor, first: nn.Linear, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, weight, bias) of a linear map equal to `first` on x (..., in), then weight (out, mid) and bias (out,).
+    def heads(self, part: Tensor) -> Tensor:
+        """(B, T, N size), heads side by side -> (B, N, T, size)."""
+        return part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    W_2 (W_1 x + b_1) + b_2 = (W_2 W_1) x + (W_2 b_1 + b_2): composed where that takes fewer multiplications, as it
-    does where x has many rows; else `first` is done, and what it gives is returned beside weight and bias.
-    """
-    rows, (wide, middle), narrow = x.numel() // x.shape[-1], weight.shape, first.in_features
-    if wide * middle * narrow + rows * wide * narrow < rows * (middle * narrow + wide * middle):
-        return x, weight @ first.weight, weight @ first.bias + bias
-    return first(x), weight, bias
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(key_dim)) v, where the T queries are the last T of the S positions and none looks ahead.
-
-    q (B, N, T, key_dim), k (B, N, S, key_dim), v (B, N, S, value_dim), S >= T -> (B, N, T, value_dim).
-    """
-    T, S, key_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-    # is_causal aligns the triangle with the top left corner, which is right only while the cache is empty.
-    mask = None
-    if 1 < T < S:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    # The fused kernels want one head size: zeros added to q and k change no score, those added to v are cut off.
-    if key_dim != value_dim:
-        width = max(key_dim, value_dim)
-        q, k, v = (F.pad(tensor, (0, width - tensor.shape[3])) for tensor in (q, k, v))
-    a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < T == S, scale=1 / math.sqrt(key_dim))
-    return a[..., :value_dim]
+    def look(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """The heads' outputs side by side (B, T, N value_dim), and the cache with these T tokens added."""
+        cache = Cache(k, v) if cache is None else cache.extended(k, v)
+        return attend(q, cache.keys, cache.values).transpose(1, 2).flatten(2), cache
 
 
 class Block(nn.Module):
@@ -331,20 +228,6 @@ class Block(nn.Module):
         return F.dropout(part, self.dropout, self.training)
 
 
-class RMSNorm(nn.RMSNorm):
-    """The same, with its defaults, in fewer passes over memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
-
-
-class SquaredReLU(nn.Module):
-    """relu(x)^2."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return squared_relu(x)
-
-
 class LanguageModel(nn.Module):
     """What both models share: the one call, a single step, and the loss without materialised logits."""
 
@@ -353,17 +236,17 @@ class LanguageModel(nn.Module):
     lm_head: nn.Linear
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """tokens (B, T) -> (what `scores` reads (B, T, width), the state after them)."""
+        """tokens (B, T) -> (what the head reads (B, T, width), the state after them)."""
         raise NotImplementedError
 
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features (..., width) -> (x, weight, bias) of the linear map that makes the logits of them."""
-        return x, self.lm_head.weight, self.lm_head.bias
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (..., width) -> logits (..., V) of the token that comes next."""
+        return self.lm_head(x)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) of int64, the state before them or None -> (logits (B, T, V), the state after them)."""
         x, state = self.features(tokens, state)
-        return F.linear(*self.scores(x)), state
+        return self.logits(x), state
 
     def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One token per row, (B,) -> (logits (B, V), state)."""
@@ -375,22 +258,18 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Cross-entropy in nats of targets (B, T) given tokens (B, T); targets of -100 are left out.
 
-        reduction 'mean' (over the scored tokens; nan if there are none) or 'sum'. The (B T, V) logits exist a chunk
-        at a time: CHUNK_LOGITS of them, or those of FEWEST_CHUNK_ROWS tokens. `backward` is possible once.
-        Returns (scalar loss, the state after the tokens).
+        reduction `mean` (over the scored tokens; nan if there are none) or `sum`: a scalar; `none`: (B, T), 0 where a
+        target is left out. The (B T, V) logits exist a chunk at a time. `backward` is possible once.
+        Returns (loss, the state after the tokens).
         """
+        x, head, state = self.before_logits(tokens, state)
+        nats = linear_cross_entropy(x.flatten(0, 1), *head, targets.flatten(), reduction)
+        return (nats.view(targets.shape) if reduction == "none" else nats), state
+
+    def before_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Affine, State]:
+        """As `features`, and beside them the linear map that makes their logits."""
         x, state = self.features(tokens, state)
-        x, weight, bias = self.scores(x.flatten(0, 1))
-        rows = max(FEWEST_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
-        nats = F.linear_cross_entropy(
-            x,
-            weight,
-            targets.flatten(),
-            linear_bias=bias,
-            reduction=reduction,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=rows) if len(x) > rows else None,
-        )
-        return nats, state
+        return x, Affine(self.lm_head.weight, self.lm_head.bias), state
 
 
 def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:
@@ -416,25 +295,18 @@ class PlainModel(LanguageModel):
         super().__init__()
         self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.rnn = RNN(config.embed_dim, config.hidden_dim, activation=config.activation)
+        self.rnn = RNN(config.embed_dim, config.hidden_dim, config.hidden_dim, config.activation)
         self.attention = SelfAttention(config.hidden_dim, config.key_dim, config.value_dim)
         self.lm_head = nn.Linear(config.hidden_dim, config.vocab_size)
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         block = state.blocks[0] if state else None
-        table, ids = self.embeddings, tokens.t()
-        # A token's input projection depends on nothing else: where there are more tokens than entries in the
-        # vocabulary, each entry is projected once, instead of once for every time that it occurs.
-        if tokens.numel() > table.num_embeddings:
-            x = F.embedding(ids, self.rnn.project(table.weight))
-        else:
-            x = self.rnn.project(table(ids))
-        h = self.rnn.recur(x, block and block.hidden).transpose(0, 1)  # (B, T, H)
-        a, cache = self.attention.look(*self.attention.project(h, before=self.rnn.out), block and block.cache)
+        h, y = self.rnn(embed(self.embeddings, tokens), block and block.hidden)
+        a, cache = self.attention(y, block and block.cache)
         return a, State((BlockState(h[:, -1], cache),))
 
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return in_a_row(x, self.attention.output_transform, self.lm_head.weight, self.lm_head.bias)
+    def before_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Affine, State]:
+        return fold_plain(self, tokens.numel()).before_logits(tokens, state)
 
 
 class StackedModel(LanguageModel):
@@ -444,16 +316,12 @@ class StackedModel(LanguageModel):
         super().__init__()
         self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.pair_embeddings = (
-            nn.Embedding(config.pair_embeddings, config.embed_dim) if config.pair_embeddings else None
-        )
-        if self.pair_embeddings is not None:
+        self.pair_embeddings = None
+        if config.pair_embeddings:
+            self.pair_embeddings = nn.Embedding(config.pair_embeddings, config.embed_dim)
             nn.init.zeros_(self.pair_embeddings.weight)  # a pair says nothing until it was seen
         self.blocks = nn.ModuleList(
-            Block(
-                config,
-                config.attention == "all" or (config.attention == "last" and i == config.num_layers - 1),
-            )
+            Block(config, config.attention == "all" or (config.attention == "last" and i == config.num_layers - 1))
             for i in range(config.num_layers)
         )
         self.norm = RMSNorm(config.embed_dim)
@@ -465,7 +333,8 @@ class StackedModel(LanguageModel):
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         x, last = embed(self.embeddings, tokens), None
         if self.pair_embeddings is not None:
-            x = x + embed(self.pair_embeddings, pairs(tokens, state and state.token, self.config.pair_embeddings))
+            before = state.token if state else None
+            x = x + embed(self.pair_embeddings, pairs(tokens, before, self.config.pair_embeddings))
             last = tokens[:, -1]
         x = F.dropout(x, self.config.dropout, self.training)
         after = []

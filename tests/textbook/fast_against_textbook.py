@@ -9,8 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, attend, build_model
-from rhapsode.recurrence import recurrence
+from rhapsode.fold import Affine
+from rhapsode.kernels.attention import attend
+from rhapsode.kernels.recurrence import recurrence
+from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, build_model
 from rhapsode.textbook import attention, recurrent, softmax, tape
 from rhapsode.textbook import language_model as textbook
 from rhapsode.textbook.explain.page import agreement
@@ -137,9 +139,13 @@ def whole_model() -> tuple[Pairs, Pairs]:
 def loss() -> tuple[Pairs, Pairs]:
     """The fused loss on the last layer alone: its value, and the gradients of head and features."""
     fast, _, tokens = plain_model()
-    features = fast.attention.output_transform(fast.features(torch.tensor(tokens))[0]).detach().requires_grad_()
-    fast.features = lambda *_: (features, None)  # the loss then starts from a leaf, and reads it with the head
-    fast.scores = lambda x: (x, fast.lm_head.weight, fast.lm_head.bias)
+    features = fast.features(torch.tensor(tokens))[0].detach().requires_grad_()
+    head = Affine(fast.lm_head.weight, fast.lm_head.bias)
+    fast.before_logits = lambda *_: (
+        features,
+        head,
+        None,
+    )  # the loss then starts from a leaf, and reads it with the head
     targets = np.random.default_rng(6).integers(0, V, (B, T))
     nats = fast.loss(torch.tensor(tokens), torch.tensor(targets))[0]
     nats.backward()

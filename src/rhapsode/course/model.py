@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.model import Cache, RNNCell, attend
-from rhapsode.recurrence import recurrence
+from rhapsode.kernels.attention import attend
+from rhapsode.kernels.recurrence import recurrence
+from rhapsode.model import RNNCell
+from rhapsode.state import Cache
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

@@ -10,7 +10,7 @@ CONTEXT = 128  # visible positions for which the table counts attention
 def flops_per_token(config: ModelConfig, context: int) -> int:
     """Floating-point operations of one token's forward pass: those of matrix products, an addition and a
     multiplication counted as two, as is usual. A training step costs three times as much, by the equations; where
-    linear maps are composed (`model.in_a_row`), it does with fewer.
+    linear maps are multiplied together (fold.py), it does with fewer.
 
     context: positions that attention sees; over a window of T tokens from a fresh state, on average (T + 1) / 2.
     """

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from rhapsode.model import Cache, LanguageModel, SelfAttention
+from rhapsode.model import LanguageModel, SelfAttention
+from rhapsode.state import Cache
 from rhapsode.tokenizer import Tokenizer
 
 SHADES = " ░▒▓█"

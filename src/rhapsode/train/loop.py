@@ -21,10 +21,11 @@ from torch import Tensor
 
 from rhapsode.allocator import keep_freed_memory
 from rhapsode.evaluate import Score, score
-from rhapsode.model import State, build_model
+from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
+from rhapsode.state import State
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
 from rhapsode.train.config import BUDGETS, TrainConfig
 from rhapsode.train.optimizer import OptimizerConfig, Optimizers, rate_at

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rhapsode.fused import rms_norm, squared_relu
+from rhapsode.kernels.norm import rms_norm, squared_relu
 
 SHAPES = pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (7, 4)], ids=str)
 

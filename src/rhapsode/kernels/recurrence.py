@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rhapsode.kernels.forms import is_fast
+
 ACTIVATIONS = ("relu", "tanh")
 
 
@@ -32,8 +34,20 @@ def recurrence(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not is_fast(x):
+        return stepwise(x, weight, initial, activation)
     states = x.contiguous() if overwrite else x.clone(memory_format=torch.contiguous_format)
     return _Recurrence.apply(states, weight, initial, activation)
+
+
+def stepwise(x: Tensor, weight: Tensor, initial: Tensor | None = None, activation: str = "relu") -> Tensor:
+    """The same, one step after the other as the equation says it: the plain form."""
+    phi = torch.relu if activation == "relu" else torch.tanh
+    h, states = initial, []
+    for x_t in x.unbind(0):
+        h = phi(x_t if h is None else x_t + h @ weight.t())
+        states.append(h)
+    return torch.stack(states)
 
 
 class _Recurrence(torch.autograd.Function):

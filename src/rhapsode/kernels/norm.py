@@ -11,8 +11,11 @@ RMSNorm: Zhang and Sennrich, "Root mean square layer normalization", 2019. Squar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from rhapsode.kernels.forms import is_fast
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -20,12 +23,12 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
     Differentiable once in x and weight.
     """
-    return _RMSNorm.apply(x, weight)
+    return _RMSNorm.apply(x, weight) if is_fast(x) else F.rms_norm(x, weight.shape, weight)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)^2, differentiable once."""
-    return _SquaredReLU.apply(x)
+    return _SquaredReLU.apply(x) if is_fast(x) else F.relu(x).square()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -59,3 +62,17 @@ class _SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`rms_norm` with a weight of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight)
+
+
+class SquaredReLU(nn.Module):
+    """`squared_relu` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return squared_relu(x)

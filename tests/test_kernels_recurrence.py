@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rhapsode.recurrence import recurrence
+from rhapsode.kernels.recurrence import recurrence
 
 
 def stepwise(x: torch.Tensor, weight: torch.Tensor, initial: torch.Tensor | None, activation: str) -> torch.Tensor:

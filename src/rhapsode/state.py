@@ -1,0 +1,173 @@
+"""A model's memory of the tokens so far, as a value: what one call returns and the next one takes.
+
+    _, state = model(tokens)                     # one row a text
+    both = State.join([state, other])            # rows of several states in one batch
+    logits, state = model(more, state.rows([0]))
+
+B rows, N heads, S tokens seen, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rhapsode.atomic import replacing
+
+FORMAT_VERSION = 1
+FEWEST_ROOM = 64  # tokens that a cache which grows has room for, at least
+
+
+class _Room:
+    """Memory for a cache that grows: keys and values of `capacity` tokens, of which the first `used` are taken."""
+
+    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
+        self.used = keys.shape[2]
+        capacity = max(FEWEST_ROOM, 2 * (self.used + more))
+        self.keys, self.values = (
+            torch.empty(*part.shape[:2], capacity, part.shape[3], dtype=part.dtype, device=part.device)
+            for part in (keys, values)
+        )
+        self.keys[:, :, : self.used], self.values[:, :, : self.used] = keys, values
+        self.inference = torch.is_inference_mode_enabled()  # PyTorch writes to such memory in that mode only
+
+    def takes(self, used: int, more: int) -> bool:
+        """Whether `more` tokens fit behind `used` ones, where nothing else was put yet."""
+        free = used == self.used and used + more <= self.keys.shape[2]
+        return free and self.inference == torch.is_inference_mode_enabled()
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """What attention has seen: keys (B, N, S, key_dim) and values (B, N, S, value_dim), heads side by side.
+
+    A value: `extended` gives another one, and never changes what this one holds. While no gradient is wanted, the two
+    share memory with room behind the last token, so that a token costs no copy of those before it; of two
+    continuations of one cache, the second gets memory of its own.
+    """
+
+    keys: Tensor
+    values: Tensor
+    room: _Room | None = None
+
+    def extended(self, keys: Tensor, values: Tensor) -> "Cache":
+        """This cache with T more tokens: keys (B, N, T, key_dim), values (B, N, T, value_dim)."""
+        if torch.is_grad_enabled():
+            return Cache(torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2))
+        room, used, more = self.room, self.keys.shape[2], keys.shape[2]
+        if room is None or not room.takes(used, more):
+            room = _Room(self.keys, self.values, more)
+        room.used = end = used + more
+        room.keys[:, :, used:end], room.values[:, :, used:end] = keys, values
+        return Cache(room.keys[:, :, :end], room.values[:, :, :end], room)
+
+    def recent(self, tokens: int) -> "Cache":
+        """The last `tokens` of its tokens."""
+        keys, values = (part[:, :, max(0, part.shape[2] - tokens) :] for part in (self.keys, self.values))
+        return Cache(keys, values)
+
+
+class BlockState(NamedTuple):
+    """One block's memory: the last hidden state (B, H), and the attention cache where the block attends."""
+
+    hidden: Tensor
+    cache: Cache | None
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A model's whole memory of the tokens so far; a value, never changed in place.
+
+    blocks: one entry per block. token: the last token (B,) where pairs are embedded. The rest is there once a text was
+    read to go on from: ids (B, S), the tokens read; logits (B, V) of the token that comes next; fingerprint, which
+    model it belongs to.
+    """
+
+    blocks: tuple[BlockState, ...]
+    token: Tensor | None = None
+    logits: Tensor | None = None
+    ids: Tensor | None = None
+    fingerprint: str = ""
+
+    def recent(self, tokens: int) -> "State":
+        """The same hidden states, with attention caches of at most the last `tokens` tokens."""
+        return replace(self, blocks=tuple(BlockState(h, cache and cache.recent(tokens)) for h, cache in self.blocks))
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """The state with a change made to each of its tensors: detached, say, or moved to a device."""
+        changed = State.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
+        return replace(changed, fingerprint=self.fingerprint)
+
+    def rows(self, rows: "slice | Tensor | Sequence[int]") -> "State":
+        """The state of some rows of the batch."""
+        return self.apply(lambda tensor: tensor[rows])
+
+    @staticmethod
+    def join(states: "Sequence[State]") -> "State":
+        """The rows of all the states in one, in their order.
+
+        Raises ValueError where they are of different models, or have seen different numbers of tokens: a cache has one
+        length for all rows.
+        """
+        if not states:
+            raise ValueError("at least one state is needed to join")
+        parts = [state.tensors() for state in states]
+        shapes = [{name: tensor.shape[1:] for name, tensor in part.items()} for part in parts]
+        if any(shape != shapes[0] for shape in shapes) or len({state.fingerprint for state in states}) > 1:
+            raise ValueError(
+                "these states cannot be joined: they are of different models, or of texts of other lengths"
+            )
+        joined = State.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return replace(joined, fingerprint=states[0].fingerprint)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: `0/hidden`, `0/keys`, `0/values`, ..., and `token`, `logits`, `ids` where they are."""
+        more = {"token": self.token, "logits": self.logits, "ids": self.ids}
+        named = {name: tensor for name, tensor in more.items() if tensor is not None}
+        for i, (hidden, cache) in enumerate(self.blocks):
+            parts = {"hidden": hidden, **({"keys": cache.keys, "values": cache.values} if cache else {})}
+            named |= {f"{i}/{name}": tensor for name, tensor in parts.items()}
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "State":
+        """The state that `tensors` took apart."""
+        blocks = tuple(
+            BlockState(
+                tensors[f"{i}/hidden"],
+                Cache(tensors[f"{i}/keys"], tensors[f"{i}/values"]) if f"{i}/keys" in tensors else None,
+            )
+            for i in range(sum(name.endswith("/hidden") for name in tensors))
+        )
+        return cls(blocks, tensors.get("token"), tensors.get("logits"), tensors.get("ids"))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the state to a file of safetensors, whole or not at all; raises OSError where that cannot be."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        about = {"rhapsode_state": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, about))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "State":
+        """The state in a file that `save` wrote; raises OSError, or ValueError naming the file where it is no state."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                about: dict[str, Any] = file.metadata() or {}
+                if about.get("rhapsode_state") != str(FORMAT_VERSION):
+                    raise ValueError("no state, or one of another version")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            state = cls.from_tensors(tensors)
+            if state.tensors().keys() != tensors.keys() or not state.blocks:
+                raise ValueError("parts of it are missing")
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: not a saved state ({error})") from None
+        return replace(state, fingerprint=about.get("fingerprint", ""))
