@@ -25,9 +25,9 @@ from quality import ours, recipe_for, record, same_recipe, share, tinystories
 from report import about, over_seeds, read, write
 
 import rhapsode.model
-from rhapsode.configs import merge
-from rhapsode.presets import PRESETS
 from rhapsode.progress import say
+from rhapsode.recipe.changes import merge
+from rhapsode.recipe.presets import PRESETS
 
 KEY = ("name", "seed", "threads", "minutes")  # of a run; a new one takes the place of one with the same
 RECIPE = "the recipe"

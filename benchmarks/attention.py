@@ -22,8 +22,8 @@ from report import FIGURES, about, write
 from rhapsode import coherence, storyworld
 from rhapsode.evaluate import score
 from rhapsode.inspection.cost import parameters_by_part
-from rhapsode.presets import PRESETS
 from rhapsode.progress import say
+from rhapsode.recipe.presets import PRESETS
 from rhapsode.sources import open_source
 from rhapsode.start import Request, begin
 from rhapsode.storyworld import Accuracy

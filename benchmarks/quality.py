@@ -32,17 +32,19 @@ from report import FIGURES, about, over_seeds, panels, read, save_figure, write
 from torch import nn
 
 from rhapsode.allocator import keep_freed_memory
-from rhapsode.configs import build
 from rhapsode.evaluate import bits_per_byte
 from rhapsode.model import ModelConfig
 from rhapsode.palette import COLOURS, DASHES, MARKERS
-from rhapsode.presets import PRESETS, Text, fit
 from rhapsode.progress import bar, say
+from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe.changes import build
+from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.train import OptimizerConfig, TrainConfig, train
+from rhapsode.train import train
 
 
 class Result(NamedTuple):
@@ -286,8 +288,8 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:
     """What `rhapsode train --preset PRESET --minutes MINUTES` would choose for these data."""
-    text = Text(data.train.num_tokens, data.train.num_stories)
-    return fit(preset, text, {"train": {"minutes": minutes}}).sections
+    text = TextSize(data.train.num_tokens, data.train.num_stories)
+    return fit_preset(preset, text, {"train": {"minutes": minutes}}).sections
 
 
 def meaning(recipe: dict[str, Any]) -> tuple[Any, ...]:

@@ -24,10 +24,10 @@ from pool import at_once
 from quality import Data, ours, record, same_recipe, share
 from report import FIGURES, about, panels, read, save_figure, write
 
-from rhapsode.configs import merge
 from rhapsode.palette import COLOURS, MARKERS
-from rhapsode.presets import Text, fit, rows_for_pairs
 from rhapsode.progress import say
+from rhapsode.recipe.changes import merge
+from rhapsode.recipe.rules import TextSize, fit_preset, rows_for_pairs
 from rhapsode.sources import open_source
 from rhapsode.tokens import prepare, tokenizer_for
 
@@ -86,7 +86,7 @@ def grid() -> list[Setting]:
 
 def recipe(setting: Setting, num_tokens: int) -> dict[str, dict[str, Any]]:
     """What a setting means for a share of so many tokens, in short stories."""
-    fitted = fit("minute", Text(num_tokens, num_tokens), {"train": {"epochs": setting.epochs}}).sections
+    fitted = fit_preset("minute", TextSize(num_tokens, num_tokens), {"train": {"epochs": setting.epochs}}).sections
     embed_dim, hidden_dim = setting.widths
     varied = {
         "embed_dim": embed_dim,

@@ -27,10 +27,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"model", "state", "tokens"},
     "sample": {"model", "tokenizer"},
     "inspection": {"model", "state", "tokenizer"},
+    "recipe": {"model", "tokens"},
     "run": {"atomic", "model", "tokenizer", "__init__"},
-    "train": {"allocator", "evaluate", "model", "progress", "run", "sample", "state", "tokens"},
+    "train": {"allocator", "evaluate", "model", "progress", "recipe", "run", "sample", "state", "tokens"},
 }
-NOT_BELOW = {"cli", "commands", "start", "configs", "presets", "course", "study", "serve", "story"}
+NOT_BELOW = {"cli", "commands", "start", "course", "study", "serve", "story"}
 
 
 def room_of(file: Path) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsode.configs import merge
-from rhapsode.presets import PRESETS
+from rhapsode.recipe.changes import merge
+from rhapsode.recipe.presets import PRESETS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")

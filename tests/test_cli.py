@@ -17,7 +17,7 @@ import torch
 
 from rhapsode import cli
 from rhapsode.course import RNNLanguageModel
-from rhapsode.presets import PACE
+from rhapsode.recipe.presets import PACE
 from rhapsode.run import Run
 
 

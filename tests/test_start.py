@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from rhapsode import storyworld
-from rhapsode.configs import build, merge
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.presets import PRESETS
+from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe.changes import build, merge
+from rhapsode.recipe.presets import PRESETS
 from rhapsode.run import Run
 from rhapsode.sources import cache_root
 from rhapsode.start import Request, begin, fitted, own_sections, resume
 from rhapsode.tokens import BatchConfig
-from rhapsode.train import OptimizerConfig, TrainConfig
 
 TINY = ("embed_dim=4", "hidden_dim=4", "key_dim=4", "value_dim=4", "num_layers=1", "pair_embeddings=0")
 TINY = (*TINY, "window=8", "batch_size=2")

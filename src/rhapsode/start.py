@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode import storyworld
-from rhapsode.configs import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
 from rhapsode.model import ModelConfig
-from rhapsode.presets import PRESETS, Text, fit
 from rhapsode.progress import say
+from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe.changes import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
+from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
@@ -19,7 +21,6 @@ from rhapsode.sources.generated import GeneratedSource, is_generated
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.train import OptimizerConfig, TrainConfig
 from rhapsode.train.plan import first_plan
 
 HELD_OUT = 0.05
@@ -196,7 +197,7 @@ def fitted(request: Request) -> tuple[Data, Sections, list[str]]:
     build(BatchConfig, sections["batch"])
     training = build(TrainConfig, sections["train"])
     data = open_data(request, training.seed)
-    recipe = fit(name, Text(data.train.num_tokens, data.train.num_stories), own)
+    recipe = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
     sections = merge(recipe.sections, own)
     lines = [recipe.text]
     for section, fields in sections.items():

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from rhapsode.evaluate import Score
 from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.run import Run
 from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.train import OptimizerConfig, Outcome, TrainConfig, loop, train
+from rhapsode.train import Outcome, loop, train
 
 MODELS = {
     "plain": {"embed_dim": 6, "hidden_dim": 10, "key_dim": 3, "value_dim": 5},

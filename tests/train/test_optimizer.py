@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.train.optimizer import OPTIMIZERS, Muon, OptimizerConfig, Optimizers, orthogonalise, rate_at
+from rhapsode.recipe import OptimizerConfig
+from rhapsode.recipe.configs import OPTIMIZERS
+from rhapsode.train.optimizer import Muon, Optimizers, orthogonalise, rate_at
 
 TINY = ModelConfig(
     11,

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rhapsode.recipe import TrainConfig
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.train import TrainConfig
 from rhapsode.train.plan import UNKNOWN, Plan, first_plan
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rhapsode.configs import SECTIONS, build
+from rhapsode.recipe.changes import SECTIONS, build
 from rhapsode.run import Run
 from rhapsode.sample import SampleConfig, write
 from rhapsode.start import create_run, reopen_data

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rhapsode.configs import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
-from rhapsode.train import BUDGETS
+from rhapsode.recipe import BUDGETS
+from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
 
 # The course's recipe on the package's own data and batches: 128 tokens of each story, Adam at a constant rate.
 RECIPE: Sections = {

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from rhapsode.configs import build
 from rhapsode.evaluate import score
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
+from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe.changes import build
 from rhapsode.study.data import valid_view
 from rhapsode.study.plans import Cell, Plan
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.train import OptimizerConfig, Optimizers, TrainConfig
+from rhapsode.train import Optimizers
 from rhapsode.train.plan import first_plan
 
 TIMED_STEPS = 3

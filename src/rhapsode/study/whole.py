@@ -12,8 +12,8 @@ import torch
 
 import rhapsode
 from rhapsode import start
-from rhapsode.configs import build
 from rhapsode.progress import say
+from rhapsode.recipe.changes import build
 from rhapsode.study.data import VALID_STORIES, valid_view
 from rhapsode.study.directory import Study
 from rhapsode.study.plans import Request, plan_of

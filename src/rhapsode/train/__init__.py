@@ -1,7 +1,6 @@
-"""Training: what is asked for (config, optimiser), how many steps that makes (plan), and the loop itself."""
+"""Training: optimiser, how many steps a budget makes (plan), and the loop itself."""
 
-from rhapsode.train.config import BUDGETS, TrainConfig
 from rhapsode.train.loop import Outcome, train
-from rhapsode.train.optimizer import OptimizerConfig, Optimizers
+from rhapsode.train.optimizer import Optimizers
 
-__all__ = ["BUDGETS", "OptimizerConfig", "Optimizers", "Outcome", "TrainConfig", "train"]
+__all__ = ["Optimizers", "Outcome", "train"]

@@ -23,12 +23,12 @@ from rhapsode.allocator import keep_freed_memory
 from rhapsode.evaluate import Score, score
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
+from rhapsode.recipe import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
 from rhapsode.state import State
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
-from rhapsode.train.config import BUDGETS, TrainConfig
-from rhapsode.train.optimizer import OptimizerConfig, Optimizers, rate_at
+from rhapsode.train.optimizer import Optimizers, rate_at
 from rhapsode.train.plan import UNKNOWN, first_plan
 
 REPORTS = 100  # reports of the training loss in a whole run

@@ -8,58 +8,14 @@ Weight decay is decoupled (Loshchilov and Hutter 2019) and touches matrices only
 never biases or norms; Adam has none.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OPTIMIZERS = ("muon", "adamw", "adam")
-DECAYS = ("linear", "cosine", "constant")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimiser and its schedule.
-
-    optimizer: `muon` (matrices inside the model by Muon, embedding, head and vectors by AdamW), `adamw`, `adam`.
-    learning_rate: the peak rate of Adam or AdamW; matrix_learning_rate: that of Muon. warmup_steps: steps over
-    which the rate rises linearly. decay: how it falls from there to final_rate (a share of the peak) at the end.
-    clip_norm: the gradient's norm is cut to this, 0 for never.
-    """
-
-    optimizer: str = "muon"
-    learning_rate: float = 3e-3
-    matrix_learning_rate: float = 0.02
-    beta1: float = 0.9
-    beta2: float = 0.99
-    momentum: float = 0.95
-    weight_decay: float = 0.0
-    warmup_steps: int = 50
-    decay: str = "linear"
-    final_rate: float = 0.0
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
-        for field in ("learning_rate", "matrix_learning_rate"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be greater than 0 and finite, got {getattr(self, field)}")
-        for field in ("beta1", "beta2", "momentum"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
-        for field in ("weight_decay", "warmup_steps", "clip_norm"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be at least 0 and finite, got {getattr(self, field)}")
-        if not 0 <= self.final_rate <= 1:
-            raise ValueError(f"final_rate must be in [0, 1], a share of the peak rate, got {self.final_rate}")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(f"weight_decay {self.weight_decay} needs optimizer adamw or muon; adam has none")
+from rhapsode.recipe import OptimizerConfig
 
 
 def rate_at(config: OptimizerConfig, step: int, total: int) -> float:

@@ -10,10 +10,9 @@ Since each entry is stored before it counts, a run that is killed and resumed re
 import math
 from dataclasses import dataclass
 
+from rhapsode.recipe import FEWEST_TIMED_STEPS, TrainConfig
 from rhapsode.tokens import Batcher
-from rhapsode.train.config import TrainConfig
 
-FEWEST_TIMED_STEPS = 10
 UNTIMED_STEPS = 3  # the first steps are slower: memory is new, kernels are chosen
 MENDS = 20
 UNKNOWN = 10**12  # more steps than can be

@@ -1,6 +1,6 @@
-"""Configs from outside: TOML files, `--set field=value`, and the JSON of a run, checked field by field.
+"""Parts of a recipe: fields by section, from a preset, a TOML file or `field=value`, laid over each other.
 
-    sections = {"model": {...}, "train": {...}, "batch": {...}}     fields by section, not yet a config
+    sections = {"model": {...}, "train": {...}, "batch": {...}}
     merge(sections, lay(read_toml(path), read_assignments(["hidden_dim=256"])))     a user's own over a preset
     build(TrainConfig, sections["train"])
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rhapsode.model import STACKED_ONLY, ModelConfig
+from rhapsode.recipe.configs import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.tokens import BatchConfig
-from rhapsode.train import BUDGETS, OptimizerConfig, TrainConfig
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
@@ -31,6 +31,23 @@ def fields_of(section: str) -> dict[str, type]:
     """The fields of a section that a user may set, with their types."""
     # The tokenizer decides the vocabulary; --vocab-size is the way to choose it.
     return {field.name: field.type for field in dataclasses.fields(SECTIONS[section]) if field.name != "vocab_size"}  # type: ignore[misc]
+
+
+def types_of(section: str) -> dict[str, type]:
+    """All fields of a section, with their types."""
+    return {field.name: field.type for field in dataclasses.fields(SECTIONS[section])}  # type: ignore[misc]
+
+
+def checked(sections: Mapping[str, Any], where: str) -> Sections:
+    """The sections, if every name is one and every value has its field's type; ValueError names what is not."""
+    found: Sections = {}
+    for section, fields in sections.items():
+        if section not in SECTIONS or not isinstance(fields, Mapping):
+            raise ValueError(f"{where}: {section!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
+        for field, value in fields.items():
+            section_of(f"{section}.{field}", where)
+            found.setdefault(section, {})[field] = typed(section, field, value, f"{where}, {section}")
+    return found
 
 
 def section_of(name: str, where: str) -> tuple[str, str]:
@@ -86,7 +103,7 @@ def parse(section: str, field: str, text: str, where: str) -> Any:
 
 def typed(section: str, field: str, value: Any, where: str) -> Any:
     """The value, if it has the field's type (an integer will do where a float is meant)."""
-    kind = fields_of(section)[field]
+    kind = types_of(section)[field]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:

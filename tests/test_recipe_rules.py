@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsode.configs import SECTIONS, build
-from rhapsode.presets import (
+from rhapsode.recipe.changes import SECTIONS, build
+from rhapsode.recipe.presets import PACE, PRESETS
+from rhapsode.recipe.rules import (
     FEW_EPOCHS,
     MOST_DROPOUT,
     MOST_EPOCHS,
-    PACE,
-    PRESETS,
     REREAD_RATE,
     WIDEST,
-    Text,
-    fit,
+    TextSize,
+    fit_preset,
     tokens_read,
 )
 
@@ -38,8 +37,8 @@ def test_any_text_gets_a_recipe_that_it_can_fill(
     name: str, num_tokens: int, per_story: float, budget: dict[str, int] | None
 ) -> None:
     """Would catch a batch larger than the text, dropout of 1, and a field that is lost on the way."""
-    text = Text(num_tokens, max(1, int(num_tokens * per_story)))
-    recipe = fit(name, text, {"train": budget} if budget else None)
+    text = TextSize(num_tokens, max(1, int(num_tokens * per_story)))
+    recipe = fit_preset(name, text, {"train": budget} if budget else None)
     for section, fields in recipe.sections.items():
         build(SECTIONS[section], {**fields, "vocab_size": 300} if section == "model" else fields)
         assert PRESETS[name][section].keys() <= fields.keys() | {"minutes"}
@@ -63,48 +62,50 @@ def test_any_text_gets_a_recipe_that_it_can_fill(
 
 @given(name=NAMES, num_tokens=st.integers(1000, 10**8), read=st.floats(1e5, 1e9), more=st.floats(1, 100))
 def test_more_epochs_never_mean_less_dropout(name: str, num_tokens: int, read: float, more: float) -> None:
-    text = Text(num_tokens, num_tokens // 200)
-    less, much = (fit(name, text, tokens(r)).sections["model"]["dropout"] for r in (read, more * read))
+    text = TextSize(num_tokens, num_tokens // 200)
+    less, much = (fit_preset(name, text, tokens(r)).sections["model"]["dropout"] for r in (read, more * read))
     assert less <= much
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_large_text_gets_the_preset_as_it_stands(name: str) -> None:
-    recipe = fit(name, Text(10**9, 10**7))
+    recipe = fit_preset(name, TextSize(10**9, 10**7))
     assert recipe.sections == {**PRESETS[name], "model": {**PRESETS[name]["model"], "dropout": 0.0}}
 
 
 def test_what_a_text_changes() -> None:
     """Read often: a smaller rate, dropout, a second block; a small text: fewer rows, less width; long stories: state is
     carried."""
-    once = fit("coffee", Text(10**7, 50_000), tokens(10**7)).sections
-    often = fit("coffee", Text(10**5, 500), tokens(10**6)).sections
-    whole = fit("coffee", Text(10**7, 1), tokens(10**7)).sections
+    once = fit_preset("coffee", TextSize(10**7, 50_000), tokens(10**7)).sections
+    often = fit_preset("coffee", TextSize(10**5, 500), tokens(10**6)).sections
+    whole = fit_preset("coffee", TextSize(10**7, 1), tokens(10**7)).sections
     assert once["model"]["pair_embeddings"] > often["model"]["pair_embeddings"] > 0
     assert once["model"]["dropout"] < often["model"]["dropout"]
     assert "num_layers" not in once["model"]
     assert (often["model"]["num_layers"], often["model"]["attention"]) == (2, "last")
-    assert fit("overnight", Text(10**5, 500), tokens(10**6)).sections["model"]["num_layers"] == 3
+    assert fit_preset("overnight", TextSize(10**5, 500), tokens(10**6)).sections["model"]["num_layers"] == 3
     assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
     assert once["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]
     assert "carry_state" not in once["batch"]
     assert whole["batch"]["carry_state"]
     assert often["model"]["embed_dim"] < once["model"]["embed_dim"]
-    assert fit("overnight", Text(10**5, 500), tokens(10**6)).sections["model"]["embed_dim"] == WIDEST
-    asked = fit("coffee", Text(10**5, 500), {**tokens(10**6), "batch": {"window": 32, "batch_size": 2}}).sections
+    assert fit_preset("overnight", TextSize(10**5, 500), tokens(10**6)).sections["model"]["embed_dim"] == WIDEST
+    asked = fit_preset(
+        "coffee", TextSize(10**5, 500), {**tokens(10**6), "batch": {"window": 32, "batch_size": 2}}
+    ).sections
     assert asked["batch"] == {"window": 32, "batch_size": 2}
     assert asked["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]  # of the steps that it really takes
-    assert fit("coffee", Text(9_000, 50), tokens(1e5)).sections["optimizer"]["warmup_steps"] < 50
+    assert fit_preset("coffee", TextSize(9_000, 50), tokens(1e5)).sections["optimizer"]["warmup_steps"] < 50
 
 
 def test_a_user_s_own_number_of_blocks_decides() -> None:
     """Would catch `--set num_layers=1` with the epochs, and so the dropout, of the slower model that it declined, and
     `num_layers=2` whose attention moves to the last block unasked."""
-    text = Text(500_000, 2_500)
-    chosen = fit("coffee", text)
+    text = TextSize(500_000, 2_500)
+    chosen = fit_preset("coffee", text)
     assert (chosen.sections["model"]["num_layers"], chosen.sections["model"]["attention"]) == (2, "last")
     for blocks in (1, 2):
-        own = fit("coffee", text, {"model": {"num_layers": blocks}})
+        own = fit_preset("coffee", text, {"model": {"num_layers": blocks}})
         assert not {"num_layers", "attention"} & (own.sections["model"].keys() | own.reasons.keys())
         assert own.sections["model"]["dropout"] > chosen.sections["model"]["dropout"]
 
@@ -113,12 +114,12 @@ def test_what_a_budget_of_minutes_reads() -> None:
     """A text read often is read more slowly. Would catch a number of epochs that the recipe's pace cannot reach, and
     a text that is read more than FEW_EPOCHS times at the rate for new text."""
     for size in (10**9, 2 * 10**6, 10**6, 3 * 10**5):
-        recipe = fit("coffee", Text(size, size // 200), {"train": {"minutes": 10.0}})
+        recipe = fit_preset("coffee", TextSize(size, size // 200), {"train": {"minutes": 10.0}})
         full = 600 * PACE["coffee"]
         often = full > 5 * size
         assert f"would read {full * 0.75 * 0.75 if often else full:,.0f}," in recipe.text
         assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
-    slow = fit("overnight", Text(10**7, 10**5))  # three blocks, and no further one
+    slow = fit_preset("overnight", TextSize(10**7, 10**5))  # three blocks, and no further one
     assert f"would read {0.75 * 480 * 60 * PACE['overnight']:,.0f}," in slow.text
 
 
@@ -127,5 +128,5 @@ def test_tokens_that_a_budget_reads() -> None:
     assert tokens_read("minute", {"sequences": 3}, 128, 100) == 384
     assert tokens_read("minute", {"epochs": 1.5}, 128, 100) == 150
     assert tokens_read("minute", {"minutes": 2.0}, 128, 100) == 120 * PACE["minute"]
-    small = fit("coffee", Text(1000, 10), {"train": {"sequences": 60}})
+    small = fit_preset("coffee", TextSize(1000, 10), {"train": {"sequences": 60}})
     assert f"would read {60 * small.sections['batch']['window']:,}," in small.text  # of the window that it really takes

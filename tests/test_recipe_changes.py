@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rhapsode.configs import SECTIONS, build, fields_of, merge, read_assignments, read_toml, section_of
 from rhapsode.model import ModelConfig
+from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe.changes import SECTIONS, build, fields_of, merge, read_assignments, read_toml, section_of
 from rhapsode.tokens import BatchConfig
-from rhapsode.train import OptimizerConfig, TrainConfig
 
 
 def toml(tmp_path: Path, text: str) -> Path:

@@ -1,0 +1,269 @@
+"""How a preset is fitted to a text: small rules, each a function from how things stand to changes with a reason.
+
+A text that a preset's time reads only a few times is trained on with the preset as it is. A smaller text is read more
+often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout, weight decay and a
+second block, and end in time. What each is worth was measured: docs/presets.md.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rhapsode.recipe.changes import Sections
+from rhapsode.recipe.configs import BUDGETS, FEWEST_TIMED_STEPS, OptimizerConfig
+from rhapsode.recipe.presets import PACE, PRESETS
+
+FEW_EPOCHS = 5  # up to these a preset stays as it is; beyond, what learns fast overfits
+REREAD_RATE = 3e-3
+REREAD_PACE = 0.75  # dropout and carried state take their time,
+SECOND_BLOCK_PACE = 0.75  # and so does a second block
+STEPS_TIMES_DECAY = 300
+MOST_DECAY = 1.0
+MOST_EPOCHS = 20
+EPOCHS_WITHOUT_DROPOUT = 7
+DROPOUT_PER_DOUBLING = 0.2
+MOST_DROPOUT = 0.4
+TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
+FEWEST_ROWS = 256
+WIDEST, WIDEST_TOKENS = 192, 100_000  # embed_dim for a text of so many tokens; its square grows with them
+WIDTH_STEP = 32
+BATCHES_PER_EPOCH = 8
+SHORTEST_WINDOW = 16
+LONG_STORY = 8  # windows
+WARMUP_SHARE = 0.2  # of all steps, at most
+
+
+class TextSize(NamedTuple):
+    """What of a text decides: how many tokens and stories there are to train on."""
+
+    num_tokens: int
+    num_stories: int
+
+
+class Change(NamedTuple):
+    """A field of a recipe, the value that a rule gives it, and why."""
+
+    section: str
+    field: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A preset on its way to fit a text. own: what the user chose, by section; changes: those of the rules so far."""
+
+    preset: str
+    text: TextSize
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def sections(self) -> Sections:
+        """The preset's fields with the rules' changes; the user's own fields are not in them."""
+        sections = {section: dict(fields) for section, fields in PRESETS[self.preset].items()}
+        for change in self.changes:
+            sections[change.section][change.field] = change.value
+        if "epochs" in sections["train"]:
+            del sections["train"]["minutes"]
+        return sections
+
+    def get(self, section: str, field: str, default: Any = None) -> Any:
+        """The value of a field: the user's, else that of the preset and its rules."""
+        return self.own.get(section, {}).get(field, self.sections[section].get(field, default))
+
+    def chosen(self, section: str, field: str) -> bool:
+        """Whether the user chose the field."""
+        return field in self.own.get(section, {})
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The user's own budget; empty where the preset's counts."""
+        return {name: value for name, value in self.own.get("train", {}).items() if name in BUDGETS}
+
+    @property
+    def tokens_at_full_pace(self) -> float:
+        """How many tokens the budget reads by the preset as it is."""
+        train = self.budget or PRESETS[self.preset]["train"]
+        return tokens_read(self.preset, train, self.get("batch", "window"), self.text.num_tokens)
+
+    @property
+    def often(self) -> bool:
+        """Whether the text is read so often that what learns fast overfits."""
+        return self.tokens_at_full_pace > FEW_EPOCHS * self.text.num_tokens
+
+    @property
+    def many(self) -> str:
+        """`often`, as the beginning of a reason."""
+        epochs = self.tokens_at_full_pace / self.text.num_tokens
+        return f"in more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the pace of {self.preset} as it stands)"
+
+    @property
+    def second_block(self) -> bool:
+        """Whether a rule added a block."""
+        return any(change.field == "num_layers" for change in self.changes)
+
+    @property
+    def tokens_at_own_pace(self) -> float:
+        """How many tokens the budget reads by what the rules have made of the preset."""
+        read = self.tokens_at_full_pace
+        if self.often and "minutes" in (self.budget or PRESETS[self.preset]["train"]):
+            read *= REREAD_PACE * (SECOND_BLOCK_PACE if self.second_block else 1)
+        return read
+
+    @property
+    def epochs(self) -> float:
+        """How often the text is read, the rule about most epochs considered."""
+        if "epochs" in self.sections["train"]:
+            return self.sections["train"]["epochs"]
+        return self.tokens_at_own_pace / self.text.num_tokens
+
+    @property
+    def steps(self) -> float:
+        """About how many steps that makes."""
+        tokens = self.epochs * self.text.num_tokens
+        return tokens / (self.get("batch", "batch_size") * self.get("batch", "window"))
+
+
+def tokens_read(preset: str, train: Mapping[str, Any], window: int, num_tokens: int) -> float:
+    """How many tokens a budget reads, whatever it is counted in, by the preset as it is.
+
+    train: fields of a TrainConfig, one budget among them; window: tokens of a row; num_tokens: of the text.
+    """
+    if "minutes" in train:
+        return 60 * train["minutes"] * PACE[preset]
+    if "sequences" in train:
+        return train["sequences"] * window
+    return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
+
+
+def rows_for_pairs(preset: str, num_tokens: int) -> int:
+    """Rows of the table of pairs: the preset's, halved until the text has TOKENS_PER_PAIR for each."""
+    rows = PRESETS[preset]["model"]["pair_embeddings"]
+    while rows > FEWEST_ROWS and rows * TOKENS_PER_PAIR > num_tokens:
+        rows //= 2
+    return rows
+
+
+def fill_an_epoch(case: Fitting) -> list[Change]:
+    """Windows and batches small enough that an epoch has a few of them."""
+    window, tokens = case.get("batch", "window"), case.text.num_tokens
+    if not case.chosen("batch", "window"):
+        while window > SHORTEST_WINDOW and BATCHES_PER_EPOCH * window > tokens:
+            window //= 2
+    batch_size = case.get("batch", "batch_size")
+    if not case.chosen("batch", "batch_size"):
+        batch_size = max(1, min(batch_size, tokens // (BATCHES_PER_EPOCH * window)))
+    reason = f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text has them"
+    return [Change("batch", "window", window, reason), Change("batch", "batch_size", batch_size, reason)]
+
+
+def carry_long_stories(case: Fitting) -> list[Change]:
+    """Stories of many windows: a window goes on from the state at the end of the one before."""
+    if case.text.num_tokens < LONG_STORY * case.get("batch", "window") * case.text.num_stories:
+        return []
+    return [Change("batch", "carry_state", True, f"stories are {LONG_STORY} windows long or more")]
+
+
+def add_a_block(case: Fitting) -> list[Change]:
+    """A second block where there is one, and the time to read the text often."""
+    if not case.often or case.get("model", "num_layers", 1) != 1 or case.chosen("model", "num_layers"):
+        return []
+    reason = f"{case.many} a second block pays"
+    return [Change("model", "num_layers", 2, reason), Change("model", "attention", "last", reason)]
+
+
+def end_in_time(case: Fitting) -> list[Change]:
+    """At most so many epochs of a text, unless the user chose a budget."""
+    if case.budget or case.epochs <= MOST_EPOCHS:
+        return []
+    minutes = PRESETS[case.preset]["train"]["minutes"]
+    return [Change("train", "epochs", float(MOST_EPOCHS), f"in place of {minutes:g} minutes: more epochs overfit")]
+
+
+def fewer_pairs(case: Fitting) -> list[Change]:
+    """No more rows for pairs of tokens than the text can teach."""
+    reason = f"{TOKENS_PER_PAIR} tokens of the text or more for each row, {FEWEST_ROWS} at least"
+    return [Change("model", "pair_embeddings", rows_for_pairs(case.preset, case.text.num_tokens), reason)]
+
+
+def drop_out(case: Fitting) -> list[Change]:
+    """Dropout, the more the more often the text is read."""
+    dropout = 0.0
+    if case.often:
+        doublings = math.log2(max(1.0, case.epochs / EPOCHS_WITHOUT_DROPOUT))
+        dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
+    each = f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT}"
+    return [Change("model", "dropout", dropout, f"{each}, at most {MOST_DROPOUT:g}")]
+
+
+def slow_down(case: Fitting) -> list[Change]:
+    """A smaller learning rate, and a weight decay that the number of steps decides."""
+    if not case.often:
+        return []
+    least = PRESETS[case.preset]["optimizer"]["weight_decay"]
+    decay = round(min(MOST_DECAY, max(least, STEPS_TIMES_DECAY / case.steps)), 2)
+    why = f"{STEPS_TIMES_DECAY} over some {case.steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
+    return [
+        Change("optimizer", "learning_rate", REREAD_RATE, f"{case.many} a higher rate overfits"),
+        Change("optimizer", "weight_decay", decay, why),
+    ]
+
+
+def narrow(case: Fitting) -> list[Change]:
+    """A width that the text can fill."""
+    model = PRESETS[case.preset]["model"]
+    widest = WIDEST * math.sqrt(max(1.0, case.text.num_tokens / WIDEST_TOKENS))
+    share = widest / model["embed_dim"]
+    return [
+        Change(
+            "model",
+            name,
+            WIDTH_STEP * round(model[name] * share / WIDTH_STEP),
+            f"reduced from {model[name]}: a wider model overfits a text of this size",
+        )
+        for name in ("embed_dim", "hidden_dim")
+        if share < 1
+    ]
+
+
+def warm_up_in_time(case: Fitting) -> list[Change]:
+    """A warm-up that leaves most of the steps to what comes after it."""
+    if WARMUP_SHARE * case.steps >= OptimizerConfig.warmup_steps:
+        return []
+    steps = max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * case.steps))
+    reason = f"a share of {WARMUP_SHARE:g} of some {case.steps:,.0f} steps, {FEWEST_TIMED_STEPS} at least"
+    return [Change("optimizer", "warmup_steps", steps, reason)]
+
+
+Rule = Callable[[Fitting], list[Change]]
+RULES: tuple[Rule, ...] = (
+    *(fill_an_epoch, carry_long_stories, add_a_block, end_in_time),
+    *(fewer_pairs, drop_out, slow_down, narrow, warm_up_in_time),
+)
+
+
+class Fitted(NamedTuple):
+    """A preset fitted to one text. sections: its fields, as in PRESETS; reasons: why, for the fields that the text
+    decides; text: in a line, how often the text would be read."""
+
+    sections: Sections
+    reasons: dict[str, str]
+    text: str
+
+
+def fit_preset(name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] | None = None) -> Fitted:
+    """The preset `name` for a text, by all RULES in their order.
+
+    own: what a user chose, by section. Budget, window, batch size and number of blocks decide with the text; what was
+    chosen is to be laid over the result. A text that the preset's own minutes would read more than MOST_EPOCHS times is
+    read that often.
+    """
+    case = Fitting(name, text, own or {})
+    for rule in RULES:
+        case = Fitting(name, text, case.own, (*case.changes, *rule(case)))
+    read = case.tokens_at_own_pace
+    epochs = read / text.num_tokens
+    line = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+    return Fitted(case.sections, {change.field: change.reason for change in case.changes}, line)

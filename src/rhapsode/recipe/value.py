@@ -1,0 +1,75 @@
+"""A recipe: all that decides a training beside the text, its tokenizer and the machine."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rhapsode.model import ModelConfig
+from rhapsode.recipe.changes import SECTIONS, Sections, build, checked, merge, typed, types_of
+from rhapsode.recipe.configs import OptimizerConfig, TrainConfig
+from rhapsode.tokens import BatchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The shape of a model, how its weights move, how long it trains, on which batches. A value: compare it, keep it.
+
+    recipe.with_changes(model={"hidden_dim": 256}, train={"minutes": 5})
+    Recipe.from_dict(recipe.to_dict()) == recipe
+    """
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    batch: BatchConfig
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """The recipe that `to_dict` took apart; `where` names the source in errors, a file for instance.
+
+        Raises ValueError for a section or field that is missing, unknown, of another type, or has a value that cannot
+        be.
+        """
+        unknown = sorted(set(content) - set(SECTIONS))
+        if unknown:
+            raise ValueError(f"{where}: {unknown[0]!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
+        parts: dict[str, Any] = {}
+        for section, kind in SECTIONS.items():
+            fields, known, here = content.get(section), types_of(section), f"{where}, {section}"
+            if not isinstance(fields, Mapping):
+                raise ValueError(f"{here}: {'is missing' if section not in content else 'is no table of fields'}")
+            missing = [name for name in known if name not in fields]
+            if missing:
+                raise ValueError(f"{here}: the field {missing[0]!r} is missing")
+            for name in fields:
+                if name not in known:
+                    raise ValueError(f"{here}: there is no field {name!r} (there are {', '.join(known)})")
+            values = {name: typed(section, name, value, here) for name, value in fields.items()}
+            try:
+                parts[section] = build(kind, values)
+            except ValueError as error:
+                raise ValueError(f"{here}: {error}") from None
+        return cls(**parts)
+
+    @classmethod
+    def from_sections(cls, sections: Sections, vocab_size: int) -> "Recipe":
+        """The recipe of some fields by section; fields that are not there have their defaults.
+
+        Raises ValueError for a field that there is not, or a value that cannot be.
+        """
+        with_vocabulary = {**sections, "model": {**sections.get("model", {}), "vocab_size": vocab_size}}
+        return cls(**{section: build(kind, with_vocabulary.get(section, {})) for section, kind in SECTIONS.items()})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """All fields by section, as plain numbers, texts and truth values: what run.json keeps."""
+        return dataclasses.asdict(self)
+
+    def with_changes(self, **sections: Mapping[str, Any]) -> "Recipe":
+        """The recipe with some fields changed: `model={...}`, `optimizer={...}`, `train={...}`, `batch={...}`.
+
+        A budget takes the place of another; what a new `kind`, `optimizer` or `form` has no use for is dropped.
+        Raises ValueError for a field that there is not, or a value that cannot be.
+        """
+        changes = checked(sections, "with_changes")
+        merged = merge(self.to_dict(), changes)
+        return Recipe.from_sections(merged, self.model.vocab_size)
