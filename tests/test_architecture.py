@@ -16,18 +16,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "palette": set(),
     "progress": set(),
     "recurrence": set(),
+    "seeds": set(),
     "textbook": set(),
     "storyworld": {"progress"},
     "sources": {"progress", "atomic", "storyworld"},
     "tokenizer": {"progress", "atomic"},
-    "tokens": {"sources", "tokenizer", "progress", "atomic", "storyworld"},
+    "tokens": {"sources", "tokenizer", "progress", "atomic", "seeds", "storyworld"},
     "fused": set(),
-    "model": {"fused", "recurrence"},
+    "model": {"fused", "recurrence", "seeds"},
     "evaluate": {"model", "tokens"},
-    "sample": {"model", "tokenizer"},
+    "sample": {"model", "seeds", "tokenizer"},
     "inspection": {"model", "tokenizer"},
     "run": {"atomic", "model", "tokenizer", "__init__"},
-    "train": {"allocator", "evaluate", "model", "progress", "run", "sample", "tokens"},
+    "train": {"allocator", "evaluate", "model", "progress", "run", "sample", "seeds", "tokens"},
 }
 NOT_BELOW = {"cli", "commands", "start", "configs", "presets", "course", "study", "serve", "story"}
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from rhapsode.fused import rms_norm, squared_relu
 from rhapsode.recurrence import ACTIVATIONS, recurrence
+from rhapsode.seeds import seed_everything
 
 CHUNK_LOGITS = 2**19  # that exist at once in the loss: 2 MB in float32, small enough to stay in a cache
 FEWEST_CHUNK_ROWS = 128  # where the vocabulary is large: smaller matrix products run below the machine's rate
@@ -484,5 +485,5 @@ def build_model(config: ModelConfig, seed: int | None = None) -> LanguageModel:
     if seed is None:
         return make(config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_everything(seed)
         return make(config)

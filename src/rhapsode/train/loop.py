@@ -25,6 +25,7 @@ from rhapsode.model import State, build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
+from rhapsode.seeds import seed_everything
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
 from rhapsode.train.config import BUDGETS, TrainConfig
 from rhapsode.train.optimizer import OptimizerConfig, Optimizers, rate_at
@@ -118,7 +119,7 @@ class _Training:
         self.progress = Progress()
         self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
         self.plan.entries = about.get("plan") or self.plan.entries
-        torch.manual_seed(self.config.seed)
+        seed_everything(self.config.seed)
         if checkpoint is not None:
             self._restore(checkpoint.tensors, checkpoint.progress)
         self.valid: Score | None = None
