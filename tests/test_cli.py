@@ -222,7 +222,7 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--minutes", "1", "--tokens", "5"], "got --minutes and --tokens"),
         (["good.txt", "--tokens", "0"], "exactly one of"),
         (["good.txt", "--minutes", "nan"], "minutes must be >= 0, got nan"),
-        (["good.txt", "--seed", "-1", "--tokens", "5"], "seed must be >= 0, got -1"),
+        (["good.txt", "--seed", "-1", "--tokens", "5"], r"seed must be from 0 to 2\^64 - 1, got -1"),
         (["good.txt", "--explain-preset", "--set", "batch_size=0"], "batch_size must be >= 1, got 0"),
         (["good.txt", "--explain-preset", "--set", "window=0"], "window must be >= 1, got 0"),
         (["good.txt", "--explain-preset", "--minutes", "nan"], "minutes must be >= 0, got nan"),

@@ -283,7 +283,7 @@ def test_text_goes_on_from_the_prompt() -> None:
         ("top_p", 0.0, r"top_p must be in \(0, 1\], got 0.0"),
         ("min_p", 1.1, r"min_p must be in \[0, 1\], got 1.1"),
         ("repetition_penalty", 0.0, "repetition_penalty must be > 0, got 0.0"),
-        ("seed", -1, "seed must be >= 0, got -1"),
+        ("seed", -1, r"seed must be from 0 to 2\^64 - 1, got -1"),
         ("stop", ("",), "stop must not be an empty text"),
     ],
 )

@@ -469,7 +469,7 @@ def test_too_little_data_names_what_fits() -> None:
     assert Batcher(whole, BatchConfig(window=32, batch_size=3), seed=0).batches_per_epoch == 1
     with pytest.raises(ValueError, match="choose a window of at most 100"):
         Batcher(whole, BatchConfig(window=101, batch_size=1), seed=0)
-    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"seed must be from 0 to 2\^64 - 1, got -1"):
         Batcher(whole, BatchConfig(window=1, batch_size=1), seed=-1)
 
 

@@ -29,6 +29,7 @@ from rhapsode.kernels.attention import attend
 from rhapsode.kernels.loss import linear_cross_entropy
 from rhapsode.kernels.norm import RMSNorm, SquaredReLU
 from rhapsode.kernels.recurrence import ACTIVATIONS, recurrence
+from rhapsode.seeds import seed_everything
 from rhapsode.state import BlockState, Cache, State
 
 KEPT = 0.9  # of its hidden state, what a fresh stacked model keeps from step to step
@@ -353,5 +354,5 @@ def build_model(config: ModelConfig, seed: int | None = None) -> LanguageModel:
     if seed is None:
         return make(config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_everything(seed)
         return make(config)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rhapsode.model import LanguageModel
+from rhapsode.seeds import check_seed, seeded_generator
 from rhapsode.tokenizer import Tokenizer
 
 
@@ -47,8 +48,7 @@ class SampleConfig:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty must be > 0, got {self.repetition_penalty}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        check_seed(self.seed)
         if "" in self.stop:
             raise ValueError("stop must not be an empty text")
 
@@ -122,10 +122,12 @@ def write(
     """Continues the prompt `count` times, all at once; yields the tokens of all samples, step by step.
 
     Text begins after </s>, as in training. The joined texts of a sample never hold a broken character or a
-    part of a stop text. Raises ValueError for a prompt that the model must not see or count < 1.
+    part of a stop text. Raises ValueError for a prompt that the model must not see, for count < 1, and where the last
+    sample's seed is beyond 2^64 - 1.
     """
     if count < 1:
         raise ValueError(f"the number of samples must be >= 1, got {count}")
+    check_seed(config.seed, count=count)
     device = next(model.parameters()).device
     prompt_ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
     logits, state = model(torch.tensor([prompt_ids], device=device))
@@ -165,7 +167,7 @@ class _Sample:
 
     def __init__(self, index: int, tokenizer: Tokenizer, prompt_ids: list[int], config: SampleConfig) -> None:
         self.index, self.config, self.eos_id = index, config, tokenizer.eos_id
-        self.generator = torch.Generator().manual_seed(config.seed + index)
+        self.generator = seeded_generator(config.seed + index)
         self.ids = list(prompt_ids)
         self.most = len(prompt_ids) + config.max_tokens
         self.stream = tokenizer.stream()

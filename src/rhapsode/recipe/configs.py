@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from rhapsode.seeds import check_seed
+
 OPTIMIZERS = ("muon", "adamw", "adam")
 DECAYS = ("linear", "cosine", "constant")
 BUDGETS = ("sequences", "tokens", "epochs", "minutes")
@@ -81,6 +83,7 @@ class TrainConfig:
             raise ValueError(f"a budget is exactly one of {', '.join(BUDGETS)}; {what}")
         if self.validations < 1:
             raise ValueError(f"validations must be >= 1, got {self.validations}")
-        for name in ("patience", "seed", "checkpoint_seconds"):
+        check_seed(self.seed)
+        for name in ("patience", "checkpoint_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from rhapsode.recipe import BUDGETS
 from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
+from rhapsode.seeds import check_seed
 
 # The course's recipe on the package's own data and batches: 128 tokens of each story, Adam at a constant rate.
 RECIPE: Sections = {
@@ -93,8 +94,7 @@ class Request:
             raise ValueError("--minutes chooses the scale itself: give one of --minutes and --scale")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be >= 1, got {self.seeds}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be >= 0, got {self.seed}")
+        check_seed(self.seed, "--seed", self.seeds)
         if self.valid_stories is not None and self.valid_stories < 0:
             raise ValueError(f"--valid-stories must be >= 0 (0 for all), got {self.valid_stories}")
         if self.study == "grid" and not self.vary:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rhapsode.seeds import check_seed
 from rhapsode.tokens.store import TokenStore
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class Batcher:
     """
 
     def __init__(self, store: TokenStore, config: BatchConfig, seed: int) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, got {seed}")
+        check_seed(seed)
         self.store, self.config, self.seed = store, config, seed
         full = config.batch_size * config.window
         self.tokens_per_batch: float = full

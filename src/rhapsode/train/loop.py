@@ -26,6 +26,7 @@ from rhapsode.progress import TrainingDisplay
 from rhapsode.recipe import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.sample import SampleConfig, complete
+from rhapsode.seeds import seed_everything
 from rhapsode.state import State
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
 from rhapsode.train.optimizer import Optimizers, rate_at
@@ -119,7 +120,7 @@ class _Training:
         self.progress = Progress()
         self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
         self.plan.entries = about.get("plan") or self.plan.entries
-        torch.manual_seed(self.config.seed)
+        seed_everything(self.config.seed)
         if checkpoint is not None:
             self._restore(checkpoint.tensors, checkpoint.progress)
         self.valid: Score | None = None
