@@ -41,3 +41,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     tokenizer = train_tokenizer(texts, "bpe", 300)
     train, valid = prepare(open_source([str(file)]), tokenizer, folder / "cache").hold_out(0.1, seed=0)
     return Small(file, tokenizer, train, valid)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
+    """A run directory of a tiny stacked model, trained for ten steps; not to be written to."""
+    from rhapsode.recipe import Recipe
+    from rhapsode.start import create_run
+    from rhapsode.train import train
+
+    recipe = Recipe.from_sections(
+        {
+            "model": {"kind": "stacked", "embed_dim": 8, "hidden_dim": 10, "key_dim": 4, "value_dim": 6,
+                      "num_layers": 2, "num_heads": 2, "attention": "last", "pair_embeddings": 50},
+            "train": {"sequences": 40, "validations": 2},
+            "batch": {"window": 8, "batch_size": 4},
+        },
+        small.tokenizer.vocab_size,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    run = create_run(path, vars(recipe), small.tokenizer, {})
+    train(run, small.train, small.valid, show=False)
+    return path

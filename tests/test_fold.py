@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rhapsode.fold import Affine, fold, fold_plain, in_a_row, side_by_side, through
+from rhapsode.fold import Affine, fold, in_a_row, side_by_side, through
 from rhapsode.model import ModelConfig, PlainModel, build_model
 
 SIZES = {"embed_dim": 5, "hidden_dim": 7, "key_dim": 3, "value_dim": 4}
@@ -45,7 +45,7 @@ def test_the_folded_model_is_the_model(vocab_size: int, activation: str) -> None
     assert isinstance(model, PlainModel)
     tokens = torch.randint(vocab_size, (3, 12), generator=torch.Generator().manual_seed(2))
     whole, after = model(tokens)
-    for folded in (fold(model), fold_plain(model, rows=36), fold_plain(model, rows=2)):
+    for folded in (model.folded(), fold(model, rows=36), fold(model, rows=2)):
         with torch.no_grad():
             logits, state = folded(tokens[:, :5])
             rest, state = folded(tokens[:, 5:], state)
@@ -62,4 +62,4 @@ def test_the_folded_model_is_the_model(vocab_size: int, activation: str) -> None
 
 def test_a_stacked_model_is_its_own_fold() -> None:
     model = build_model(ModelConfig(vocab_size=9, kind="stacked", **SIZES), seed=0)
-    assert fold(model) is model
+    assert model.folded() is model

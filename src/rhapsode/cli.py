@@ -99,7 +99,7 @@ def generate(
 ) -> None:
     """Write on from a prompt."""
     from rhapsode.commands import generate_command
-    from rhapsode.sample import SampleConfig
+    from rhapsode.decode import SampleConfig
 
     sampling = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop or ()), seed)
     generate_command(run, prompt, sampling, samples, checkpoint, threads, device, as_json)
@@ -122,7 +122,7 @@ def evaluate(
 ) -> None:
     """Nats per token, perplexity and bits per byte over all of the data; on storyworld, the distance to the floor."""
     from rhapsode.commands import evaluate_command
-    from rhapsode.sample import SampleConfig
+    from rhapsode.decode import SampleConfig
     from rhapsode.sources import SourceConfig
 
     source = SourceConfig(split, separator, field)

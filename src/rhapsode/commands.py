@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rhapsode import coherence, storyworld
+from rhapsode.decode import SampleConfig, write, write_texts
 from rhapsode.evaluate import POLICY, Score, score
 from rhapsode.inspection import as_text, cost_table, draw, next_token_table, read
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say
 from rhapsode.run import Run, new_directory
-from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
@@ -201,7 +201,7 @@ def coherence_of(
     generated = None
     if generate:
         with bar("writing stories", None, "tokens") as advance:
-            texts = complete(model, tokenizer, "", sampling, generate, advance)
+            texts = write_texts(model, tokenizer, "", sampling, generate, advance)
         generated = coherence.check_stories(texts, *_trained_on(run))
     return coherence.summary(excesses, recall, chance, generated)
 
@@ -257,7 +257,7 @@ def story_command(minutes: float, seed: int, out: Path | None) -> None:
     if outcome.ended == "interrupted":
         raise SystemExit(EXIT_STOPPED)
     run = Run.open(path)
-    for text in complete(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=3):
+    for text in write_texts(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=3):
         print(text.strip(), end="\n\n")
     say(f"more of them: rhapsode generate {shlex.quote(str(path))}")
 

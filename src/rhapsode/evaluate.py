@@ -6,7 +6,7 @@ tokens at least.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,42 @@ def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], No
     if num_tokens == 0:
         raise ValueError(f"{store.description}: nothing to score, no sequence has two tokens")
     return Score(nats, num_tokens, store.num_bytes if store.has_text else 0, store.num_stories)
+
+
+@torch.inference_mode()
+def token_nats(model: LanguageModel, sequences: Sequence[Sequence[int]], eos_id: int) -> list[np.ndarray]:
+    """The negative log-likelihood in nats of every id of every sequence, each sequence from a fresh state after </s>.
+
+    By the policy at the top of this file, as `score` does it: float64 arrays as long as the sequences, in their order.
+    The model is put into eval mode and back.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    found = [np.empty(len(sequence)) for sequence in sequences]
+    order = sorted((i for i in range(len(sequences)) if len(sequences[i])), key=lambda i: -len(sequences[i]))
+    try:
+        while order:
+            longest = len(sequences[order[0]])
+            count = max(1, BATCH_TOKENS // longest)
+            rows, order = order[:count], order[count:]
+            inputs = torch.full((len(rows), longest), eos_id)
+            targets = torch.full((len(rows), longest), IGNORED)
+            for row, i in enumerate(rows):
+                ids = torch.as_tensor(sequences[i], dtype=torch.int64)
+                inputs[row, 1 : len(ids)], targets[row, : len(ids)] = ids[:-1], ids
+            state: State | None = None
+            parts = []
+            for seen, expected in zip(inputs.split(CHUNK, 1), targets.split(CHUNK, 1), strict=True):
+                nats, state = model.loss(seen.to(device), expected.to(device), state, reduction="none")
+                state = state.recent(CONTEXT)
+                parts.append(nats.double().cpu())
+            whole = torch.cat(parts, dim=1).numpy()
+            for row, i in enumerate(rows):
+                found[i] = whole[row, : len(sequences[i])]
+    finally:
+        model.train(was_training)
+    return found
 
 
 def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from rhapsode.state import BlockState, State
 
 if TYPE_CHECKING:
-    from rhapsode.model import LanguageModel, PlainModel
+    from rhapsode.model import PlainModel
 
 
 class Affine(NamedTuple):
@@ -85,8 +85,11 @@ class Folded:
         return F.linear(x, *head), state
 
 
-def fold_plain(model: "PlainModel", rows: int | None = None) -> Folded:
-    """A plain model folded for a call of `rows` tokens, or for any number of them."""
+def fold(model: "PlainModel", rows: int | None = None) -> Folded:
+    """A plain model folded for one call of `rows` tokens; rows None: once, for all tokens to come.
+
+    What it returns computes with the weights as they are now, and under autograd gives each its gradient.
+    """
     inputs = None
     if rows is None or rows > model.embeddings.num_embeddings:
         inputs = model.rnn.project(model.embeddings.weight)
@@ -97,12 +100,3 @@ def fold_plain(model: "PlainModel", rows: int | None = None) -> Folded:
         in_a_row(model.rnn.out, side_by_side(attention.transforms), rows),
         in_a_row(attention.output_transform, Affine(head.weight, head.bias), rows),
     )
-
-
-@torch.no_grad()
-def fold(model: "LanguageModel") -> "Folded | LanguageModel":
-    """What computes as the model does, from weights that are multiplied together once: for decoding.
-
-    It keeps its own copy of the weights as they are now. A model without linear maps in a row is returned as it is.
-    """
-    return fold_plain(model) if model.config.kind == "plain" else model  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.fold import Affine, fold_plain, side_by_side
+from rhapsode.fold import Affine, Folded, fold, side_by_side
 from rhapsode.kernels.attention import attend
 from rhapsode.kernels.loss import linear_cross_entropy
 from rhapsode.kernels.norm import RMSNorm, SquaredReLU
@@ -272,6 +272,10 @@ class LanguageModel(nn.Module):
         x, state = self.features(tokens, state)
         return x, Affine(self.lm_head.weight, self.lm_head.bias), state
 
+    def folded(self) -> "LanguageModel | Folded":
+        """What decoding calls: equal to the model with the weights that it has now, in fewer products."""
+        return self
+
 
 def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:
     """tokens (B, T) -> (B, T, E), time-major in memory, as the recurrence wants it."""
@@ -307,7 +311,11 @@ class PlainModel(LanguageModel):
         return a, State((BlockState(h[:, -1], cache),))
 
     def before_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Affine, State]:
-        return fold_plain(self, tokens.numel()).before_logits(tokens, state)
+        return fold(self, tokens.numel()).before_logits(tokens, state)
+
+    @torch.no_grad()
+    def folded(self) -> Folded:
+        return fold(self)
 
 
 class StackedModel(LanguageModel):

@@ -33,6 +33,7 @@ from torch import Tensor
 import rhapsode
 from rhapsode.atomic import replacing, write_text
 from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.recipe import Recipe
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -92,6 +93,18 @@ class Run:
             return ModelConfig(**self.about["model"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.path / 'run.json'}: not a model config this program knows ({error})") from None
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """What the run is trained with; None for a model that was trained elsewhere (`rhapsode import`).
+
+        Raises ValueError naming run.json and the field where it is not a recipe.
+        """
+        names: tuple[str, ...] = ("model", "optimizer", "train", "batch")
+        sections = {name: self.about[name] for name in names if name in self.about}
+        if sections.keys() == {"model"}:
+            return None
+        return Recipe.from_dict(sections, str(self.path / "run.json"))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -148,7 +148,8 @@ class State:
 
     def save(self, path: str | Path) -> None:
         """Writes the state to a file of safetensors, whole or not at all; raises OSError where that cannot be."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        copies = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}  # none shares memory
+        tensors = {name: tensor.contiguous() for name, tensor in copies.items()}
         about = {"rhapsode_state": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
         with replacing(Path(path)) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, about))

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from rhapsode.decode import SampleConfig, write
 from rhapsode.recipe.changes import SECTIONS, build
 from rhapsode.run import Run
-from rhapsode.sample import SampleConfig, write
 from rhapsode.start import create_run, reopen_data
 from rhapsode.study.data import valid_view
 from rhapsode.study.directory import Study

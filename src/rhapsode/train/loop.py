@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from rhapsode.allocator import keep_freed_memory
+from rhapsode.decode import SampleConfig, write_texts
 from rhapsode.evaluate import Score, score
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.recipe import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.run import Run, below, load_weights, weights_of
-from rhapsode.sample import SampleConfig, complete
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
+from rhapsode.train.events import Ended, Event, Saved, Started, Step, Validated
 from rhapsode.train.optimizer import Optimizers, rate_at
 from rhapsode.train.plan import UNKNOWN, first_plan
 
@@ -78,17 +79,18 @@ def train(
     device: str = "cpu",
     tensorboard: bool = False,
     show: bool = True,
+    on_event: Callable[[Event], object] | None = None,
 ) -> Outcome:
     """Trains the run to the end of its budget, from its checkpoint if it has one.
 
     Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
-    progress on stderr. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
-    naming the step before a non-finite loss or gradient can do harm, and BlockingIOError where another process trains
-    in the directory.
+    progress on stderr. on_event hears of what happens (events.py). Ctrl-C or SIGTERM saves and returns; a second Ctrl-C
+    stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can do harm, and
+    BlockingIOError where another process trains in the directory.
     """
     keep_freed_memory()
     with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
-        return _Training(run, train_store, valid_store, device, writer, asked, show).go()
+        return _Training(run, train_store, valid_store, device, writer, asked, show, on_event).go()
 
 
 class _Training:
@@ -103,8 +105,10 @@ class _Training:
         writer: Any,
         asked: threading.Event,
         show: bool,
+        on_event: Callable[[Event], object] | None,
     ) -> None:
         about = run.about
+        self.happened: Callable[[Event], object] = on_event or (lambda event: None)
         self.run, self.valid_store, self.writer, self.asked = run, valid_store, writer, asked
         self.device = torch.device(device)
         if "threads" not in about:
@@ -136,6 +140,10 @@ class _Training:
         progress = self.progress
         with self.log, self.metrics, self.display:
             self._tell(self._beginning())
+            parameters, threads = sum(p.numel() for p in self.model.parameters()), torch.get_num_threads()
+            self.happened(
+                Started(self.run.path, parameters, str(self.device), threads, progress.step, self.known_total)
+            )
             before, threads = self.run.about["threads"], torch.get_num_threads()
             if self.device.type == "cpu" and before != threads:
                 self._tell(
@@ -186,6 +194,7 @@ class _Training:
             self.run.update(plan=self.plan.entries)
         self._report(nats, norm)
         self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
+        self.happened(Step(progress.step, self.known_total, nats, progress.tokens, progress.seconds))
 
     def _validate(self) -> None:
         progress = self.progress
@@ -210,14 +219,22 @@ class _Training:
         progress.validated_step = progress.step
         progress.validations += 1
         self._tell(self._validated(train_loss, valid))
+        sample = None
         if "tokenizer" in self.run.about and self.config.prompt:
-            text = complete(self.model.eval(), self.run.tokenizer, self.config.prompt, SAMPLE)[0]
+            text = write_texts(self.model.eval(), self.run.tokenizer, self.config.prompt, SAMPLE)[0]
             self.model.train()
-            self._tell("    " + " ".join(f"{self.config.prompt}{text}".split()), sample=True)
+            sample = f"{self.config.prompt}{text}"
+            self._tell("    " + " ".join(sample.split()), sample=True)
+        self.happened(Validated(progress.step, train_loss, loss, valid.bits_per_byte, better, sample))
 
     @property
     def total(self) -> int:
         return self.plan.total(self.progress.step)
+
+    @property
+    def known_total(self) -> int | None:
+        """The number of steps, None while it is not known."""
+        return self.total if self.total < UNKNOWN else None
 
     def _validation_is_due(self) -> bool:
         """At the end of each part of the run; a mended plan moves the ends, and those that lie behind are past."""
@@ -242,6 +259,7 @@ class _Training:
         self.progress.batcher = self.batcher.state_dict()
         self.run.save_last(tensors, asdict(self.progress) | {"timed_from": self.plan.timed_from})
         self.saved_at = time.monotonic()
+        self.happened(Saved(self.progress.step, self.run.path))
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         load_weights(self.model, tensors, str(self.run.path))
@@ -315,7 +333,9 @@ class _Training:
             "interrupted": "stopped and saved",
         }
         self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")
-        return Outcome(ended, self.progress, self.valid)
+        progress = self.progress
+        self.happened(Ended(ended, progress.step, progress.tokens, progress.seconds))
+        return Outcome(ended, progress, self.valid)
 
 
 @contextmanager

@@ -9,23 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rhapsode.decode import SampleConfig, Written, write, write_texts
+from rhapsode.decode.continuation import choose_token
+from rhapsode.decode.filters import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from rhapsode.model import LanguageModel, ModelConfig, build_model
-from rhapsode.sample import (
-    SampleConfig,
-    Written,
-    choose,
-    complete,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalise_repetition,
-    write,
-)
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
 
 def filtered(logits: torch.Tensor, config: SampleConfig, seen: torch.Tensor) -> torch.Tensor:
-    """What `choose` draws from, as transformers' processors make it."""
+    """What `choose_token` draws from, as transformers' processors make it."""
     from transformers import (
         LogitsProcessorList,
         MinPLogitsWarper,
@@ -45,7 +37,7 @@ def filtered(logits: torch.Tensor, config: SampleConfig, seen: torch.Tensor) -> 
 
 
 def drawn_from(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, config: SampleConfig, seen: torch.Tensor) -> Any:
-    """The probabilities that `choose` hands to the draw."""
+    """The probabilities that `choose_token` hands to the draw."""
     found: list[torch.Tensor] = []
     multinomial = torch.multinomial
 
@@ -55,7 +47,7 @@ def drawn_from(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, config: Sa
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "multinomial", spy)
-        choose(logits, config, seen, torch.Generator())
+        choose_token(logits, config, seen, torch.Generator())
     return found[0]
 
 
@@ -114,12 +106,12 @@ def test_temperature_zero_and_nearly_zero() -> None:
     logits, nothing = torch.tensor([1.0, 900.0, 899.0]), torch.tensor([], dtype=torch.long)
     generator = torch.Generator()
     before = generator.get_state()
-    assert choose(logits, SampleConfig(temperature=0), nothing, generator) == 1
+    assert choose_token(logits, SampleConfig(temperature=0), nothing, generator) == 1
     assert torch.equal(generator.get_state(), before)
     for temperature in (1e-310, 1e-30, 1e-3):
-        assert choose(logits, SampleConfig(temperature=temperature), nothing, generator) == 1
+        assert choose_token(logits, SampleConfig(temperature=temperature), nothing, generator) == 1
     with pytest.raises(FloatingPointError, match="not finite"):
-        choose(torch.tensor([0.0, torch.nan]), SampleConfig(), nothing, generator)
+        choose_token(torch.tensor([0.0, torch.nan]), SampleConfig(), nothing, generator)
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -127,7 +119,7 @@ def test_draws_follow_the_probabilities() -> None:
     logits, nothing = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([], dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
     config = SampleConfig(temperature=1.0)
-    draws = torch.tensor([choose(logits, config, nothing, generator) for _ in range(10_000)])
+    draws = torch.tensor([choose_token(logits, config, nothing, generator) for _ in range(10_000)])
     expected = logits.softmax(0)
     found = torch.bincount(draws, minlength=3) / 10_000
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / 10_000).sqrt()).all()
@@ -167,7 +159,7 @@ def test_writing_is_re_reading(model: LanguageModel, tokenizer: Tokenizer, tempe
         for step in steps:
             with torch.no_grad():
                 logits = model(torch.tensor([[tokenizer.eos_id, *ids]]))[0][0, -1]
-            assert step.id == choose(logits, config, torch.tensor(ids), generator)
+            assert step.id == choose_token(logits, config, torch.tensor(ids), generator)
             assert step.log_probability == pytest.approx(float(logits.log_softmax(0)[step.id]), abs=1e-4)
             ids.append(step.id)
         assert steps[-1].ended == ("end of text" if ids[-1] == tokenizer.eos_id else "length")
@@ -178,18 +170,18 @@ def test_writing_is_re_reading(model: LanguageModel, tokenizer: Tokenizer, tempe
 def test_a_sample_depends_on_its_seed_alone(model: LanguageModel, tokenizer: Tokenizer) -> None:
     """Would catch samples that share a generator: then the third of three is none that can be had alone."""
     config = SampleConfig(max_tokens=30, temperature=1.5, seed=3)
-    together = complete(model, tokenizer, "once", config, count=4)
+    together = write_texts(model, tokenizer, "once", config, count=4)
     for i, text in enumerate(together):
         alone = SampleConfig(max_tokens=30, temperature=1.5, seed=3 + i)
-        assert complete(model, tokenizer, "once", alone) == [text]
+        assert write_texts(model, tokenizer, "once", alone) == [text]
     assert len(set(together)) == 4
-    assert len(set(complete(model, tokenizer, "once", SampleConfig(max_tokens=30, temperature=0), count=3))) == 1
+    assert len(set(write_texts(model, tokenizer, "once", SampleConfig(max_tokens=30, temperature=0), count=3))) == 1
 
 
 def test_writing_draws_from_no_other_generator(model: LanguageModel, tokenizer: Tokenizer) -> None:
     """Would catch a training run that is another one because it showed samples."""
     before = torch.get_rng_state()
-    complete(model, tokenizer, "", SampleConfig(max_tokens=5))
+    write_texts(model, tokenizer, "", SampleConfig(max_tokens=5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -270,7 +262,7 @@ def test_text_goes_on_from_the_prompt() -> None:
     assert whole[: len(before)] == before
     model = Parrot(whole[len(before) :], tokenizer.vocab_size, len(before) + 1)
     config = SampleConfig(max_tokens=len(whole) - len(before), temperature=0)
-    assert complete(model, tokenizer, "the dog", config) == [" was"]
+    assert write_texts(model, tokenizer, "the dog", config) == [" was"]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,24 @@
-"""Writing: how the next token is chosen from logits, and a model's continuation of a prompt.
+"""How a text goes on: a prompt is read in pieces, then drawn token after token, several samples side by side.
 
-The filters are pure functions on logits (V,), applied in this order: repetition penalty (Keskar et al. 2019),
-temperature, top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024). Decoding keeps the
-state and its growing cache; the prefix is read once.
+Decoding keeps the state and its growing cache; what stands before is read once. The weights are folded once (fold.py).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rhapsode.decode.filters import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
+from rhapsode.fold import Folded
 from rhapsode.model import LanguageModel
 from rhapsode.seeds import check_seed, seeded_generator
+from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
+
+CONTEXT = 32  # ids before a new one that decide how it is spelled: more than a character has bytes
+PIECE = 512  # tokens of a prompt that are read at once
 
 
 @dataclass(frozen=True)
@@ -53,38 +57,7 @@ class SampleConfig:
             raise ValueError("stop must not be an empty text")
 
 
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divides positive and multiplies negative logits of the ids in `seen` by the penalty."""
-    chosen = logits[seen]
-    return logits.scatter(0, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the k largest become -inf; what is equal to the k-th stays."""
-    if k == 0 or k >= len(logits):
-        return logits
-    return logits.masked_fill(logits < logits.topk(k).values[-1], -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one."""
-    if p == 1:
-        return logits
-    ordered, order = logits.sort(descending=True)
-    probabilities = ordered.softmax(0)
-    before = probabilities.cumsum(0) - probabilities  # what the likelier ones have reached
-    return logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(0, order, before >= p), -torch.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps tokens at least p times as likely as the likeliest."""
-    if p == 0:
-        return logits
-    probabilities = logits.softmax(0)
-    return logits.masked_fill(probabilities < p * probabilities.max(), -torch.inf)
-
-
-def choose(logits: Tensor, config: SampleConfig, seen: Tensor, generator: torch.Generator) -> int:
+def choose_token(logits: Tensor, config: SampleConfig, seen: Tensor, generator: torch.Generator) -> int:
     """The next token after logits (V,), with the ids seen so far (n,); the generator draws on the CPU.
 
     Raises FloatingPointError for logits that are not numbers: the model that made them is spoilt.
@@ -116,23 +89,65 @@ class Written(NamedTuple):
 
 
 @torch.inference_mode()
+def read_text(model: LanguageModel | Folded, tokenizer: Tokenizer, text: str, state: State | None = None) -> State:
+    """The state after a text: with its ids (1, S) and the logits (1, V) of what comes next.
+
+    state: None where the text begins, after </s> as in training; else what `read_text` gave for what stands before it.
+    Read in pieces, so that memory does not grow with the square of a long text.
+    """
+    ids = tokenizer.encode(text)
+    if state is None:
+        ids = [tokenizer.eos_id, *ids]
+    if not ids:
+        assert state is not None
+        return state
+    tokens = torch.tensor([ids], device=device_of(model))
+    return read_tokens(model, tokens, state)
+
+
+@torch.inference_mode()
+def read_tokens(model: LanguageModel | Folded, tokens: Tensor, state: State | None = None) -> State:
+    """The state after tokens (B, T), T >= 1, and after what `state` has read before them; with ids and logits."""
+    before = None if state is None else state.ids
+    fingerprint = "" if state is None else state.fingerprint
+    logits = torch.empty(0)
+    for piece in tokens.split(PIECE, dim=1):
+        logits, state = model(piece, state)
+    assert state is not None
+    ids = tokens if before is None else torch.cat((before, tokens), dim=1)
+    return replace(state, logits=logits[:, -1], ids=ids, fingerprint=fingerprint)
+
+
+def device_of(model: LanguageModel | Folded) -> torch.device:
+    """Where the model's weights are."""
+    return next((model.model if isinstance(model, Folded) else model).parameters()).device
+
+
+@torch.inference_mode()
 def write(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, config: SampleConfig = SampleConfig(), count: int = 1
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: SampleConfig = SampleConfig(),
+    count: int = 1,
+    state: State | None = None,
 ) -> Iterator[Written]:
     """Continues the prompt `count` times, all at once; yields the tokens of all samples, step by step.
 
-    Text begins after </s>, as in training. The joined texts of a sample never hold a broken character or a
-    part of a stop text. Raises ValueError for a prompt that the model must not see, for count < 1, and where the last
-    sample's seed is beyond 2^64 - 1.
+    Text begins after </s>, as in training, or after what `state` has read (as `read_text` gives it, one row). The
+    joined texts of a sample never hold a broken character or a part of a stop text. Raises ValueError for a prompt that
+    the model must not see, for count < 1, and where the last sample's seed is beyond 2^64 - 1.
     """
     if count < 1:
         raise ValueError(f"the number of samples must be >= 1, got {count}")
     check_seed(config.seed, count=count)
-    device = next(model.parameters()).device
-    prompt_ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-    logits, state = model(torch.tensor([prompt_ids], device=device))
-    logits, state = logits[:, -1].expand(count, -1), state.rows([0] * count)
-    samples = [_Sample(i, tokenizer, prompt_ids[1:], config) for i in range(count)]
+    folded, device = model.folded(), device_of(model)
+    state = read_text(folded, tokenizer, prompt, state)
+    assert state.ids is not None
+    assert state.logits is not None
+    before = state.ids[0].tolist()
+    logits, state = state.logits.expand(count, -1), replace(state, ids=None, logits=None).rows([0] * count)
+    samples = [_Sample(i, tokenizer, before, config) for i in range(count)]
     while True:
         for row, sample in zip(logits, samples, strict=True):
             yield sample.take(row)
@@ -141,11 +156,12 @@ def write(
             return
         if len(going) < len(samples):
             samples, state = [samples[row] for row in going], state.rows(going)
-        tokens = torch.tensor([sample.ids[-1] for sample in samples], device=device)
-        logits, state = model.step(tokens, state)
+        tokens = torch.tensor([[sample.last] for sample in samples], device=device)
+        logits, state = folded(tokens, state)
+        logits = logits[:, -1]
 
 
-def complete(
+def write_texts(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: str,
@@ -165,26 +181,30 @@ def complete(
 class _Sample:
     """One text in the making."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, prompt_ids: list[int], config: SampleConfig) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, before: list[int], config: SampleConfig) -> None:
         self.index, self.config, self.eos_id = index, config, tokenizer.eos_id
         self.generator = seeded_generator(config.seed + index)
-        self.ids = list(prompt_ids)
-        self.most = len(prompt_ids) + config.max_tokens
+        # The begin token is no text; a model cannot repeat it.
+        self.seen = set(before[1:]) if config.repetition_penalty != 1 else set()
+        self.last, self.left = -1, config.max_tokens
         self.stream = tokenizer.stream()
-        for id in prompt_ids:
-            self.stream.push(id)  # so that the first new piece is spelled as it is after the prompt
+        for id in before[-CONTEXT:]:
+            self.stream.push(id)  # so that the first new piece is spelled as it is after what stands before
         self.held = ""
         self.ended: str | None = None
 
     def take(self, logits: Tensor) -> Written:
         """Chooses a token by logits (V,)."""
-        id = choose(logits, self.config, torch.tensor(self.ids, dtype=torch.long), self.generator)
+        seen = torch.tensor(list(self.seen), dtype=torch.long)
+        id = choose_token(logits, self.config, seen, self.generator)
         log_probability = float(logits[id].double() - logits.double().logsumexp(0))
-        self.ids.append(id)
+        self.last, self.left = id, self.left - 1
+        if self.config.repetition_penalty != 1:
+            self.seen.add(id)
         self.held += self.stream.push(id)
         if id == self.eos_id:
             self.ended = "end of text"
-        elif len(self.ids) >= self.most:
+        elif self.left == 0:
             self.ended = "length"
         return Written(self.index, id, log_probability, self._certain(), self.ended)
 
