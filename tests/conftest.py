@@ -22,6 +22,12 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def threads_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on what else the machine does: threads always meet in time."""
+    monkeypatch.setattr("rhapsode.threads.threads_meet_in_time", lambda count: True)
+
+
 class Small(NamedTuple):
     """A hundred beginnings of stories, in a file, and as token stores."""
 

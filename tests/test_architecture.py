@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "palette": set(),
     "progress": set(),
     "seeds": set(),
+    "threads": set(),
     "textbook": set(),
     "storyworld": {"progress"},
     "sources": {"progress", "atomic", "storyworld"},
@@ -25,14 +26,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"atomic"},
     "fold": {"state"},
     "model": {"fold", "kernels", "seeds", "state"},
-    "evaluate": {"model", "state", "tokens"},
-    "sample": {"model", "seeds", "tokenizer"},
+    "evaluate": {"model", "state", "threads", "tokens"},
+    "decode": {"fold", "model", "seeds", "state", "threads", "tokenizer"},
     "inspection": {"model", "state", "tokenizer"},
     "recipe": {"model", "seeds", "tokens"},
-    "run": {"atomic", "model", "tokenizer", "__init__"},
-    "train": {"allocator", "evaluate", "model", "progress", "recipe", "run", "sample", "seeds", "state", "tokens"},
+    "run": {"atomic", "model", "recipe", "tokenizer", "__init__"},
+    "train": {
+        *("allocator", "decode", "evaluate", "model", "progress"),
+        *("recipe", "run", "seeds", "state", "threads", "tokens"),
+    },
 }
-NOT_BELOW = {"cli", "commands", "start", "course", "study", "serve", "story"}
+NOT_BELOW = {"api", "cli", "commands", "start", "course", "study", "serve", "story"}
 
 
 def room_of(file: Path) -> str:

@@ -6,6 +6,7 @@ tokens at least.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 
 from rhapsode.model import LanguageModel
 from rhapsode.state import State
+from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import IGNORED, TokenStore
 
 CHUNK = 512  # tokens of a row that are scored at once
@@ -63,13 +65,19 @@ def bits_per_byte(nats: float, byte_count: int) -> float:
     return nats / math.log(2) / byte_count
 
 
-@torch.inference_mode()
 def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], None] | None = None) -> Score:
     """Scores all stories of the store, by the policy at the top of this file; on_tokens hears of progress.
 
     The model is put into eval mode and back; no random number is drawn. Raises ValueError where nothing can be
     scored.
     """
+    with torch.inference_mode(), chosen_threads() as threads:
+        return _score(model, store, on_tokens, threads)
+
+
+def _score(
+    model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], None] | None, threads: ThreadChooser
+) -> Score:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -78,6 +86,7 @@ def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], No
         for inputs, targets in padded_batches(store):
             state: State | None = None
             for start in range(0, inputs.shape[1], CHUNK):
+                begun = time.perf_counter()
                 piece = slice(start, start + CHUNK)
                 expected = torch.from_numpy(targets[:, piece].copy()).to(device)
                 seen = torch.from_numpy(inputs[:, piece].copy()).to(device)
@@ -86,6 +95,7 @@ def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], No
                 nats += loss.item()
                 scored = int((expected != IGNORED).sum())
                 num_tokens += scored
+                threads.worked("score", time.perf_counter() - begun, seen.numel())
                 if on_tokens:
                     on_tokens(scored)
     finally:

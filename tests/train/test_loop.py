@@ -21,6 +21,7 @@ from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.run import Run
 from rhapsode.start import create_run
+from rhapsode.threads import ThreadChooser
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.train import Outcome, loop, train
@@ -434,8 +435,34 @@ def test_other_threads_are_told(begin: Callable[..., Run], small: Any, monkeypat
     finally:
         torch.set_num_threads(before)
     log = (run.path / "log.txt").read_text()
-    assert f"begun with {before} threads: {before + 1} give other last bits; --threads {before} keeps them" in log
-    assert Run.open(run.path).about["threads"] == before
+    assert f"; with {before + 1} the last digits of its numbers differ, with --threads {before} they do not" in log
+    about = Run.open(run.path).about
+    assert (about["threads"], about["thread_plan"]) == (before, [[3, before + 1]])
+
+
+def test_threads_that_change_on_the_way_are_recorded(
+    begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour comes at step 3 and goes at step 6: run.json says which steps had how many, the log says why."""
+    run = begin()
+    before = torch.get_num_threads()
+
+    def worked(chooser: ThreadChooser, kind: str, seconds: float, units: float = 1.0) -> None:
+        step = run_steps.append(kind) or run_steps.count("step")
+        if kind == "step" and step in (3, 6):
+            chooser._use(1 if step == 3 else chooser.most)
+
+    run_steps: list[str] = []
+    monkeypatch.setattr(ThreadChooser, "worked", worked)
+    torch.set_num_threads(2)
+    try:
+        go(run, small)
+    finally:
+        torch.set_num_threads(before)
+    assert Run.open(run.path).about["thread_plan"] == [[3, 1], [6, 2]]
+    log = (run.path / "log.txt").read_text()
+    assert "step 3: 1 thread from here on, another process keeps a core busy" in log
+    assert "step 6: 2 threads from here on, the cores are free again" in log
 
 
 def test_metrics_are_objects_of_one_form(begin: Callable[..., Run], small: Any) -> None:

@@ -3,6 +3,7 @@
 Decoding keeps the state and its growing cache; what stands before is read once. The weights are folded once (fold.py).
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from rhapsode.fold import Folded
 from rhapsode.model import LanguageModel
 from rhapsode.seeds import check_seed, seeded_generator
 from rhapsode.state import State
+from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokenizer import Tokenizer
 
 CONTEXT = 32  # ids before a new one that decide how it is spelled: more than a character has bytes
@@ -141,6 +143,19 @@ def write(
     if count < 1:
         raise ValueError(f"the number of samples must be >= 1, got {count}")
     check_seed(config.seed, count=count)
+    with chosen_threads() as threads:
+        yield from _write(model, tokenizer, prompt, config, count, state, threads)
+
+
+def _write(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: SampleConfig,
+    count: int,
+    state: State | None,
+    threads: ThreadChooser,
+) -> Iterator[Written]:
     folded, device = model.folded(), device_of(model)
     state = read_text(folded, tokenizer, prompt, state)
     assert state.ids is not None
@@ -156,9 +171,11 @@ def write(
             return
         if len(going) < len(samples):
             samples, state = [samples[row] for row in going], state.rows(going)
+        begun = time.perf_counter()
         tokens = torch.tensor([[sample.last] for sample in samples], device=device)
         logits, state = folded(tokens, state)
         logits = logits[:, -1]
+        threads.worked("token", time.perf_counter() - begun)
 
 
 def write_texts(

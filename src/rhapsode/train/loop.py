@@ -28,6 +28,7 @@ from rhapsode.recipe import BUDGETS, OptimizerConfig, TrainConfig
 from rhapsode.run import Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
+from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import IGNORED, BatchConfig, Batcher, TokenStore
 from rhapsode.train.events import Ended, Event, Saved, Started, Step, Validated
 from rhapsode.train.optimizer import Optimizers, rate_at
@@ -138,17 +139,11 @@ class _Training:
 
     def go(self) -> Outcome:
         progress = self.progress
-        with self.log, self.metrics, self.display:
+        with self.log, self.metrics, self.display, self._threads() as self.threads:
             self._tell(self._beginning())
-            parameters, threads = sum(p.numel() for p in self.model.parameters()), torch.get_num_threads()
-            self.happened(
-                Started(self.run.path, parameters, str(self.device), threads, progress.step, self.known_total)
-            )
-            before, threads = self.run.about["threads"], torch.get_num_threads()
-            if self.device.type == "cpu" and before != threads:
-                self._tell(
-                    f"begun with {before} threads: {threads} give other last bits; --threads {before} keeps them"
-                )
+            sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
+            threads = torch.get_num_threads()
+            self.happened(Started(self.run.path, sum(sizes), device, threads, progress.step, self.known_total))
             try:
                 while True:
                     if self._validation_is_due():
@@ -189,10 +184,12 @@ class _Training:
         progress.tokens += scored
         progress.nats += nats * scored
         progress.scored += scored
-        progress.seconds += time.monotonic() - started
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
         if self.plan.after_step(progress.step, progress.seconds):
             self.run.update(plan=self.plan.entries)
         self._report(nats, norm)
+        self.threads.worked("step", seconds, scored)
         self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
         self.happened(Step(progress.step, self.known_total, nats, progress.tokens, progress.seconds))
 
@@ -226,6 +223,32 @@ class _Training:
             sample = f"{self.config.prompt}{text}"
             self._tell("    " + " ".join(sample.split()), sample=True)
         self.happened(Validated(progress.step, train_loss, loss, valid.bits_per_byte, better, sample))
+
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadChooser]:
+        """The number of threads is chosen as training goes; which steps had how many stands in run.json."""
+        plan = [entry for entry in self.run.about.get("thread_plan", []) if entry[0] < self.progress.step]
+        before = plan[-1][1] if plan else self.run.about["threads"]
+
+        def note(count: int) -> None:
+            plan.append([self.progress.step, count])
+            self.run.update(thread_plan=plan)
+
+        def changed(count: int) -> None:
+            note(count)
+            why = "the cores are free again" if count == begun else "another process keeps a core busy"
+            self._tell(f"step {self.progress.step:,}: {_number(count, 'thread')} from here on, {why}")
+
+        begun = torch.get_num_threads()
+        with chosen_threads(changed if self.device.type == "cpu" else None) as chooser:
+            if self.device.type == "cpu" and begun != before and torch.get_num_threads() == begun:
+                if not plan:
+                    self._tell(
+                        f"this run began with {_number(before, 'thread')}; with {begun} the last digits of its numbers"
+                        f" differ, with --threads {before} they do not"
+                    )
+                note(begun)
+            yield chooser
 
     @property
     def total(self) -> int:
@@ -305,7 +328,7 @@ class _Training:
 
     def _beginning(self) -> str:
         parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
-        threads = f"{torch.get_num_threads()} threads" if self.device.type == "cpu" else str(self.device)
+        threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
         if self.progress.step:
             return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
         budget = next(f"{amount:,} {name}" for name in BUDGETS if (amount := getattr(self.config, name)))
@@ -336,6 +359,10 @@ class _Training:
         progress = self.progress
         self.happened(Ended(ended, progress.step, progress.tokens, progress.seconds))
         return Outcome(ended, progress, self.valid)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 @contextmanager

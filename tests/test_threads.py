@@ -1,0 +1,152 @@
+"""The number of threads as it is chosen: on a made-up machine whose cores come and go, and on this one."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+
+from rhapsode import threads
+from rhapsode.threads import ThreadChooser, chosen_threads, fixed_threads, threads_meet_in_time
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> object:
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+class Machine:
+    """A clock, and cores of which some may be busy: so many threads meet in time as there are free cores."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores = self.free = cores
+        self.now, self.probes, self.heard = 0.0, 0, []  # type: float, int, list[int]
+
+    def meets(self, count: int) -> bool:
+        self.probes += 1
+        self.now += threads.PROBE_SECONDS
+        return count <= self.free
+
+    def chooser(self) -> ThreadChooser:
+        return ThreadChooser(self.cores, self.heard.append, self.meets, lambda: self.now)
+
+    def work(self, chooser: ThreadChooser, seconds: float) -> int:
+        """Steps of 0.1 s of one thread for so long; how many were done."""
+        end, steps = self.now + seconds, 0
+        while self.now < end:
+            took = 0.1 / chooser.count if chooser.count <= self.free else 3.0
+            self.now += took
+            chooser.worked("step", took)
+            steps += 1
+        return steps
+
+
+def test_all_threads_while_the_cores_are_free() -> None:
+    """Would catch threads given away on a quiet machine, and probes that cost something there."""
+    machine = Machine(2)
+    chooser = machine.chooser()
+    assert machine.work(chooser, 100) == pytest.approx(2000, rel=0.01)
+    assert (machine.heard, machine.probes) == ([], 1)
+
+
+@pytest.mark.parametrize(("cores", "free", "best"), [(2, 1, 1), (8, 7, 7), (8, 5, 4), (8, 2, 1)])
+def test_a_busy_core_costs_a_moment(cores: int, free: int, best: int) -> None:
+    """At least 80% of what the free cores make; would catch probing that eats the time, and a late switch."""
+    machine = Machine(cores)
+    chooser = machine.chooser()
+    machine.work(chooser, 20)
+    machine.free = free
+    done = machine.work(chooser, 60)
+    assert chooser.count == best
+    assert done > 0.8 * 60 * best / 0.1
+    machine.free = cores
+    machine.work(chooser, 2 * threads.LONGEST_WAIT)
+    assert chooser.count == cores
+    assert machine.heard == [best, cores]
+
+
+def test_a_neighbour_from_the_beginning() -> None:
+    machine = Machine(2)
+    machine.free = 1
+    chooser = machine.chooser()
+    assert chooser.count == 1
+    assert machine.work(chooser, 100) > 0.95 * 1000
+
+
+def test_a_neighbour_that_comes_and_goes() -> None:
+    """Would catch a chooser that follows every whim: changes get rarer, the pace stays near one thread's at least."""
+    machine = Machine(2)
+    chooser = machine.chooser()
+    done = 0
+    for _ in range(60):
+        machine.free = 2
+        done += machine.work(chooser, 2)
+        machine.free = 1
+        done += machine.work(chooser, 2)
+    assert done > 0.8 * 2400
+    assert len(machine.heard) < 40
+
+
+def test_slower_work_is_no_neighbour() -> None:
+    """Longer sequences take longer; would catch threads given away for that."""
+    machine = Machine(2)
+    chooser = machine.chooser()
+    for took in [0.06] * 50 + [0.6] * 50:
+        machine.now += took
+        chooser.worked("step", took)
+    assert chooser.count == 2
+    assert machine.probes < 5
+
+
+def test_one_thread_needs_no_choice() -> None:
+    chooser = ThreadChooser(1, meets_in_time=lambda count: pytest.fail("probed"))
+    chooser.worked("step", 10.0)
+    torch.set_num_threads(2)
+    with fixed_threads(3):
+        with chosen_threads() as fixed:
+            fixed.worked("step", 10.0)
+            fixed.worked("step", 100.0)
+        assert torch.get_num_threads() == 3
+    with fixed_threads(None):
+        assert torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"), fixed_threads(0):
+        pass
+    assert torch.get_num_threads() == 2
+    assert threads._active is None
+
+
+def test_blocks_inside_of_each_other_share_a_choice() -> None:
+    torch.set_num_threads(2)
+    with chosen_threads() as outer:
+        with chosen_threads() as inner:
+            assert inner is outer
+        assert threads._active is outer
+    assert threads._active is None
+    assert torch.get_num_threads() == 2
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_a_real_neighbour_is_noticed() -> None:
+    """On this machine: as many busy processes as cores, and threads do not meet in time."""
+    count = os.cpu_count() or 2
+    context = multiprocessing.get_context("spawn")
+    neighbours = [context.Process(target=spin, args=(60.0,), daemon=True) for _ in range(count)]
+    for neighbour in neighbours:
+        neighbour.start()
+    try:
+        time.sleep(1.0)
+        noticed = sum(not threads_meet_in_time(count) for _ in range(9))
+    finally:
+        for neighbour in neighbours:
+            neighbour.terminate()
+            neighbour.join()
+    assert noticed >= 5
