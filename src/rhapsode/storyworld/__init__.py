@@ -4,6 +4,7 @@
     texts = sample_batch(0, 1000)          the stories of seeds 0 .. 999
     entropy().bits_per_byte                the floor of every model's loss on them
     log_probability(text), parse(text)     what any text is, as a story
+    next_tokens(prefix, tokenizer)         what may follow the beginning of a story, with exact probabilities
 
 Splits: "train"; "valid", other stories of the same distribution; "held_out_skeletons", plots that training
 never has; "held_out_combinations", plots of training with combinations of hero and thing that training
@@ -11,8 +12,9 @@ never has.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,9 +33,13 @@ from rhapsode.storyworld.evaluation import (
 from rhapsode.storyworld.grammar import fingerprint, load_grammar
 from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
+from rhapsode.storyworld.prediction import NextTokens, NextTokenTable, TokenPredictor
 from rhapsode.storyworld.proof import Proof
 from rhapsode.storyworld.sampling import FragmentTokens
 from rhapsode.storyworld.story import Decision, Derivation, Reference, Story, realise, references
+
+if TYPE_CHECKING:
+    from rhapsode.tokenizer import Tokenizer
 
 __all__ = [
     "SPLITS",
@@ -45,6 +51,8 @@ __all__ = [
     "Entropy",
     "FragmentTokens",
     "GeneratedReport",
+    "NextTokenTable",
+    "NextTokens",
     "Outcome",
     "Parse",
     "Reference",
@@ -60,6 +68,8 @@ __all__ = [
     "fragments",
     "labels",
     "log_probability",
+    "next_token_table",
+    "next_tokens",
     "parse",
     "reference_accuracy",
     "sample",
@@ -161,6 +171,39 @@ def parse(text: str) -> Parse:
 def log_probability(text: str, split: str = "train") -> float:
     """The exact log-probability of a text under a split, in nats, over all derivations; -inf if none."""
     return parsing.text_log_probability(_distribution(split), text)
+
+
+@lru_cache(maxsize=8)
+def _predictor(tokenizer: "Tokenizer", split: str) -> TokenPredictor:
+    return TokenPredictor(_distribution(split), tokenizer)
+
+
+def next_tokens(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> NextTokens:
+    """The exact distribution of the token after the beginning of a story, the end token included.
+
+    It is about stories of the split in their canonical spelling, tokenizer.encode(story) and then the end token.
+
+    prefix as ids: of the stories whose spelling begins with these ids, the shares by the id after them. This is what
+    a model that has read the ids is asked; the ids may end inside a word.
+    prefix as text: the stories are those that begin with these characters, and of them, those count in whose spelling
+    a token ends where the text does (`boundary` is their share): the same as for the ids of the text wherever these
+    begin a story's spelling. Where no story has a token's end there, the text ends inside a token; then the
+    distribution is of this very token, the one that spells the character after the text.
+
+    Raises ValueError where no story of the split begins so, naming the character (and the token) where the prefix
+    departs, where the ids have passed the end token, and for a tokenizer whose tokens may span two words.
+    """
+    return _predictor(tokenizer, split).next_tokens(prefix)
+
+
+def next_token_table(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> NextTokenTable:
+    """`next_tokens` of all beginnings of a row of ids at once: about as fast as of the whole row alone.
+
+    prefix: a story or its beginning, as ids or as text (of which the ids are tokenizer.encode(prefix)). A text that
+    is no story, as a model may write, is followed as far as it is one: `departure` says where and why that ends.
+    Raises ValueError for a tokenizer whose tokens may span two words.
+    """
+    return _predictor(tokenizer, split).table(prefix)
 
 
 def labels(text: str) -> tuple[Reference, ...]:

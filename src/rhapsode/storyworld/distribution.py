@@ -7,7 +7,7 @@ chain rule gives the entropy in closed form; docs/storyworld.md has the derivati
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,8 @@ from rhapsode.storyworld.grammar import Grammar, Skeleton, Variable, held_out_co
 from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
 
 SPLITS = ("train", "valid", "held_out_skeletons", "held_out_combinations")
+
+_Network = tuple[tuple[str, tuple[str, ...]], ...]  # facts, each with its parents
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Distribution:
         self.split = split
         self.grammar = grammar
         self._tables: dict[tuple[str, ...], np.ndarray] = {}
+        self._networks: dict[tuple[Skeleton, str, frozenset[str]], _Network] = {}
+        self._conditionals: dict[tuple[_Network, tuple[tuple[str, int], ...]], np.ndarray] = {}
 
         def belongs(skeleton: Skeleton) -> bool:
             if split == "held_out_skeletons" or skeleton.held_out:
@@ -95,20 +99,60 @@ class Distribution:
     def joint(self, skeleton: Skeleton, names: tuple[str, ...]) -> np.ndarray:
         """Exact joint probabilities of the named facts, axes in that order; ancestors are summed out."""
         by_name = {variable.name: variable for variable in skeleton.variables}
-        closure = set(names)
-        while grown := {p.name for name in closure for p in skeleton.parents(by_name[name])} - closure:
-            closure |= grown
+        closure = _reach(names, {v.name: [p.name for p in skeleton.parents(v)] for v in skeleton.variables})
         axes = {name: axis for axis, name in enumerate(sorted(closure))}
         operands: list[object] = []
         for name in closure:
             parents = skeleton.parents(by_name[name])
-            weights = self.weights_of(by_name[name], parents).astype(np.float64)
-            totals = weights.sum(axis=-1, keepdims=True)
-            # Rows without any value belong to parents' values that cannot occur (a kind that is no hero's).
-            operands.append(np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0))
+            operands.append(self._shares(by_name[name], parents))
             operands.append([axes[parent.name] for parent in parents] + [axes[name]])
         result = [axes[name] for name in names]
         return np.einsum(*operands, result, optimize="greedy")  # type: ignore[call-overload]
+
+    def conditional(self, skeleton: Skeleton, name: str, known: Mapping[str, int]) -> np.ndarray:
+        """P(fact | facts known) in a skeleton, all others summed out: float64 (size of its domain,).
+
+        known: fact -> value, in any order of telling: a fact may be known before its parents are. Zeros where the
+        skeleton cannot have what is known.
+        """
+        network = self._network(skeleton, name, frozenset(known))
+        key = (network, tuple((given, known[given]) for given, _ in network if given in known))
+        if key not in self._conditionals:
+            by_name = {variable.name: variable for variable in skeleton.variables}
+            axes = {given: axis for axis, (given, _) in enumerate(network)}
+            operands: list[object] = []
+            for given, parents in network:
+                table = self._shares(by_name[given], tuple(by_name[parent] for parent in parents))
+                free = [other for other in (*parents, given) if other not in known]
+                place = tuple(known.get(other, slice(None)) for other in (*parents, given))
+                operands += [table[place], [axes[other] for other in free]]
+            joint = np.einsum(*operands, [axes[name]], optimize="greedy")  # type: ignore[call-overload]
+            total = joint.sum()
+            self._conditionals[key] = joint / total if total > 0 else joint
+        return self._conditionals[key]
+
+    def _network(self, skeleton: Skeleton, name: str, known: frozenset[str]) -> _Network:
+        """The facts that P(fact | known) depends on, each with its parents; the fact itself comes first."""
+        key = (skeleton, name, known)
+        if key not in self._networks:
+            parents = {v.name: tuple(parent.name for parent in skeleton.parents(v)) for v in skeleton.variables}
+            # Ancestors of what is asked and known; of these, those that a path joins to what is asked.
+            ancestors = _reach({name, *(known & parents.keys())}, parents)
+            links: dict[str, set[str]] = {each: set() for each in ancestors}
+            for child in ancestors:
+                for parent in parents[child]:
+                    links[child].add(parent)
+                    links[parent].add(child)
+            joined = _reach({name}, links)
+            self._networks[key] = ((name, parents[name]), *((n, parents[n]) for n in parents if n in joined - {name}))
+        return self._networks[key]
+
+    def _shares(self, variable: Variable, parents: tuple[Variable, ...]) -> np.ndarray:
+        """`weights_of` with each row divided by its sum: P(value | parents)."""
+        weights = self.weights_of(variable, parents).astype(np.float64)
+        totals = weights.sum(axis=-1, keepdims=True)
+        # Rows without any value belong to parents' values that cannot occur (a kind that is no hero's).
+        return np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
 
     def fact_entropy(self, skeleton: Skeleton) -> float:
         """Sum over the skeleton's facts of H(value | parents), in nats."""
@@ -149,6 +193,14 @@ class Distribution:
             byte_count += share * self.expected(skeleton, lambda text: len(text.encode()))
             words += share * self.expected(skeleton, lambda text: len(text.split()))
         return Entropy(nats, byte_count, words)
+
+
+def _reach(start: Iterable[str], links: Mapping[str, Iterable[str]]) -> set[str]:
+    """All that can be reached along the links, the start included."""
+    found = set(start)
+    while grown := {other for name in found for other in links[name]} - found:
+        found |= grown
+    return found
 
 
 def _combined(skeleton: Skeleton) -> list[str]:
