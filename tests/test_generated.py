@@ -10,7 +10,7 @@ import pytest
 
 from rhapsode import storyworld
 from rhapsode.sources import FileSource, GeneratedSource, open_source
-from rhapsode.storyworld import grammar, parallel
+from rhapsode.storyworld import corpus, parallel
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare, store, tokenizer_for
 
@@ -93,11 +93,11 @@ def test_fingerprint_tells_what_decides_the_texts(monkeypatch: pytest.MonkeyPatc
         GeneratedSource(count, split, seed).fingerprint()
         for count, split, seed in ((5, "train", 0), (6, "train", 0), (5, "valid", 0), (5, "train", 1))
     ]
-    monkeypatch.setattr(grammar, "GENERATOR_VERSION", grammar.GENERATOR_VERSION + 1)
-    grammar.fingerprint.cache_clear()
+    monkeypatch.setattr(corpus, "GENERATOR_VERSION", corpus.GENERATOR_VERSION + 1)
+    corpus.fingerprint.cache_clear()
     prints.append(GeneratedSource(5).fingerprint())
     monkeypatch.undo()
-    grammar.fingerprint.cache_clear()
+    corpus.fingerprint.cache_clear()
     assert len(set(prints)) == 5
     assert GeneratedSource(5).fingerprint() == prints[0]
 

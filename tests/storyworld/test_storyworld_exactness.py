@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from rhapsode import storyworld
+from rhapsode.storyworld.corpus import load_grammar
 from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import (
     Grammar,
     Variable,
     held_out_combination,
-    load_grammar,
     read_domains,
     read_scenes,
     read_skeletons,

@@ -30,7 +30,7 @@ from rhapsode.storyworld.evaluation import (
     clozes,
     reference_accuracy,
 )
-from rhapsode.storyworld.grammar import fingerprint, load_grammar
+from rhapsode.storyworld.corpus import fingerprint, load_grammar
 from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
 from rhapsode.storyworld.prediction import NextTokens, NextTokenTable, TokenPredictor

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rhapsode.storyworld.distribution import Distribution
-from rhapsode.storyworld.grammar import load_grammar
+from rhapsode.storyworld.corpus import load_grammar
 from rhapsode.storyworld.sampling import BatchSampler, FragmentTokens
 
 STORIES_PER_BATCH = 8_192
