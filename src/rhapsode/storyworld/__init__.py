@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhapsode.storyworld import evaluation, parallel, parsing, sampling
+from rhapsode.storyworld import evaluation, parsing, sampling
+from rhapsode.storyworld.corpus import fingerprint, load_grammar
 from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
 from rhapsode.storyworld.evaluation import (
     Accuracy,
@@ -30,12 +31,10 @@ from rhapsode.storyworld.evaluation import (
     clozes,
     reference_accuracy,
 )
-from rhapsode.storyworld.corpus import fingerprint, load_grammar
-from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
 from rhapsode.storyworld.prediction import NextTokens, NextTokenTable, TokenPredictor
 from rhapsode.storyworld.proof import Proof
-from rhapsode.storyworld.sampling import FragmentTokens
+from rhapsode.storyworld.sampling import FragmentTokens, TokenBatch
 from rhapsode.storyworld.story import Decision, Derivation, Reference, Story, realise, references
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ __all__ = [
     "token_batches",
     "training_stories",
 ]
+
+STORIES_PER_BATCH = 8_192
 
 
 @cache
@@ -141,21 +142,18 @@ def fragment_tokens(
     return FragmentTokens(fragments(), encode, end_id, dtype)
 
 
-def token_batches(
-    tokens: FragmentTokens, seed_start: int, count: int, split: str = "train", processes: int | None = None
-) -> Iterator[TokenBatch]:
-    """Stories in tokens, in order, a few thousand at a time; in several processes where there are very many.
-
-    tokens: see fragment_tokens. processes: None for as many as pay. The processes are ended with the iterator.
-    Raises ChildProcessError where one of them fails.
-    """
-    return parallel.token_batches(_sampler(split), tokens, seed_start, count, processes)
+def token_batches(tokens: FragmentTokens, seed_start: int, count: int, split: str = "train") -> Iterator[TokenBatch]:
+    """Stories in tokens, in the order of their seeds, a few thousand at a time; tokens: see fragment_tokens."""
+    for start in range(seed_start, seed_start + count, STORIES_PER_BATCH):
+        numbers, offsets = sample_fragments(start, min(STORIES_PER_BATCH, seed_start + count - start), split)
+        ids, starts = tokens.tokens(numbers, offsets)
+        yield TokenBatch(ids, np.diff(starts), tokens.byte_counts(numbers, offsets))
 
 
 def training_stories(count: int, seed_start: int = 0, split: str = "train") -> Iterator[str]:
     """The texts of `count` stories one by one, made in batches: what a model was trained on, made again."""
-    for start in range(seed_start, seed_start + count, 10_000):
-        yield from sample_batch(start, min(10_000, seed_start + count - start), split)
+    for start in range(seed_start, seed_start + count, STORIES_PER_BATCH):
+        yield from sample_batch(start, min(STORIES_PER_BATCH, seed_start + count - start), split)
 
 
 def entropy(split: str = "train") -> Entropy:

@@ -16,6 +16,7 @@ The same filter reads a text by its characters.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Symbols
 from dataclasses import dataclass
@@ -214,9 +215,11 @@ class TokenPredictor:
             )
         self.distribution = distribution
         self.tokenizer = tokenizer
-        self._spelled: dict[str | None, tuple[int, ...]] = {None: (tokenizer.eos_id,)}
+        self._spelled: dict[str, tuple[int, ...]] = {}
 
     def _spell(self, fragment: str | None) -> tuple[int, ...]:
+        if fragment is None:
+            return (self.tokenizer.eos_id,)
         if fragment not in self._spelled:
             ids = tuple(self.tokenizer.encode(fragment))
             if not ids:
@@ -232,7 +235,7 @@ class TokenPredictor:
         if table.departure is not None:
             raise ValueError(table.departure)
         if len(table.rows) == len(table.ids):
-            raise ValueError(f"the story ends with token {len(table.ids)}, the end token: nothing follows it")
+            raise ValueError(f"the story has ended with token {len(table.ids)}, the end token: nothing follows it")
         return table.rows[-1]
 
     def table(self, prefix: str | Symbols[int]) -> NextTokenTable:
@@ -255,9 +258,7 @@ class TokenPredictor:
         """All hypotheses are at a token's beginning; their weights are given what was read, so they sum to one."""
         return _sorted((h.symbols[h.read], h.weight) for h in hypotheses)  # type: ignore[misc]
 
-    def _departure(
-        self, ids: tuple[int, ...], number: int, hypotheses: list[_Hypothesis], expected: NextTokens
-    ) -> str:
+    def _departure(self, ids: tuple[int, ...], number: int, hypotheses: list[_Hypothesis], expected: NextTokens) -> str:
         position = max(self._character(h) for h in hypotheses)
         likeliest = " or ".join(repr(self.tokenizer.token_text(int(id))) for id in expected.ids[:MOST_EXPECTED])
         try:
@@ -265,8 +266,8 @@ class TokenPredictor:
         except ValueError:
             found = f"id {ids[number]}, which is not in the vocabulary of {self.tokenizer.vocab_size}"
         return (
-            f"token {number + 1}, at character {position}, is where the {self.distribution.split} stories depart from "
-            f"the prefix: found {found}, expected {likeliest}"
+            f"no {self.distribution.split} story goes on like this from token {number + 1} of {len(ids)}, at character "
+            f"{position}: found {found}, expected {likeliest}"
         )
 
     def _character(self, hypothesis: _Hypothesis) -> int:
@@ -303,11 +304,17 @@ class TokenPredictor:
 
     def _text_departure(self, text: str, position: int, hypotheses: list[_Hypothesis]) -> str:
         ranked = sorted(hypotheses, key=lambda h: -h.weight)
-        words = dict.fromkeys(_word((h.fragment or "")[h.read :]) for h in ranked)
-        expected = " or ".join(repr(word) if word else "the end" for word in list(words)[:MOST_EXPECTED])
+        rests = [(h.fragment or "")[h.read :] for h in ranked]
+        begun = _match(r"\S*$", text[:position])
+        found = begun + _match(r"^\S*", text[position:])
+        expected = dict.fromkeys(begun + _match(r"^\S*", rest) for rest in rests)
+        if found in expected:  # the word is right, what comes after it is not
+            found = _match(r"^\s*\S*", text[position:])
+            expected = dict.fromkeys(_match(r"^\s*\S*", rest) for rest in rests)
+        likeliest = " or ".join(repr(word) if word else "the end" for word in list(expected)[:MOST_EXPECTED])
         return (
-            f"character {position} is where the {self.distribution.split} stories depart from the prefix: "
-            f"found {_word(text[position:])!r}, expected {expected}"
+            f"no {self.distribution.split} story goes on like this from character {position}: "
+            f"found {found!r}, expected {likeliest}"
         )
 
 
@@ -322,7 +329,6 @@ def _sorted(weighted: Iterator[tuple[int, float]]) -> NextTokens:
     )
 
 
-def _word(text: str) -> str:
-    """The text up to the end of its first word."""
-    lead = len(text) - len(text.lstrip())
-    return text[: lead + len((text[lead:].split(maxsplit=1) or [""])[0])]
+def _match(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    return found.group() if found else ""

@@ -9,6 +9,7 @@ part in 2^40 for the totals that occur, which are checked to stay below 4096.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -296,6 +297,14 @@ class BatchSampler:
                 else:
                     block[rows, column] = filler[values[variable][chosen]]
         return block
+
+
+class TokenBatch(NamedTuple):
+    """Stories in tokens: all ids one after the other, and of each story the number of ids and of UTF-8 bytes."""
+
+    tokens: np.ndarray  # (sum of lengths,)
+    lengths: np.ndarray  # (stories,) int64
+    byte_counts: np.ndarray  # (stories,) int64
 
 
 class FragmentTokens:
