@@ -6,9 +6,9 @@ from collections import defaultdict
 
 from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import Grammar, Variable, read_domains, read_scenes, read_skeletons
-from rhapsode.storyworld.sampling import decisions, log_probability
+from rhapsode.storyworld.sampling import decisions, log_product
 from rhapsode.storyworld.story import Derivation, realise
-from rhapsode.storyworld.template import Choice, Sequence
+from rhapsode.storyworld.template import Choice, Wording
 
 WORDS = """
 domain beast: it | cry:sound | =size | weight
@@ -64,13 +64,13 @@ def small_grammar(scenes: str = SCENES, skeletons: str = SKELETONS) -> Grammar:
 def all_derivations(grammar: Grammar) -> list[Derivation]:
     """Every skeleton, every assignment of values and every set of options, possible or not."""
 
-    def options(sequence: Sequence, base: int) -> list[dict[int, int]]:
+    def options(wording: Wording, base: int) -> list[dict[int, int]]:
         found: list[dict[int, int]] = [{}]
-        for piece in sequence:
-            if isinstance(piece, Choice):
+        for element in wording:
+            if isinstance(element, Choice):
                 mine = [
-                    {base + piece.index: number, **inner}
-                    for number, option in enumerate(piece.options)
+                    {base + element.index: number, **inner}
+                    for number, option in enumerate(element.options)
                     for inner in options(option, base)
                 ]
                 found = [{**before, **after} for before in found for after in mine]
@@ -97,5 +97,5 @@ def probabilities(grammar: Grammar) -> dict[str, float]:
     distribution = Distribution(grammar, "train")
     table: dict[str, float] = defaultdict(float)
     for derivation in all_derivations(grammar):
-        table[text_of(derivation)] += math.exp(log_probability(decisions(distribution, derivation)))
+        table[text_of(derivation)] += math.exp(log_product(decisions(distribution, derivation)))
     return {text: probability for text, probability in table.items() if probability > 0}

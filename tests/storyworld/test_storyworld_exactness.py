@@ -18,7 +18,7 @@ from rhapsode.storyworld.grammar import (
 from rhapsode.storyworld.parsing import parse, text_log_probability
 from rhapsode.storyworld.proof import Proof
 from rhapsode.storyworld.sampling import BatchSampler, derive
-from rhapsode.storyworld.template import Choice, Mention, Sequence
+from rhapsode.storyworld.template import Choice, Mention, Wording
 
 DISTRIBUTIONS = {split: Distribution(load_grammar(), split) for split in storyworld.SPLITS}
 
@@ -149,14 +149,14 @@ def test_probability_is_zero_outside_a_split() -> None:
     assert storyworld.log_probability("Call me Ishmael.") == -math.inf
 
 
-def words(pieces: Sequence, extreme: Callable[[Iterable[int]], int]) -> int:
-    """The fewest or the most words that the pieces can make."""
+def words(elements: Wording, extreme: Callable[[Iterable[int]], int]) -> int:
+    """The fewest or the most words that the elements can make."""
     total = 0
-    for piece in pieces:
-        if isinstance(piece, Choice):
-            total += extreme(words(option, extreme) for option in piece.options)
+    for element in elements:
+        if isinstance(element, Choice):
+            total += extreme(words(option, extreme) for option in element.options)
         else:
-            texts = piece.texts if isinstance(piece, Mention) else (piece.text,)
+            texts = element.texts if isinstance(element, Mention) else (element.text,)
             total += extreme(len(text.split()) for text in texts)
     return total
 

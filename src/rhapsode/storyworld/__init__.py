@@ -107,7 +107,7 @@ def sample(seed: int, split: str = "train") -> Story:
         labels=tuple(references(derivation, _open_mentions())),
         skeleton=derivation.skeleton.name,
         choices=tuple(steps),
-        log_probability=sampling.log_probability(steps),
+        log_probability=sampling.log_product(steps),
     )
 
 

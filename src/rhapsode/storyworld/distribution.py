@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from rhapsode.storyworld.grammar import Grammar, Skeleton, Variable, held_out_combination, is_allowed
-from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
+from rhapsode.storyworld.template import Choice, Literal, Mention, Wording
 
 SPLITS = ("train", "valid", "held_out_skeletons", "held_out_combinations")
 
@@ -169,16 +169,16 @@ class Distribution:
         """Expected sum of `measure` over the fragments of the skeleton's stories."""
         marginals = {v.name: self.joint(skeleton, (v.name,)) for v in skeleton.variables}
 
-        def of(sequence: Sequence) -> float:
-            return math.fsum(of_piece(piece) for piece in sequence)
+        def of(wording: Wording) -> float:
+            return math.fsum(of_element(element) for element in wording)
 
-        def of_piece(piece: Literal | Mention | Choice) -> float:
-            if isinstance(piece, Literal):
-                return measure(piece.text)
-            if isinstance(piece, Mention):
-                return float(marginals[piece.variable] @ [measure(text) for text in piece.texts])
-            weighted = zip(piece.weights, piece.options, strict=True)
-            return math.fsum(weight * of(option) for weight, option in weighted) / piece.total
+        def of_element(element: Literal | Mention | Choice) -> float:
+            if isinstance(element, Literal):
+                return measure(element.text)
+            if isinstance(element, Mention):
+                return float(marginals[element.variable] @ [measure(text) for text in element.texts])
+            weighted = zip(element.weights, element.options, strict=True)
+            return math.fsum(weight * of(option) for weight, option in weighted) / element.total
 
         return math.fsum(of(scene.slots) for scene in skeleton.scenes)
 
@@ -212,6 +212,6 @@ def choice_entropy(choice: Choice) -> float:
     """Entropy in nats of a choice and of the choices inside its options: H = sum_i p_i (-log p_i + H_i)."""
     total = 0.0
     for weight, option in zip(choice.weights, choice.options, strict=True):
-        inner = math.fsum(choice_entropy(piece) for piece in option if isinstance(piece, Choice))
+        inner = math.fsum(choice_entropy(element) for element in option if isinstance(element, Choice))
         total += weight / choice.total * (inner - math.log(weight / choice.total))
     return total

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rhapsode.storyworld.template import Choice, Domain, LineCompiler, Literal, Mention, Piece, Sequence
+from rhapsode.storyworld.template import Choice, Domain, Element, LineCompiler, Literal, Mention, Wording
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,26 +78,26 @@ def is_allowed(variable: Variable, value: int, other: Variable, other_value: int
     return True
 
 
-def mentions(pieces: Iterable[Piece]) -> Iterator[Mention]:
-    """All mentions in the pieces, in all wordings."""
-    for piece in pieces:
-        if isinstance(piece, Mention):
-            yield piece
-        elif isinstance(piece, Choice):
-            for option in piece.options:
+def mentions(elements: Iterable[Element]) -> Iterator[Mention]:
+    """All mentions in the elements, in all wordings."""
+    for element in elements:
+        if isinstance(element, Mention):
+            yield element
+        elif isinstance(element, Choice):
+            for option in element.options:
                 yield from mentions(option)
 
 
-def fragments(pieces: Iterable[Piece]) -> Iterator[str]:
-    """All fragments of text in the pieces, in all wordings."""
-    for piece in pieces:
-        if isinstance(piece, Literal):
-            yield piece.text
-        elif isinstance(piece, Mention):
-            yield from piece.texts
+def fragment_texts(elements: Iterable[Element]) -> Iterator[str]:
+    """All fragments of text in the elements, in all wordings."""
+    for element in elements:
+        if isinstance(element, Literal):
+            yield element.text
+        elif isinstance(element, Mention):
+            yield from element.texts
         else:
-            for option in piece.options:
-                yield from fragments(option)
+            for option in element.options:
+                yield from fragment_texts(option)
 
 
 def bare_word(unit: str) -> str:
@@ -119,18 +119,18 @@ class Grammar:
     @cached_property
     def vocabulary(self) -> frozenset[str]:
         """All words of all stories, as `bare_word` gives them."""
-        texts = (text for scene in self.scenes for text in fragments(scene.slots))
+        texts = (text for scene in self.scenes for text in fragment_texts(scene.slots))
         return frozenset(bare_word(unit) for text in texts for unit in text.split()) - {""}
 
 
-def told(sequence: Sequence) -> set[str]:
-    """The facts whose values every wording of the sequence tells."""
+def told(wording: Wording) -> set[str]:
+    """The facts whose values a wording tells, whatever its inner choices are."""
     found: set[str] = set()
-    for piece in sequence:
-        if isinstance(piece, Mention) and piece.reveals:
-            found.add(piece.variable)
-        elif isinstance(piece, Choice):
-            found |= set.intersection(*(told(option) for option in piece.options))
+    for element in wording:
+        if isinstance(element, Mention) and element.reveals:
+            found.add(element.variable)
+        elif isinstance(element, Choice):
+            found |= set.intersection(*(told(option) for option in element.options))
     return found
 
 

@@ -17,8 +17,7 @@ The same filter reads a text by its characters.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Sequence as Symbols
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ import numpy as np
 
 from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import Scene
-from rhapsode.storyworld.template import Choice, Literal, Sequence
+from rhapsode.storyworld.template import Choice, Literal, Wording
 
 if TYPE_CHECKING:
     from rhapsode.tokenizer import Tokenizer
@@ -93,11 +92,11 @@ class _Hypothesis:
     skeletons: tuple[int, ...]  # numbers in the distribution; they have the same scenes as far as these are begun
     weights: np.ndarray  # (skeletons,) their stories' probability, given what was read
     place: int  # scenes begun
-    rest: Sequence  # pieces to come in the scene
+    rest: Wording  # elements to come in the scene
     values: Mapping[str, int]  # facts settled
     start: int = 0  # characters before the fragment
     fragment: str | None = ""  # what is being read; None where the story has ended
-    symbols: Symbols[object] = ()  # its spelling, with the end token where the story has ended
+    symbols: Sequence[object] = ()  # its spelling, with the end token where the story has ended
     read: int = 0  # how many of them were read
 
     @property
@@ -111,7 +110,7 @@ class _Filter:
     spell: a fragment's symbols, None's are those of the end.
     """
 
-    def __init__(self, distribution: Distribution, spell: Callable[[str | None], Symbols[object]]):
+    def __init__(self, distribution: Distribution, spell: Callable[[str | None], Sequence[object]]):
         self.distribution = distribution
         self._spell = spell
         weights = distribution.weights / distribution.weights.sum()
@@ -147,30 +146,30 @@ class _Filter:
         skeletons: tuple[int, ...],
         weights: np.ndarray,
         place: int,
-        rest: Sequence,
+        rest: Wording,
         values: Mapping[str, int],
         start: int,
     ) -> Iterator[_Hypothesis]:
         if not rest:
             yield from self._next_scenes(skeletons, weights, place, values, start)
             return
-        piece, rest = rest[0], rest[1:]
-        if isinstance(piece, Choice):
-            for weight, option in zip(piece.weights, piece.options, strict=True):
+        element, rest = rest[0], rest[1:]
+        if isinstance(element, Choice):
+            for weight, option in zip(element.weights, element.options, strict=True):
                 if weight:
-                    shared = weights * (weight / piece.total)
+                    shared = weights * (weight / element.total)
                     yield from self._walk(skeletons, shared, place, option + rest, values, start)
-        elif isinstance(piece, Literal):
-            yield self._at(skeletons, weights, place, rest, values, start, piece.text)
-        elif piece.variable in values:
-            yield self._at(skeletons, weights, place, rest, values, start, piece.texts[values[piece.variable]])
+        elif isinstance(element, Literal):
+            yield self._at(skeletons, weights, place, rest, values, start, element.text)
+        elif element.variable in values:
+            yield self._at(skeletons, weights, place, rest, values, start, element.texts[values[element.variable]])
         else:
             plots = (self.distribution.skeletons[number] for number in skeletons)
-            given = np.stack([self.distribution.conditional(plot, piece.variable, values) for plot in plots])
+            given = np.stack([self.distribution.conditional(plot, element.variable, values) for plot in plots])
             joint = weights[:, None] * given  # (skeletons, values)
             for value in np.flatnonzero(joint.any(axis=0)).tolist():
-                known = {**values, piece.variable: value}
-                yield self._at(skeletons, joint[:, value], place, rest, known, start, piece.texts[value])
+                known = {**values, element.variable: value}
+                yield self._at(skeletons, joint[:, value], place, rest, known, start, element.texts[value])
 
     def _next_scenes(
         self, skeletons: tuple[int, ...], weights: np.ndarray, place: int, values: Mapping[str, int], start: int
@@ -192,7 +191,7 @@ class _Filter:
         skeletons: tuple[int, ...],
         weights: np.ndarray,
         place: int,
-        rest: Sequence,
+        rest: Wording,
         values: Mapping[str, int],
         start: int,
         fragment: str | None,
@@ -227,7 +226,7 @@ class TokenPredictor:
             self._spelled[fragment] = ids
         return self._spelled[fragment]
 
-    def next_tokens(self, prefix: str | Symbols[int]) -> NextTokens:
+    def next_tokens(self, prefix: str | Sequence[int]) -> NextTokens:
         """See `rhapsode.storyworld.next_tokens`."""
         if isinstance(prefix, str):
             return self._after_text(prefix)
@@ -238,7 +237,7 @@ class TokenPredictor:
             raise ValueError(f"the story has ended with token {len(table.ids)}, the end token: nothing follows it")
         return table.rows[-1]
 
-    def table(self, prefix: str | Symbols[int]) -> NextTokenTable:
+    def table(self, prefix: str | Sequence[int]) -> NextTokenTable:
         """See `rhapsode.storyworld.next_token_table`."""
         ids = tuple(self.tokenizer.encode(prefix) if isinstance(prefix, str) else map(int, prefix))
         stories = _Filter(self.distribution, self._spell)
