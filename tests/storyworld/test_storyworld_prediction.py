@@ -15,7 +15,7 @@ from small_world import SIMPLE, SKELETONS, probabilities, small_grammar
 from rhapsode import storyworld
 from rhapsode.storyworld.corpus import load_grammar
 from rhapsode.storyworld.distribution import Distribution
-from rhapsode.storyworld.prediction import NextTokens, TokenPredictor
+from rhapsode.storyworld.prediction import TokenDistribution, TokenPredictor
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
 # Facts told before those that they depend on, a plot that lacks these, an opening of several plots, a form that
@@ -74,7 +74,7 @@ def shares(masses: dict[int, float]) -> dict[int, float]:
     return {id: mass / total for id, mass in masses.items()}
 
 
-def assert_same(found: NextTokens, expected: dict[int, float], where: object) -> None:
+def assert_same(found: TokenDistribution, expected: dict[int, float], where: object) -> None:
     assert set(found.ids.tolist()) == set(expected), where
     assert found.probabilities.tolist() == pytest.approx([expected[id] for id in found.ids.tolist()], rel=1e-12), where
     assert abs(found.probabilities.sum() - 1) < 1e-12, where
@@ -91,7 +91,7 @@ def assert_as_listed(predictor: TokenPredictor, texts: dict[str, float]) -> None
             masses[ids[:place]][id] += texts[text]
     seen: set[tuple[int, ...]] = set()
     for ids in spelled.values():
-        table = predictor.table(ids)
+        table = predictor.along(ids)
         assert table.departure is None
         assert len(table.rows) == len(ids)
         for place, row in enumerate(table.rows):
@@ -178,14 +178,14 @@ def test_tokens_of_a_story_multiply_to_its_probability(tokenizers: dict[str, Tok
     for seed in range(700, 710):
         story = storyworld.sample(seed, split)
         ids = [*tokenizer.encode(story.text), tokenizer.eos_id]
-        table = storyworld.next_token_table(ids, tokenizer, split)
+        table = storyworld.next_tokens_along(ids, tokenizer, split)
         assert table.departure is None
         assert table.ids == tuple(ids)
         bits = -table.log_probabilities.sum() / math.log(2)
         assert abs(bits + story.log_probability / math.log(2)) < 1e-9
         assert max(abs(row.probabilities.sum() - 1) for row in table.rows) < 1e-12
         assert table.rows[-1].ids.tolist() == [tokenizer.eos_id]
-        open_ended = storyworld.next_token_table(story.text, tokenizer, split)
+        open_ended = storyworld.next_tokens_along(story.text, tokenizer, split)
         assert open_ended.departure is None
         assert len(open_ended.rows) == len(open_ended.ids) + 1
         place = seed % len(ids)
@@ -257,7 +257,7 @@ def test_a_prefix_that_begins_no_story_is_named(tokenizers: dict[str, Tokenizer]
             storyworld.next_tokens(prefix, tokenizer)
     ids = tokenizer.encode(text)
     broken = [*ids[:30], *tokenizer.encode("!?")]
-    table = storyworld.next_token_table(broken, tokenizer)
+    table = storyworld.next_tokens_along(broken, tokenizer)
     assert table.departure is not None
     position = len(tokenizer.decode(ids[:30]))
     assert f"from token 31 of {len(broken)}, at character {position}: " in table.departure
@@ -276,9 +276,16 @@ def test_tokenizers_whose_truth_is_not_known_are_refused(tokenizers: dict[str, T
     """Tokens that span two words, and characters that a tokenizer leaves out: an answer would be wrong."""
     definition = json.loads(tokenizers["unigram"]._tokenizer.to_str())
     definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    for ask in (storyworld.next_tokens, storyworld.next_token_table):
+    for ask in (storyworld.next_tokens, storyworld.next_tokens_along):
         with pytest.raises(ValueError, match="may join two words in one token"):
             ask("", Tokenizer(definition))
+    definition = json.loads(tokenizers["characters"]._tokenizer.to_str())
+    del definition["model"]["vocab"]["."]
+    definition["model"]["unk_token"] = None
+    deaf = Tokenizer(definition)
+    text = storyworld.sample(5).text
+    with pytest.raises(ValueError, match=r"leaves out the end of ' .+\.', which stories say"):
+        storyworld.next_tokens(text[: text.index(".")], deaf)
 
 
 def imports_inside(folder: Path) -> dict[str, set[str]]:

@@ -32,7 +32,7 @@ from rhapsode.storyworld.evaluation import (
     reference_accuracy,
 )
 from rhapsode.storyworld.parsing import Break, Parse
-from rhapsode.storyworld.prediction import NextTokens, NextTokenTable, TokenPredictor
+from rhapsode.storyworld.prediction import TokenDistribution, TokenDistributions, TokenPredictor
 from rhapsode.storyworld.proof import Proof
 from rhapsode.storyworld.sampling import FragmentTokens, TokenBatch
 from rhapsode.storyworld.story import Decision, Derivation, Reference, Story, realise, references
@@ -50,13 +50,13 @@ __all__ = [
     "Entropy",
     "FragmentTokens",
     "GeneratedReport",
-    "NextTokenTable",
-    "NextTokens",
     "Outcome",
     "Parse",
     "Reference",
     "Story",
     "TokenBatch",
+    "TokenDistribution",
+    "TokenDistributions",
     "accuracy",
     "chance",
     "check_generated",
@@ -67,8 +67,8 @@ __all__ = [
     "fragments",
     "labels",
     "log_probability",
-    "next_token_table",
     "next_tokens",
+    "next_tokens_along",
     "parse",
     "reference_accuracy",
     "sample",
@@ -176,7 +176,7 @@ def _predictor(tokenizer: "Tokenizer", split: str) -> TokenPredictor:
     return TokenPredictor(_distribution(split), tokenizer)
 
 
-def next_tokens(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> NextTokens:
+def next_tokens(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> TokenDistribution:
     """The exact distribution of the token after the beginning of a story, the end token included.
 
     It is about stories of the split in their canonical spelling, tokenizer.encode(story) and then the end token.
@@ -194,14 +194,14 @@ def next_tokens(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str 
     return _predictor(tokenizer, split).next_tokens(prefix)
 
 
-def next_token_table(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> NextTokenTable:
+def next_tokens_along(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> TokenDistributions:
     """`next_tokens` of all beginnings of a row of ids at once: about as fast as of the whole row alone.
 
     prefix: a story or its beginning, as ids or as text (of which the ids are tokenizer.encode(prefix)). A text that
     is no story, as a model may write, is followed as far as it is one: `departure` says where and why that ends.
     Raises ValueError for a tokenizer whose tokens may span two words.
     """
-    return _predictor(tokenizer, split).table(prefix)
+    return _predictor(tokenizer, split).along(prefix)
 
 
 def labels(text: str) -> tuple[Reference, ...]:

@@ -12,7 +12,7 @@ have another; one whose fragment ends branches into what the grammar lets follow
 out (`Distribution.conditional`), and wordings to come add up to one. No draw and no cut-off, all terms positive, so
 that float64 keeps twelve digits and more.
 
-The same filter reads a text by its characters.
+The same filter reads a text by its characters, as code points.
 """
 
 import math
@@ -34,7 +34,7 @@ MOST_EXPECTED = 4  # what could have stood there, in an error
 
 
 @dataclass(frozen=True, slots=True)
-class NextTokens:
+class TokenDistribution:
     """Which token comes next, and how probable each is; a token that is not here cannot come.
 
     ids: int64 (n,), the likeliest first. probabilities: float64 (n,), they sum to 1. boundary: of a prefix given as
@@ -62,7 +62,7 @@ class NextTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class NextTokenTable:
+class TokenDistributions:
     """The truth at each position of a row of ids.
 
     ids: what was read. rows: rows[i] is what may follow ids[:i], so that rows[i].probability(ids[i]) is the truth
@@ -71,7 +71,7 @@ class NextTokenTable:
     """
 
     ids: tuple[int, ...]
-    rows: tuple[NextTokens, ...]
+    rows: tuple[TokenDistribution, ...]
     departure: str | None
 
     @property
@@ -96,7 +96,7 @@ class _Hypothesis:
     values: Mapping[str, int]  # facts settled
     start: int = 0  # characters before the fragment
     fragment: str | None = ""  # what is being read; None where the story has ended
-    symbols: Sequence[object] = ()  # its spelling, with the end token where the story has ended
+    symbols: Sequence[int] = ()  # its spelling: token ids, or code points; the end's where the story has ended
     read: int = 0  # how many of them were read
 
     @property
@@ -110,14 +110,14 @@ class _Filter:
     spell: a fragment's symbols, None's are those of the end.
     """
 
-    def __init__(self, distribution: Distribution, spell: Callable[[str | None], Sequence[object]]):
+    def __init__(self, distribution: Distribution, spell: Callable[[str | None], Sequence[int]]):
         self.distribution = distribution
         self._spell = spell
         weights = distribution.weights / distribution.weights.sum()
         first = _Hypothesis(tuple(range(len(weights))), weights, 0, (), {})
         self.hypotheses = list(self._following(first))
 
-    def read(self, symbol: object) -> bool:
+    def read(self, symbol: int) -> bool:
         """Takes the next symbol; False, and nothing has changed, where no story goes on with it."""
         same = [h for h in self.hypotheses if h.read < len(h.symbols) and h.symbols[h.read] == symbol]
         total = math.fsum(h.weight for h in same)
@@ -202,8 +202,8 @@ class _Filter:
 class TokenPredictor:
     """The next token's distribution under a split, in a tokenizer's canonical spelling of the stories.
 
-    Raises ValueError for a tokenizer whose tokens may reach across white space into the next word: there a story's
-    ids are not its fragments' one after the other, and no sum over the grammar's choices is known to be exact.
+    Raises ValueError for a tokenizer whose tokens may reach across white space into the next word: a story's ids are
+    then not those of its fragments, one after the other, and nothing short of all stories' ids would be exact.
     """
 
     def __init__(self, distribution: Distribution, tokenizer: "Tokenizer"):
@@ -226,38 +226,40 @@ class TokenPredictor:
             self._spelled[fragment] = ids
         return self._spelled[fragment]
 
-    def next_tokens(self, prefix: str | Sequence[int]) -> NextTokens:
+    def next_tokens(self, prefix: str | Sequence[int]) -> TokenDistribution:
         """See `rhapsode.storyworld.next_tokens`."""
         if isinstance(prefix, str):
             return self._after_text(prefix)
-        table = self.table(prefix)
-        if table.departure is not None:
-            raise ValueError(table.departure)
-        if len(table.rows) == len(table.ids):
-            raise ValueError(f"the story has ended with token {len(table.ids)}, the end token: nothing follows it")
-        return table.rows[-1]
+        found = self.along(prefix)
+        if found.departure is not None:
+            raise ValueError(found.departure)
+        if len(found.rows) == len(found.ids):
+            raise ValueError(f"the story has ended with token {len(found.ids)}, the end token: nothing follows it")
+        return found.rows[-1]
 
-    def table(self, prefix: str | Sequence[int]) -> NextTokenTable:
-        """See `rhapsode.storyworld.next_token_table`."""
+    def along(self, prefix: str | Sequence[int]) -> TokenDistributions:
+        """See `rhapsode.storyworld.next_tokens_along`."""
         ids = tuple(self.tokenizer.encode(prefix) if isinstance(prefix, str) else map(int, prefix))
         stories = _Filter(self.distribution, self._spell)
         rows = [self._row(stories.hypotheses)]
         for number, id in enumerate(ids):
             before = stories.hypotheses
             if not stories.read(id):
-                return NextTokenTable(ids, tuple(rows), self._departure(ids, number, before, rows[-1]))
+                return TokenDistributions(ids, tuple(rows), self._departure(ids, number, before, rows[-1]))
             if stories.hypotheses:
                 rows.append(self._row(stories.hypotheses))
             elif number + 1 < len(ids):
                 departure = f"token {number + 1} ends the story, but {len(ids) - number - 1} more follow it"
-                return NextTokenTable(ids, tuple(rows), departure)
-        return NextTokenTable(ids, tuple(rows), None)
+                return TokenDistributions(ids, tuple(rows), departure)
+        return TokenDistributions(ids, tuple(rows), None)
 
-    def _row(self, hypotheses: list[_Hypothesis]) -> NextTokens:
+    def _row(self, hypotheses: list[_Hypothesis]) -> TokenDistribution:
         """All hypotheses are at a token's beginning; their weights are given what was read, so they sum to one."""
-        return _sorted((h.symbols[h.read], h.weight) for h in hypotheses)  # type: ignore[misc]
+        return _sorted((h.symbols[h.read], h.weight) for h in hypotheses)
 
-    def _departure(self, ids: tuple[int, ...], number: int, hypotheses: list[_Hypothesis], expected: NextTokens) -> str:
+    def _departure(
+        self, ids: tuple[int, ...], number: int, hypotheses: list[_Hypothesis], expected: TokenDistribution
+    ) -> str:
         position = max(self._character(h) for h in hypotheses)
         likeliest = " or ".join(repr(self.tokenizer.token_text(int(id))) for id in expected.ids[:MOST_EXPECTED])
         try:
@@ -275,10 +277,10 @@ class TokenPredictor:
             return hypothesis.start
         return hypothesis.start + self.tokenizer.spans(hypothesis.fragment)[hypothesis.read][0]
 
-    def _after_text(self, prefix: str) -> NextTokens:
-        stories = _Filter(self.distribution, lambda fragment: fragment or "")
+    def _after_text(self, prefix: str) -> TokenDistribution:
+        stories = _Filter(self.distribution, lambda fragment: tuple(map(ord, fragment or "")))
         for position, character in enumerate(prefix):
-            if not stories.read(character):
+            if not stories.read(ord(character)):
                 raise ValueError(self._text_departure(prefix, position, stories.hypotheses))
         at_boundary: list[tuple[int, float]] = []
         inside: list[tuple[int, float]] = []
@@ -288,7 +290,7 @@ class TokenPredictor:
         boundary = math.fsum(weight for _, weight in at_boundary)
         total = boundary or 1.0
         tokens = _sorted((id, weight / total) for id, weight in at_boundary or inside)
-        return NextTokens(tokens.ids, tokens.probabilities, boundary)
+        return TokenDistribution(tokens.ids, tokens.probabilities, boundary)
 
     def _next_at_character(self, hypothesis: _Hypothesis) -> tuple[int, bool]:
         """The token that spells a hypothesis's next character, and whether it begins with this character."""
@@ -317,13 +319,13 @@ class TokenPredictor:
         )
 
 
-def _sorted(weighted: Iterator[tuple[int, float]]) -> NextTokens:
+def _sorted(weighted: Iterator[tuple[int, float]]) -> TokenDistribution:
     """The sums of the weights by id, the largest first."""
     parts: dict[int, list[float]] = {}
     for id, weight in weighted:
         parts.setdefault(id, []).append(weight)
     ranked = sorted(((math.fsum(each), id) for id, each in parts.items()), key=lambda pair: (-pair[0], pair[1]))
-    return NextTokens(
+    return TokenDistribution(
         np.array([id for _, id in ranked], dtype=np.int64), np.array([weight for weight, _ in ranked], dtype=np.float64)
     )
 
