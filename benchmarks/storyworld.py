@@ -47,8 +47,8 @@ def check(tokenizer: Tokenizer, table: storyworld.FragmentTokens) -> None:
         assert tokens[offsets[i] : offsets[i + 1]].tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
     for seed in range(20):
         story = storyworld.sample(seed)
-        table_of_truth = storyworld.next_tokens_along([*tokenizer.encode(story.text), tokenizer.eos_id], tokenizer)
-        assert abs(table_of_truth.log_probabilities.sum() - story.log_probability) < 1e-9
+        truth = storyworld.next_tokens_along([*tokenizer.encode(story.text), tokenizer.eos_id], tokenizer)
+        assert abs(truth.log_probabilities.sum() - story.log_probability) < 1e-9
 
 
 def seconds(work: Callable[[], object], runs: int) -> float:
@@ -72,9 +72,9 @@ def prediction_milliseconds(tokenizer: Tokenizer, stories: int) -> dict[str, flo
     """Per position, of stories not seen before: with all positions at once, and of whole prefixes alone."""
     texts = [tokenizer.encode(text) for text in storyworld.sample_batch(10**6, 2 * stories)]
     size = sum(len(ids) + 1 for ids in texts[:stories])
-    table = seconds(lambda: [storyworld.next_tokens_along(ids, tokenizer) for ids in texts[:stories]], 1)
+    along = seconds(lambda: [storyworld.next_tokens_along(ids, tokenizer) for ids in texts[:stories]], 1)
     alone = seconds(lambda: [storyworld.next_tokens(ids, tokenizer) for ids in texts[stories:]], 1)
-    return {"in a table": round(1e3 * table / size, 3), "a whole story's last": round(1e3 * alone / stories, 2)}
+    return {"along a story": round(1e3 * along / size, 3), "a whole story's last": round(1e3 * alone / stories, 2)}
 
 
 def main() -> None:

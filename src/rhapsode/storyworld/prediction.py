@@ -58,7 +58,7 @@ class TokenDistribution:
     @property
     def entropy(self) -> float:
         """In nats: the least that any model can expect to lose here."""
-        return float(-(self.probabilities * np.log(self.probabilities)).sum())
+        return float(0.0 - (self.probabilities * np.log(self.probabilities)).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,10 +287,10 @@ class TokenPredictor:
         for h in stories.hypotheses:
             id, begins_here = self._next_at_character(h)
             (at_boundary if begins_here else inside).append((id, h.weight))
-        boundary = math.fsum(weight for _, weight in at_boundary)
-        total = boundary or 1.0
-        tokens = _sorted((id, weight / total) for id, weight in at_boundary or inside)
-        return TokenDistribution(tokens.ids, tokens.probabilities, boundary)
+        edge = math.fsum(weight for _, weight in at_boundary)
+        over = math.fsum(weight for _, weight in inside)
+        tokens = _sorted((id, weight / (edge or over)) for id, weight in at_boundary or inside)
+        return TokenDistribution(tokens.ids, tokens.probabilities, edge / (edge + over))
 
     def _next_at_character(self, hypothesis: _Hypothesis) -> tuple[int, bool]:
         """The token that spells a hypothesis's next character, and whether it begins with this character."""
