@@ -243,6 +243,7 @@ def test_a_prefix_that_begins_no_story_is_named(tokenizers: dict[str, Tokenizer]
     text = storyworld.sample(5).text
     cut = text.index(" every")
     cases = [
+        (" Once", "character 0: found ' Once', expected 'Once' or"),
         ("Call me", r"no train story goes on like this from character 2: found 'Call', expected '\w+'"),
         (text[: cut + 3] + "zzz", rf"character {cut + 3}: found 'evzzz', expected 'every'"),
         (text + " The end.", rf"character {len(text)}: found ' The', expected the end"),

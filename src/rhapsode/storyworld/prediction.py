@@ -309,7 +309,7 @@ class TokenPredictor:
         begun = _match(r"\S*$", text[:position])
         found = begun + _match(r"^\S*", text[position:])
         expected = dict.fromkeys(begun + _match(r"^\S*", rest) for rest in rests)
-        if found in expected:  # the word is right, what comes after it is not
+        if not found or found in expected:  # the word is right, what comes after it is not
             found = _match(r"^\s*\S*", text[position:])
             expected = dict.fromkeys(_match(r"^\s*\S*", rest) for rest in rests)
         likeliest = " or ".join(repr(word) if word else "the end" for word in list(expected)[:MOST_EXPECTED])
