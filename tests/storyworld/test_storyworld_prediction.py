@@ -127,6 +127,9 @@ def test_every_beginning_in_text_is_as_listed(small: TokenPredictor, world: dict
     for text, mass in world.items():
         ids, spans = tokenizer.encode(text), tokenizer.spans(text)
         assert len(ids) == len(spans)
+        for place in range(1, len(ids) + 1) if kind != "poor" else ():
+            said = tokenizer.decode(ids[:place])
+            assert said == text[: spans[place - 1][1]] or said.endswith("\ufffd")  # half a letter
         spellings |= {tuple(ids[:place]) for place in range(len(ids) + 1)}
         tokens = iter([*zip(ids, spans, strict=True), (tokenizer.eos_id, (len(text), len(text) + 1))])
         id, (start, end) = next(tokens)
