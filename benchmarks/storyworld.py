@@ -3,11 +3,12 @@
     python benchmarks/storyworld.py                        up to 1,000,000 stories (823 MB of text)
     python benchmarks/storyworld.py --stories 20000 200000
 
-First checks that the tokens of fragments, made by one process and by two, are the tokens of the texts. Then prints
-megabytes of text (UTF-8) per second: of texts, fragments and tokens in memory (medians of three runs, tables and
-tokenizer made beforehand), and of whole stores on disk (`rhapsode.tokens.prepare`, start of the processes and fsync
-included), each made once by one process and once by two. The last line is how long a new Python takes from its
-start to a small store, tokenizer included.
+First checks that the tokens of fragments are the tokens of the texts, and that the exact probabilities of a story's
+tokens multiply to the story's. Then prints megabytes of text (UTF-8) per second: of texts, fragments and tokens in
+memory (medians of three runs, tables and tokenizer made beforehand), and of whole stores on disk
+(`rhapsode.tokens.prepare`, fsync included), each made once. Then how long the exact distribution of the next token
+takes, alone and for all tokens of a story at once, and how long a new Python takes from its start to a small store,
+tokenizer included.
 """
 
 import argparse
@@ -19,17 +20,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from report import about, write
 
 from rhapsode import storyworld
 from rhapsode.sources import GeneratedSource
-from rhapsode.storyworld import parallel
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import prepare, tokenizer_for
 
 VOCAB_SIZE = 1024
-IN_MEMORY = 10 * parallel.STORIES_PER_BATCH
+BATCH = storyworld.STORIES_PER_BATCH
+IN_MEMORY = 10 * BATCH
 SMALL = """
 import sys
 from pathlib import Path
@@ -41,13 +41,14 @@ prepare(source, tokenizer_for(source, "bpe", 1024, cache), cache)
 
 
 def check(tokenizer: Tokenizer, table: storyworld.FragmentTokens) -> None:
-    """500 stories by text, and 30,000 by one process and by two."""
+    """500 stories by text, and 20 by the probabilities of their tokens."""
     tokens, offsets = table.tokens(*storyworld.sample_fragments(7, 500))
     for i, text in enumerate(storyworld.sample_batch(7, 500)):
         assert tokens[offsets[i] : offsets[i + 1]].tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
-    one, two = (list(storyworld.token_batches(table, 0, 30_000, processes=n)) for n in (1, 2))
-    for batch, other in zip(one, two, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(batch, other, strict=True))
+    for seed in range(20):
+        story = storyworld.sample(seed)
+        truth = storyworld.next_tokens_along([*tokenizer.encode(story.text), tokenizer.eos_id], tokenizer)
+        assert abs(truth.log_probabilities.sum() - story.log_probability) < 1e-9
 
 
 def seconds(work: Callable[[], object], runs: int) -> float:
@@ -61,12 +62,19 @@ def seconds(work: Callable[[], object], runs: int) -> float:
     return statistics.median(once() for _ in range(runs))
 
 
-def store_seconds(stories: int, processes: int, tokenizer: Tokenizer) -> float:
+def store_seconds(stories: int, tokenizer: Tokenizer) -> float:
     """The time of making a store from nothing."""
-    parallel.PARALLEL_FROM = 0 if processes > 1 else stories + 1
-    parallel.MOST_PROCESSES = processes
     with tempfile.TemporaryDirectory() as folder:
         return seconds(lambda: prepare(GeneratedSource(stories), tokenizer, Path(folder)), 1)
+
+
+def prediction_milliseconds(tokenizer: Tokenizer, stories: int) -> dict[str, float]:
+    """Per position, of stories not seen before: with all positions at once, and of whole prefixes alone."""
+    texts = [tokenizer.encode(text) for text in storyworld.sample_batch(10**6, 2 * stories)]
+    size = sum(len(ids) + 1 for ids in texts[:stories])
+    along = seconds(lambda: [storyworld.next_tokens_along(ids, tokenizer) for ids in texts[:stories]], 1)
+    alone = seconds(lambda: [storyworld.next_tokens(ids, tokenizer) for ids in texts[stories:]], 1)
+    return {"along a story": round(1e3 * along / size, 3), "a whole story's last": round(1e3 * alone / stories, 2)}
 
 
 def main() -> None:
@@ -77,7 +85,7 @@ def main() -> None:
         tokenizer = tokenizer_for(GeneratedSource(2_000), "bpe", VOCAB_SIZE, Path(folder))
     table = storyworld.fragment_tokens(tokenizer.encode, tokenizer.eos_id)
     check(tokenizer, table)
-    print("checked: the same tokens by text, by fragments, and in two processes")
+    print("checked: the same tokens by text and by fragments, and their probabilities")
 
     rates: dict[str, float] = {}
 
@@ -86,18 +94,18 @@ def main() -> None:
         rates[name] = round(megabytes / spent, 1)
         print(f"{name:44s} {megabytes / spent:8.1f} MB/s  ({spent:.2f} s)", flush=True)
 
-    starts = range(0, IN_MEMORY, parallel.STORIES_PER_BATCH)
-    size = parallel.STORIES_PER_BATCH
+    starts = range(0, IN_MEMORY, BATCH)
     for name, make in (
-        ("texts", lambda start: storyworld.sample_batch(start, size)),
-        ("fragments", lambda start: storyworld.sample_fragments(start, size)),
-        ("tokens", lambda start: table.tokens(*storyworld.sample_fragments(start, size))),
+        ("texts", lambda start: storyworld.sample_batch(start, BATCH)),
+        ("fragments", lambda start: storyworld.sample_fragments(start, BATCH)),
+        ("tokens", lambda start: table.tokens(*storyworld.sample_fragments(start, BATCH))),
     ):
-        report(f"{name}, one process", IN_MEMORY, seconds(lambda make=make: [make(start) for start in starts], 3))
+        report(name, IN_MEMORY, seconds(lambda make=make: [make(start) for start in starts], 3))
     for stories in arguments.stories:
-        for processes in (1, 2):
-            name = f"store of {stories:,}, {'one process' if processes == 1 else 'two processes'}"
-            report(name, stories, store_seconds(stories, processes, tokenizer))
+        report(f"store of {stories:,}", stories, store_seconds(stories, tokenizer))
+    milliseconds = prediction_milliseconds(tokenizer, 100)
+    for name, spent in milliseconds.items():
+        print(f"{'exact next token, ' + name:44s} {spent:8.3f} ms")
 
     def from_nothing() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +118,7 @@ def main() -> None:
         **about(),
         "tokenizer": f"bpe {VOCAB_SIZE}",
         "megabytes_per_second": rates,
+        "next_token_milliseconds": milliseconds,
         "small_store_seconds": round(small, 2),
     }
     write("storyworld", result)

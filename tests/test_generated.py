@@ -1,16 +1,15 @@
 """storyworld as a source: what its names mean, and a store that is the one of its texts."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from rhapsode import storyworld
 from rhapsode.sources import FileSource, GeneratedSource, open_source
-from rhapsode.storyworld import grammar, parallel
+from rhapsode.storyworld import corpus
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare, store, tokenizer_for
 
@@ -93,11 +92,11 @@ def test_fingerprint_tells_what_decides_the_texts(monkeypatch: pytest.MonkeyPatc
         GeneratedSource(count, split, seed).fingerprint()
         for count, split, seed in ((5, "train", 0), (6, "train", 0), (5, "valid", 0), (5, "train", 1))
     ]
-    monkeypatch.setattr(grammar, "GENERATOR_VERSION", grammar.GENERATOR_VERSION + 1)
-    grammar.fingerprint.cache_clear()
+    monkeypatch.setattr(corpus, "GENERATOR_VERSION", corpus.GENERATOR_VERSION + 1)
+    corpus.fingerprint.cache_clear()
     prints.append(GeneratedSource(5).fingerprint())
     monkeypatch.undo()
-    grammar.fingerprint.cache_clear()
+    corpus.fingerprint.cache_clear()
     assert len(set(prints)) == 5
     assert GeneratedSource(5).fingerprint() == prints[0]
 
@@ -122,7 +121,7 @@ def test_store_is_the_one_of_the_texts(
 ) -> None:
     """Would catch ids that merge over fragments, a </s> or bytes miscounted, and batches out of order."""
     tokenizer = tokenizers[kind]
-    monkeypatch.setattr(parallel, "STORIES_PER_BATCH", 100)
+    monkeypatch.setattr(storyworld, "STORIES_PER_BATCH", 100)
     texts = storyworld.sample_batch(0, 250, "held_out_combinations")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     expected = prepare(open_source([str(tmp_path / "texts.jsonl")]), tokenizer, tmp_path / "texts")
@@ -178,111 +177,19 @@ def test_every_character_is_known(tmp_path: Path) -> None:
     assert trained.unk_id not in trained.encode("".join(storyworld.fragments()))
 
 
-# Several processes
-
-
-@pytest.fixture
-def table(tokenizers: dict[str, Tokenizer]) -> storyworld.FragmentTokens:
-    return storyworld.fragment_tokens(tokenizers["bpe"].encode, tokenizers["bpe"].eos_id)
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
-    """The processes that are started."""
-    started: list[subprocess.Popen] = []
-    start = parallel._start
-    monkeypatch.setattr(parallel, "_start", lambda: started.append(start()) or started[-1])
-    return started
-
-
-@pytest.mark.parametrize("count", [1, 8_192, 3 * 8_192 + 5])
-def test_processes_make_what_one_makes(
-    table: storyworld.FragmentTokens, watched: list[subprocess.Popen], count: int
+def test_an_interrupted_store_leaves_nothing(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch batches in another order than the seeds', one lost or made twice, and a process left behind."""
-    alone = list(storyworld.token_batches(table, 10**15, count, "valid", processes=1))
-    assert not watched
-    together = list(storyworld.token_batches(table, 10**15, count, "valid", processes=3))
-    assert len(together) == len(alone) == -(-count // 8_192)
-    for batch, other in zip(alone, together, strict=True):
-        for array, twin in zip(batch, other, strict=True):
-            assert array.dtype == twin.dtype
-            assert array.tolist() == twin.tolist()
-    assert len(watched) == (0 if len(alone) == 1 else min(3, len(alone)))
-    assert all(worker.returncode is not None for worker in watched)
+    """Would catch half a store left behind by Ctrl-C, which the next run would take for whole."""
 
+    @contextmanager
+    def interrupted(*_: object) -> Iterator[Callable[[float], None]]:
+        def advance(_: float) -> None:
+            raise KeyboardInterrupt
 
-def test_processes_end_when_the_reader_stops(
-    table: storyworld.FragmentTokens, watched: list[subprocess.Popen], tmp_path: Path, tokenizers: dict[str, Tokenizer]
-) -> None:
-    """Would catch processes and half a store left behind by Ctrl-C."""
+        yield advance
 
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "PARALLEL_FROM", 1)
-        patch.setattr(parallel, "_cores", lambda: 2)
-        patch.setattr(store, "bar", lambda *_: _Bar(interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            prepare(generated("storyworld:100000"), tokenizers["bpe"], tmp_path)
-    assert len(watched) == 2
-    assert all(worker.returncode is not None for worker in watched)
+    monkeypatch.setattr(store, "bar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(generated("storyworld:10000"), tokenizers["bpe"], tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-class _Bar:
-    def __init__(self, advance: Callable[[float], None]) -> None:
-        self.advance = advance
-
-    def __enter__(self) -> Callable[[float], None]:
-        return self.advance
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize("code", ["import sys; sys.stdin.read(); raise ValueError('no such luck')", "1 / 0"])
-def test_a_failing_process_says_why(
-    table: storyworld.FragmentTokens, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    """Would catch an exception that vanishes with its process, before and after it has read its task."""
-    arguments = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    monkeypatch.setattr(parallel, "_start", lambda: subprocess.Popen([sys.executable, "-c", code], **arguments))
-    with pytest.raises(ChildProcessError, match=r"ended with status 1: (ValueError: no such luck|ZeroDivisionError)"):
-        list(storyworld.token_batches(table, 0, 20_000, processes=2))
-
-
-def test_processes_do_without_torch_and_the_main_module(tmp_path: Path) -> None:
-    """Would catch processes that run the caller's script again: without end where it has no guard, and with torch."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import torch\n"
-        "print('once')\n"
-        "from rhapsode import storyworld\n"
-        "from rhapsode.storyworld import parallel\n"
-        "table = storyworld.fragment_tokens(lambda text: [len(text)])\n"
-        "print(sum(len(batch.lengths) for batch in storyworld.token_batches(table, 0, 20_000, processes=2)))\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "once\n20000\n"
-    code = "import sys, rhapsode.storyworld.parallel; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
-    """Would catch processes that go on, or wait for ever, after the parent was killed outright."""
-    psutil = pytest.importorskip("psutil")
-    code = (
-        "from rhapsode import storyworld\n"
-        "table = storyworld.fragment_tokens(lambda text: [len(text)])\n"
-        "for batch in storyworld.token_batches(table, 0, 10**9, processes=2): print('batch', flush=True)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"batch\n"
-        workers = psutil.Process(parent.pid).children()
-        assert len(workers) == 2
-        parent.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive

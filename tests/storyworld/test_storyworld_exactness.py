@@ -7,111 +7,20 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
+from small_world import SIMPLE, probabilities, small_grammar, text_of
 
 from rhapsode import storyworld
+from rhapsode.storyworld.corpus import load_grammar
 from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import (
-    Grammar,
-    Variable,
     held_out_combination,
-    load_grammar,
-    read_domains,
-    read_scenes,
-    read_skeletons,
 )
 from rhapsode.storyworld.parsing import parse, text_log_probability
 from rhapsode.storyworld.proof import Proof
-from rhapsode.storyworld.sampling import BatchSampler, decisions, derive, log_probability
-from rhapsode.storyworld.story import Derivation, realise
-from rhapsode.storyworld.template import Choice, Mention, Sequence
+from rhapsode.storyworld.sampling import BatchSampler, derive
+from rhapsode.storyworld.template import Choice, Mention, Wording
 
 DISTRIBUTIONS = {split: Distribution(load_grammar(), split) for split in storyworld.SPLITS}
-
-WORDS = """
-domain beast: it | cry:sound | =size | weight
-cow | Moo | big | 3
-ape | Oo | big | 1
-hen | Cluck | small | 2
-
-domain thing: it | =size | weight
-old barn | big | 2
-egg | small | 3
-ox cart | big | 1
-"""
-
-SCENES = """
-scene ^start
-Once there was {a x}.
-2* There were {a x} and {a y}, [both|all two] of them [glad|so very sad|sad].
-"{Y}!" said {a x}.
-
-scene +middle
-The {x} [saw|ate] {a z}.
-{x.Cry}, said the {x} to the {z}.
-
-scene end
-The {z} was [red|blue].
-5* [Gone|Lost] was the {z}.
-
-scene stop
-Nobody [knew|cared].
-The end.
-"""
-
-
-def small_grammar(scenes: str = SCENES) -> Grammar:
-    domains = read_domains(WORDS, "words")
-    variables = {
-        "x": Variable("x", domains["beast"]),
-        "y": Variable("y", domains["beast"], differs=("x",)),
-        "z": Variable("z", domains["thing"], fits=(("x", "size"),)),
-    }
-    lines = "long 3: start middle end\nshort 2: start stop\nother 1: start middle stop"
-    read = read_scenes(scenes, variables, "scenes")
-    return Grammar(variables, read_skeletons(lines, read, variables, "skeletons"))
-
-
-SIMPLE = SCENES.replace("Once there was {a x}.\n", "")  # it leaves y untold
-
-
-def all_derivations(grammar: Grammar) -> list[Derivation]:
-    """Every skeleton, every assignment of values and every set of options, possible or not."""
-
-    def options(sequence: Sequence, base: int) -> list[dict[int, int]]:
-        found: list[dict[int, int]] = [{}]
-        for piece in sequence:
-            if isinstance(piece, Choice):
-                mine = [
-                    {base + piece.index: number, **inner}
-                    for number, option in enumerate(piece.options)
-                    for inner in options(option, base)
-                ]
-                found = [{**before, **after} for before in found for after in mine]
-        return found
-
-    derivations = []
-    for skeleton in grammar.skeletons:
-        per_scene = [options(scene.slots, 1024 * place) for place, scene in enumerate(skeleton.scenes)]
-        names = [variable.name for variable in skeleton.variables]
-        sizes = [range(len(variable.domain)) for variable in skeleton.variables]
-        for values in itertools.product(*sizes):
-            for chosen in itertools.product(*per_scene):
-                merged = {number: option for each in chosen for number, option in each.items()}
-                derivations.append(Derivation(skeleton, dict(zip(names, values, strict=True)), merged))
-    return derivations
-
-
-def text_of(derivation: Derivation) -> str:
-    return "".join(fragment.text for fragment in realise(derivation))
-
-
-def probabilities(grammar: Grammar) -> dict[str, float]:
-    """P(text), by enumeration."""
-    distribution = Distribution(grammar, "train")
-    table: dict[str, float] = defaultdict(float)
-    for derivation in all_derivations(grammar):
-        table[text_of(derivation)] += math.exp(log_probability(decisions(distribution, derivation)))
-    return {text: probability for text, probability in table.items() if probability > 0}
 
 
 def test_a_small_grammar_adds_up_to_one_and_has_the_entropy_of_its_texts() -> None:
@@ -240,14 +149,14 @@ def test_probability_is_zero_outside_a_split() -> None:
     assert storyworld.log_probability("Call me Ishmael.") == -math.inf
 
 
-def words(pieces: Sequence, extreme: Callable[[Iterable[int]], int]) -> int:
-    """The fewest or the most words that the pieces can make."""
+def words(elements: Wording, extreme: Callable[[Iterable[int]], int]) -> int:
+    """The fewest or the most words that the elements can make."""
     total = 0
-    for piece in pieces:
-        if isinstance(piece, Choice):
-            total += extreme(words(option, extreme) for option in piece.options)
+    for element in elements:
+        if isinstance(element, Choice):
+            total += extreme(words(option, extreme) for option in element.options)
         else:
-            texts = piece.texts if isinstance(piece, Mention) else (piece.text,)
+            texts = element.texts if isinstance(element, Mention) else (element.text,)
             total += extreme(len(text.split()) for text in texts)
     return total
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from rhapsode import storyworld
 from rhapsode.storyworld import parsing
+from rhapsode.storyworld.corpus import load_grammar
 from rhapsode.storyworld.evaluation import DISTANCE_BOUNDS, distance_bin
-from rhapsode.storyworld.grammar import load_grammar, read_domains, read_scenes, read_skeletons
+from rhapsode.storyworld.grammar import read_domains, read_scenes, read_skeletons
 
 STORY = storyworld.sample(3)
 

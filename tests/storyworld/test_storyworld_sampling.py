@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "storyworld.json"
 def test_ten_golden_stories() -> None:
     """Catches any change of generator, weights or wording: runs would no longer compare.
 
-    Where code changed them on purpose, raise grammar.GENERATOR_VERSION, by which stores of storyworld are found.
+    Where code changed them on purpose, raise corpus.GENERATOR_VERSION, by which stores of storyworld are found.
     """
     golden = json.loads(GOLDEN.read_text("utf-8"))
     assert golden["format_version"] == 1

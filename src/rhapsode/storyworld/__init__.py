@@ -4,6 +4,7 @@
     texts = sample_batch(0, 1000)          the stories of seeds 0 .. 999
     entropy().bits_per_byte                the floor of every model's loss on them
     log_probability(text), parse(text)     what any text is, as a story
+    next_tokens(prefix, tokenizer)         what may follow the beginning of a story, with exact probabilities
 
 Splits: "train"; "valid", other stories of the same distribution; "held_out_skeletons", plots that training
 never has; "held_out_combinations", plots of training with combinations of hero and thing that training
@@ -11,12 +12,14 @@ never has.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhapsode.storyworld import evaluation, parallel, parsing, sampling
+from rhapsode.storyworld import evaluation, parsing, sampling
+from rhapsode.storyworld.corpus import fingerprint, load_grammar
 from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
 from rhapsode.storyworld.evaluation import (
     Accuracy,
@@ -28,12 +31,14 @@ from rhapsode.storyworld.evaluation import (
     clozes,
     reference_accuracy,
 )
-from rhapsode.storyworld.grammar import fingerprint, load_grammar
-from rhapsode.storyworld.parallel import TokenBatch
 from rhapsode.storyworld.parsing import Break, Parse
+from rhapsode.storyworld.prediction import TokenDistribution, TokenDistributions, TokenPredictor
 from rhapsode.storyworld.proof import Proof
-from rhapsode.storyworld.sampling import FragmentTokens
+from rhapsode.storyworld.sampling import FragmentTokens, TokenBatch
 from rhapsode.storyworld.story import Decision, Derivation, Reference, Story, realise, references
+
+if TYPE_CHECKING:
+    from rhapsode.tokenizer import Tokenizer
 
 __all__ = [
     "SPLITS",
@@ -50,6 +55,8 @@ __all__ = [
     "Reference",
     "Story",
     "TokenBatch",
+    "TokenDistribution",
+    "TokenDistributions",
     "accuracy",
     "chance",
     "check_generated",
@@ -60,6 +67,8 @@ __all__ = [
     "fragments",
     "labels",
     "log_probability",
+    "next_tokens",
+    "next_tokens_along",
     "parse",
     "reference_accuracy",
     "sample",
@@ -69,6 +78,8 @@ __all__ = [
     "token_batches",
     "training_stories",
 ]
+
+STORIES_PER_BATCH = 8_192
 
 
 @cache
@@ -96,7 +107,7 @@ def sample(seed: int, split: str = "train") -> Story:
         labels=tuple(references(derivation, _open_mentions())),
         skeleton=derivation.skeleton.name,
         choices=tuple(steps),
-        log_probability=sampling.log_probability(steps),
+        log_probability=sampling.log_product(steps),
     )
 
 
@@ -131,21 +142,18 @@ def fragment_tokens(
     return FragmentTokens(fragments(), encode, end_id, dtype)
 
 
-def token_batches(
-    tokens: FragmentTokens, seed_start: int, count: int, split: str = "train", processes: int | None = None
-) -> Iterator[TokenBatch]:
-    """Stories in tokens, in order, a few thousand at a time; in several processes where there are very many.
-
-    tokens: see fragment_tokens. processes: None for as many as pay. The processes are ended with the iterator.
-    Raises ChildProcessError where one of them fails.
-    """
-    return parallel.token_batches(_sampler(split), tokens, seed_start, count, processes)
+def token_batches(tokens: FragmentTokens, seed_start: int, count: int, split: str = "train") -> Iterator[TokenBatch]:
+    """Stories in tokens, in the order of their seeds, a few thousand at a time; tokens: see fragment_tokens."""
+    for start in range(seed_start, seed_start + count, STORIES_PER_BATCH):
+        numbers, offsets = sample_fragments(start, min(STORIES_PER_BATCH, seed_start + count - start), split)
+        ids, starts = tokens.tokens(numbers, offsets)
+        yield TokenBatch(ids, np.diff(starts), tokens.byte_counts(numbers, offsets))
 
 
 def training_stories(count: int, seed_start: int = 0, split: str = "train") -> Iterator[str]:
     """The texts of `count` stories one by one, made in batches: what a model was trained on, made again."""
-    for start in range(seed_start, seed_start + count, 10_000):
-        yield from sample_batch(start, min(10_000, seed_start + count - start), split)
+    for start in range(seed_start, seed_start + count, STORIES_PER_BATCH):
+        yield from sample_batch(start, min(STORIES_PER_BATCH, seed_start + count - start), split)
 
 
 def entropy(split: str = "train") -> Entropy:
@@ -161,6 +169,39 @@ def parse(text: str) -> Parse:
 def log_probability(text: str, split: str = "train") -> float:
     """The exact log-probability of a text under a split, in nats, over all derivations; -inf if none."""
     return parsing.text_log_probability(_distribution(split), text)
+
+
+@lru_cache(maxsize=8)
+def _predictor(tokenizer: "Tokenizer", split: str) -> TokenPredictor:
+    return TokenPredictor(_distribution(split), tokenizer)
+
+
+def next_tokens(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> TokenDistribution:
+    """The exact distribution of the token after the beginning of a story, the end token included.
+
+    It is about stories of the split in their canonical spelling, tokenizer.encode(story) and then the end token.
+
+    prefix as ids: of the stories whose spelling begins with these ids, the shares by the id after them. This is what
+    a model that has read the ids is asked; the ids may end inside a word.
+    prefix as text: the stories are those that begin with these characters, and of them, those count in whose spelling
+    a token ends where the text does (`boundary` is their share): the same as for the ids of the text wherever these
+    begin a story's spelling. Where no story has a token's end there, the text ends inside a token; then the
+    distribution is of this very token, the one that spells the character after the text.
+
+    Raises ValueError where no story of the split begins so, naming the character (and the token) where the prefix
+    departs, where the ids have passed the end token, and for a tokenizer whose tokens may span two words.
+    """
+    return _predictor(tokenizer, split).next_tokens(prefix)
+
+
+def next_tokens_along(prefix: str | Sequence[int], tokenizer: "Tokenizer", split: str = "train") -> TokenDistributions:
+    """`next_tokens` of all beginnings of a row of ids at once: about as fast as of the whole row alone.
+
+    prefix: a story or its beginning, as ids or as text (of which the ids are tokenizer.encode(prefix)). A text that
+    is no story, as a model may write, is followed as far as it is one: `departure` says where and why that ends.
+    Raises ValueError for a tokenizer whose tokens may span two words.
+    """
+    return _predictor(tokenizer, split).along(prefix)
 
 
 def labels(text: str) -> tuple[Reference, ...]:

@@ -109,13 +109,13 @@ def accuracy(outcomes: Iterable[Outcome]) -> Accuracy:
     by_distance = {name: [o.right for o in outcomes if distance_bin(o.distance) == name] for name in bins}
     kinds = sorted({outcome.kind for outcome in outcomes})
     return Accuracy(
-        _share([outcome.right for outcome in outcomes]),
-        {kind: _share([outcome.right for outcome in outcomes if outcome.kind == kind]) for kind in kinds},
-        {name: _share(rights) for name, rights in by_distance.items() if rights},
+        _mean([outcome.right for outcome in outcomes]),
+        {kind: _mean([outcome.right for outcome in outcomes if outcome.kind == kind]) for kind in kinds},
+        {name: _mean(rights) for name, rights in by_distance.items() if rights},
     )
 
 
-def _share(rights: list[float]) -> tuple[float, int]:
+def _mean(rights: list[float]) -> tuple[float, int]:
     return math.fsum(rights) / len(rights), len(rights)
 
 

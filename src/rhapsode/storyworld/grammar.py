@@ -1,20 +1,15 @@
-"""The grammar: facts, scenes and plot skeletons, read from the text files beside this module.
+"""A grammar: facts, scenes and plot skeletons, and how they are read from text.
 
 A story is derived by choosing a skeleton (a sequence of scenes), a value for each fact that its scenes
 mention, and a wording for each slot of each scene. See docs/storyworld.md for the equations.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.resources import files
+from functools import cached_property
 
-from rhapsode.storyworld.template import Choice, Domain, LineCompiler, Literal, Mention, Piece, Sequence
-
-# To be raised when a change of code gives a seed another story, which test_ten_golden_stories notices.
-GENERATOR_VERSION = 1
+from rhapsode.storyworld.template import Choice, Domain, Element, LineCompiler, Literal, Mention, Wording
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,26 +78,26 @@ def is_allowed(variable: Variable, value: int, other: Variable, other_value: int
     return True
 
 
-def mentions(pieces: Iterable[Piece]) -> Iterator[Mention]:
-    """All mentions in the pieces, in all wordings."""
-    for piece in pieces:
-        if isinstance(piece, Mention):
-            yield piece
-        elif isinstance(piece, Choice):
-            for option in piece.options:
+def mentions(elements: Iterable[Element]) -> Iterator[Mention]:
+    """All mentions in the elements, in all wordings."""
+    for element in elements:
+        if isinstance(element, Mention):
+            yield element
+        elif isinstance(element, Choice):
+            for option in element.options:
                 yield from mentions(option)
 
 
-def fragments(pieces: Iterable[Piece]) -> Iterator[str]:
-    """All fragments of text in the pieces, in all wordings."""
-    for piece in pieces:
-        if isinstance(piece, Literal):
-            yield piece.text
-        elif isinstance(piece, Mention):
-            yield from piece.texts
+def fragment_texts(elements: Iterable[Element]) -> Iterator[str]:
+    """All fragments of text in the elements, in all wordings."""
+    for element in elements:
+        if isinstance(element, Literal):
+            yield element.text
+        elif isinstance(element, Mention):
+            yield from element.texts
         else:
-            for option in piece.options:
-                yield from fragments(option)
+            for option in element.options:
+                yield from fragment_texts(option)
 
 
 def bare_word(unit: str) -> str:
@@ -112,7 +107,7 @@ def bare_word(unit: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """Facts and skeletons; `load_grammar` gives the one in the package."""
+    """Facts and skeletons; `corpus.load_grammar` gives the one in the package."""
 
     variables: Mapping[str, Variable]
     skeletons: tuple[Skeleton, ...]
@@ -124,18 +119,18 @@ class Grammar:
     @cached_property
     def vocabulary(self) -> frozenset[str]:
         """All words of all stories, as `bare_word` gives them."""
-        texts = (text for scene in self.scenes for text in fragments(scene.slots))
+        texts = (text for scene in self.scenes for text in fragment_texts(scene.slots))
         return frozenset(bare_word(unit) for text in texts for unit in text.split()) - {""}
 
 
-def told(sequence: Sequence) -> set[str]:
-    """The facts whose values every wording of the sequence tells."""
+def told(wording: Wording) -> set[str]:
+    """The facts whose values a wording tells, whatever its inner choices are."""
     found: set[str] = set()
-    for piece in sequence:
-        if isinstance(piece, Mention) and piece.reveals:
-            found.add(piece.variable)
-        elif isinstance(piece, Choice):
-            found |= set.intersection(*(told(option) for option in piece.options))
+    for element in wording:
+        if isinstance(element, Mention) and element.reveals:
+            found.add(element.variable)
+        elif isinstance(element, Choice):
+            found |= set.intersection(*(told(option) for option in element.options))
     return found
 
 
@@ -226,31 +221,3 @@ def read_skeletons(
     if len({skeleton.scenes for skeleton in skeletons}) < len(skeletons):
         raise ValueError(f"{where}: two skeletons have the same scenes")
     return tuple(skeletons)
-
-
-@cache
-def load_grammar() -> Grammar:
-    """The grammar that ships in the package."""
-    from rhapsode.storyworld.facts import (
-        VARIABLES,
-    )  # it reads the word lists, which needs the functions above
-
-    folder = files("rhapsode.storyworld") / "text"
-    scenes: dict[str, Scene] = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.startswith("scenes"):
-            scenes |= read_scenes(entry.read_text("utf-8"), VARIABLES, entry.name)
-    skeletons = (folder / "skeletons.txt").read_text("utf-8")
-    return Grammar(VARIABLES, read_skeletons(skeletons, scenes, VARIABLES, "skeletons.txt"))
-
-
-@cache
-def fingerprint() -> str:
-    """SHA-256 of all that decides which story a seed has: the text files, the facts' rules, the generator's version."""
-    digest = hashlib.sha256(f"{GENERATOR_VERSION}".encode())
-    for entry in sorted((files("rhapsode.storyworld") / "text").iterdir(), key=lambda entry: entry.name):
-        digest.update(f"\n{entry.name}\n{entry.read_text('utf-8')}".encode())
-    for fact in load_grammar().variables.values():
-        rules = (fact.only, fact.differs, fact.fits, fact.avoids, fact.combined_with)
-        digest.update(f"\n{fact.name} {fact.domain.name} {rules}".encode())
-    return digest.hexdigest()

@@ -1,17 +1,14 @@
 """Reading a story: all its derivations, or the character where it stops being a story, and why."""
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rhapsode.storyworld.distribution import Distribution
 from rhapsode.storyworld.grammar import Grammar, Scene, Skeleton, bare_word, is_allowed
-from rhapsode.storyworld.sampling import decisions, log_probability
+from rhapsode.storyworld.sampling import decisions, log_product
 from rhapsode.storyworld.story import CHOICES_PER_SCENE, Derivation
-from rhapsode.storyworld.template import Literal, Mention, Piece, Sequence
-
-_UNIT = re.compile(r"\s*\S+")
+from rhapsode.storyworld.template import UNIT, Element, Literal, Mention, Wording
 
 # Why a text stops being a story, from the most to the least telling.
 CONTRADICTION = "contradicts an earlier fact"
@@ -75,31 +72,31 @@ class _Reader:
 
     def read(self, text: str, position: int, reason: str = "") -> int | None:
         """The position after the text's units, None if other units are there."""
-        for unit in _UNIT.findall(text):
+        for unit in UNIT.findall(text):
             if position >= len(self.units) or self.units[position] != unit:
                 self.miss(position, unit, reason)
                 return None
             position += 1
         return position
 
-    def sequence(self, sequence: Sequence, base: int, states: list[_State]) -> list[_State]:
-        for piece in sequence:
+    def wording(self, wording: Wording, base: int, states: list[_State]) -> list[_State]:
+        for element in wording:
             if not states:
                 break
-            states = [after for state in states for after in self.piece(piece, base, state)]
+            states = [after for state in states for after in self.element(element, base, state)]
         return states
 
-    def piece(self, piece: Piece, base: int, state: _State) -> list[_State]:
-        if isinstance(piece, Literal):
-            position = self.read(piece.text, state.position)
+    def element(self, element: Element, base: int, state: _State) -> list[_State]:
+        if isinstance(element, Literal):
+            position = self.read(element.text, state.position)
             return [] if position is None else [_State(position, state.values, state.trail)]
-        if isinstance(piece, Mention):
-            return self.mention(piece, state)
-        number = base + piece.index
+        if isinstance(element, Mention):
+            return self.mention(element, state)
+        number = base + element.index
         found = []
-        for option, sequence in enumerate(piece.options):
+        for option, wording in enumerate(element.options):
             chosen = _State(state.position, state.values, (number, option, state.trail))
-            found += self.sequence(sequence, base, [chosen])
+            found += self.wording(wording, base, [chosen])
         return found
 
     def mention(self, mention: Mention, state: _State) -> list[_State]:
@@ -111,7 +108,7 @@ class _Reader:
         found = []
         for value, text in enumerate(mention.texts):
             possible = self.possible(mention.variable, value, values)
-            if not possible and self.units[state.position : state.position + 1] != _UNIT.findall(text)[:1]:
+            if not possible and self.units[state.position : state.position + 1] != UNIT.findall(text)[:1]:
                 continue
             position = self.read(text, state.position)
             if position is None:
@@ -149,7 +146,7 @@ class _Reader:
                 else:
                     self.miss(state.position, "", TOO_LONG)
         for scene, group in following.items():
-            after = self.sequence(scene.slots, place * CHOICES_PER_SCENE, states)
+            after = self.wording(scene.slots, place * CHOICES_PER_SCENE, states)
             if after:
                 found += self.skeletons(group, place + 1, after)
         return found
@@ -165,7 +162,7 @@ def _options(trail: _Trail) -> dict[int, int]:
 
 def parse(grammar: Grammar, text: str) -> Parse:
     """All derivations of a text, over all splits' skeletons and combinations."""
-    units = _UNIT.findall(text)
+    units = UNIT.findall(text)
     rest = text[sum(map(len, units)) :]
     reader = _Reader(grammar, [*units, rest] if rest else units)
     derivations = reader.skeletons(grammar.skeletons, 0, [_State(0, (), None)])
@@ -207,7 +204,7 @@ def _shared_prefix(one: str, other: str) -> int:
 def text_log_probability(distribution: Distribution, text: str) -> float:
     """log P(text) in nats: the probabilities of all derivations, added; -inf where there is none."""
     found = parse(distribution.grammar, text).derivations
-    each = [log_probability(decisions(distribution, derivation)) for derivation in found]
+    each = [log_product(decisions(distribution, derivation)) for derivation in found]
     largest = max(each, default=-math.inf)
     if largest == -math.inf:
         return -math.inf

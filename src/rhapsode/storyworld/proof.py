@@ -8,36 +8,33 @@ options are prefix-free. Facts are taken as independent of each other but for th
 more is walked than can occur.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
 from rhapsode.storyworld.grammar import Grammar, Scene, Variable, bare_word
-from rhapsode.storyworld.template import Choice, Literal, Mention, Piece, Sequence
-
-_UNIT = re.compile(r"\s*\S+")
+from rhapsode.storyworld.template import UNIT, Choice, Element, Literal, Mention, Wording
 
 
 @dataclass(frozen=True)
 class _Edge:
-    """One unit of text on the way through a sequence, and the mention that it belongs to, if it does."""
+    """One unit of text on the way through a wording, and the mention that it belongs to, if it does."""
 
     unit: str
-    rest: tuple[Piece, ...]
+    rest: tuple[Element, ...]
     mention: Mention | None = None
 
 
-def _edges(sequence: Sequence) -> Iterator[_Edge]:
-    """The ways to take one unit from the front of a sequence."""
-    first, rest = sequence[0], sequence[1:]
+def _edges(wording: Wording) -> Iterator[_Edge]:
+    """The ways to take one unit from the front of a wording."""
+    first, rest = wording[0], wording[1:]
     if isinstance(first, Choice):
         for option in first.options:
             yield from _edges(option + rest)
         return
     mention = first if isinstance(first, Mention) else None
     for text in dict.fromkeys(first.texts if isinstance(first, Mention) else (first.text,)):
-        units = _UNIT.findall(text)
+        units = UNIT.findall(text)
         remaining = "".join(units[1:])
         yield _Edge(units[0], (Literal(remaining), *rest) if remaining else rest, mention)
 
@@ -63,22 +60,22 @@ class Proof:
     def _choice(self, choice: Choice, where: str) -> None:
         self._options(choice.options, where)
         for option in choice.options:
-            for piece in option:
-                if isinstance(piece, Choice):
-                    self._choice(piece, where)
-                elif isinstance(piece, Mention):
-                    self._values(piece, where)
+            for element in option:
+                if isinstance(element, Choice):
+                    self._choice(element, where)
+                elif isinstance(element, Mention):
+                    self._values(element, where)
 
     def _values(self, mention: Mention, where: str) -> None:
-        for one, other in combinations([_UNIT.findall(text) for text in dict.fromkeys(mention.texts)], 2):
+        for one, other in combinations([UNIT.findall(text) for text in dict.fromkeys(mention.texts)], 2):
             if one[: len(other)] == other[: len(one)]:
                 self.ambiguities.append(f"{where}: {mention.variable} as {''.join(one)!r} or {''.join(other)!r}")
 
-    def _options(self, options: tuple[Sequence, ...], where: str) -> None:
+    def _options(self, options: tuple[Wording, ...], where: str) -> None:
         for one, other in combinations(options, 2):
             self._walk(one, other, "", where)
 
-    def _walk(self, one: Sequence, other: Sequence, read: str, where: str) -> None:
+    def _walk(self, one: Wording, other: Wording, read: str, where: str) -> None:
         if not one or not other:
             self.ambiguities.append(f"{where}: two ways to read {read.strip()!r}")
             return
@@ -102,7 +99,7 @@ class Proof:
         """Mentions of two facts of one domain, or of a fact against a fixed word like one of its values."""
         for mentions, texts in ((_mentions(ones), others), (_mentions(others), ones)):
             for mention in mentions:
-                starts = {bare_word(_UNIT.findall(text)[0]) for text in mention.texts}
+                starts = {bare_word(UNIT.findall(text)[0]) for text in mention.texts}
                 for edge in texts:
                     same_fact = edge.mention is not None and edge.mention.variable == mention.variable
                     if bare_word(edge.unit) in starts and not same_fact:

@@ -9,13 +9,14 @@ part in 2^40 for the totals that occur, which are checked to stay below 4096.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from rhapsode.storyworld.distribution import SPLITS, Distribution
 from rhapsode.storyworld.grammar import Scene, Skeleton, Variable
 from rhapsode.storyworld.story import CHOICES_PER_SCENE, Decision, Derivation
-from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
+from rhapsode.storyworld.template import Choice, Literal, Mention, Wording
 
 MASK = (1 << 64) - 1
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -73,12 +74,12 @@ def derive(distribution: Distribution, seed: int) -> Derivation:
         values[variable.name] = _pick(row, _draw(key, numbers[variable.name], sum(row)))
     options: dict[int, int] = {}
 
-    def walk(sequence: Sequence, base: int) -> None:
-        for piece in sequence:
-            if isinstance(piece, Choice):
-                number = base + piece.index
-                options[number] = _pick(piece.weights, _draw(key, FIRST_CHOICE + number, piece.total))
-                walk(piece.options[options[number]], base)
+    def walk(wording: Wording, base: int) -> None:
+        for element in wording:
+            if isinstance(element, Choice):
+                number = base + element.index
+                options[number] = _pick(element.weights, _draw(key, FIRST_CHOICE + number, element.total))
+                walk(element.options[options[number]], base)
 
     for place, scene in enumerate(skeleton.scenes):
         walk(scene.slots, place * CHOICES_PER_SCENE)
@@ -103,19 +104,19 @@ def decisions(distribution: Distribution, derivation: Derivation) -> list[Decisi
         row = _row(distribution, skeleton, variable, values)
         steps.append(Decision(variable.name, values[variable.name], row[values[variable.name]], sum(row)))
 
-    def walk(sequence: Sequence, scene: Scene, base: int) -> None:
-        for piece in sequence:
-            if isinstance(piece, Choice):
-                option = derivation.options[base + piece.index]
-                steps.append(Decision(f"{scene.name}.{piece.index}", option, piece.weights[option], piece.total))
-                walk(piece.options[option], scene, base)
+    def walk(wording: Wording, scene: Scene, base: int) -> None:
+        for element in wording:
+            if isinstance(element, Choice):
+                option = derivation.options[base + element.index]
+                steps.append(Decision(f"{scene.name}.{element.index}", option, element.weights[option], element.total))
+                walk(element.options[option], scene, base)
 
     for number, scene in enumerate(skeleton.scenes):
         walk(scene.slots, scene, number * CHOICES_PER_SCENE)
     return steps
 
 
-def log_probability(steps: Iterable[Decision]) -> float:
+def log_product(steps: Iterable[Decision]) -> float:
     """Natural logarithm of the product of the steps' probabilities; -inf if one of them cannot be."""
     steps = list(steps)
     if any(step.weight == 0 for step in steps):
@@ -159,15 +160,15 @@ class BatchSampler:
         for option in choice.options:
             row: list[int] = []
             holes: list[tuple[int, np.ndarray | _Table, str]] = []
-            for piece in option:
-                if isinstance(piece, Literal):
-                    row.append(self._number(piece.text))
-                elif isinstance(piece, Mention):
-                    numbers = np.array([self._number(text) for text in piece.texts], dtype=np.int32)
-                    holes.append((len(row), numbers, piece.variable))
+            for element in option:
+                if isinstance(element, Literal):
+                    row.append(self._number(element.text))
+                elif isinstance(element, Mention):
+                    numbers = np.array([self._number(text) for text in element.texts], dtype=np.int32)
+                    holes.append((len(row), numbers, element.variable))
                     row.append(-1)
                 else:
-                    inner = self._table(piece)
+                    inner = self._table(element)
                     holes.append((len(row), inner, ""))
                     row.extend([-1] * inner.width)
             rows.append(row)
@@ -296,6 +297,14 @@ class BatchSampler:
                 else:
                     block[rows, column] = filler[values[variable][chosen]]
         return block
+
+
+class TokenBatch(NamedTuple):
+    """Stories in tokens: all ids one after the other, and of each story the number of ids and of UTF-8 bytes."""
+
+    tokens: np.ndarray  # (sum of lengths,)
+    lengths: np.ndarray  # (stories,) int64
+    byte_counts: np.ndarray  # (stories,) int64
 
 
 class FragmentTokens:

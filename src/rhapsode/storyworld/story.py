@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rhapsode.storyworld.grammar import Skeleton
-from rhapsode.storyworld.template import Choice, Literal, Mention, Sequence
+from rhapsode.storyworld.template import Choice, Literal, Mention, Wording
 
 # Choices of the scene at place i of a skeleton have the numbers i * CHOICES_PER_SCENE + index.
 CHOICES_PER_SCENE = 1024
@@ -63,9 +63,9 @@ class Story:
 
 @dataclass(frozen=True)
 class Placed:
-    """A fragment in its place: the piece that made it, and the character where it starts."""
+    """A fragment in its place: the element that made it, and the character where it starts."""
 
-    piece: Literal | Mention
+    element: Literal | Mention
     text: str
     start: int
 
@@ -75,14 +75,14 @@ def realise(derivation: Derivation) -> list[Placed]:
     placed: list[Placed] = []
     position = 0
 
-    def walk(sequence: Sequence, base: int) -> None:
+    def walk(wording: Wording, base: int) -> None:
         nonlocal position
-        for piece in sequence:
-            if isinstance(piece, Choice):
-                walk(piece.options[derivation.options[base + piece.index]], base)
+        for element in wording:
+            if isinstance(element, Choice):
+                walk(element.options[derivation.options[base + element.index]], base)
                 continue
-            text = piece.text if isinstance(piece, Literal) else piece.texts[derivation.values[piece.variable]]
-            placed.append(Placed(piece, text, position))
+            text = element.text if isinstance(element, Literal) else element.texts[derivation.values[element.variable]]
+            placed.append(Placed(element, text, position))
             position += len(text)
 
     for place, scene in enumerate(derivation.skeleton.scenes):
@@ -102,7 +102,7 @@ def references(derivation: Derivation, open_mentions: frozenset[Mention], most_w
     told: dict[str, list[tuple[Mention, tuple[int, int]]]] = {}
     found = []
     for fragment in placed:
-        mention = fragment.piece
+        mention = fragment.element
         if isinstance(mention, Literal):
             continue
         value = derivation.values[mention.variable]

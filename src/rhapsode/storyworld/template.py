@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+UNIT = re.compile(r"\s*\S+")  # a word with the white space before it, by which stories are read
 _ELEMENT = re.compile(r"(?:\[[^\]]*\]|\{[^}]*\}|[^\s\[\]{}])+")
 _GROUP = re.compile(r"^([^\[]*)\[([^\]]*)\]([^\[]*)$")
 _MENTION = re.compile(r"^([^{]*)\{(?:([aA]) )?([A-Za-z]\w*)(?:\.(\w+))?\}([^{]*)$")
@@ -84,7 +85,7 @@ class Mention:
 class Choice:
     """One of several wordings, drawn with integer weights; `index` counts the choices of a scene."""
 
-    options: tuple["Sequence", ...]
+    options: tuple["Wording", ...]
     weights: tuple[int, ...]
     index: int
 
@@ -93,8 +94,8 @@ class Choice:
         return sum(self.weights)
 
 
-Piece = Literal | Mention | Choice
-Sequence = tuple[Piece, ...]
+Element = Literal | Mention | Choice
+Wording = tuple[Element, ...]
 
 
 def _capitalised(text: str) -> str:
@@ -120,45 +121,45 @@ class LineCompiler:
         for line in lines:
             weight, text = re.match(r"^(?:(\d+)\*\s)?(.*)$", line).groups()  # type: ignore[union-attr]
             weights.append(int(weight or 1))
-            options.append(self._sequence(text, lead))
+            options.append(self._wording(text, lead))
         return Choice(tuple(options), tuple(weights), index)
 
     def _next_index(self) -> int:
         self.choices += 1
         return self.choices - 1
 
-    def _sequence(self, text: str, lead: str, in_group: bool = False) -> Sequence:
-        pieces: list[Piece] = []
-        elements = _ELEMENT.findall(text)
-        if not elements or "".join(elements) != re.sub(r"\s+(?![^{]*\})(?![^\[]*\])", "", text):
+    def _wording(self, text: str, lead: str, in_group: bool = False) -> Wording:
+        elements: list[Element] = []
+        written = _ELEMENT.findall(text)
+        if not written or "".join(written) != re.sub(r"\s+(?![^{]*\})(?![^\[]*\])", "", text):
             raise ValueError(f"{self.where}: brackets do not match in {text!r}")
-        for element in elements:
-            if "[" in element:
+        for source in written:
+            if "[" in source:
                 if in_group:
                     raise ValueError(f"{self.where}: brackets inside brackets in {text!r}")
-                pieces.append(self._group(element, lead))
-            elif "{" in element:
-                pieces.append(self._mention(element, lead))
-            elif pieces and isinstance(pieces[-1], Literal):
-                pieces[-1] = Literal(pieces[-1].text + lead + element)
+                elements.append(self._group(source, lead))
+            elif "{" in source:
+                elements.append(self._mention(source, lead))
+            elif elements and isinstance(elements[-1], Literal):
+                elements[-1] = Literal(elements[-1].text + lead + source)
             else:
-                pieces.append(Literal(lead + element))
+                elements.append(Literal(lead + source))
             lead = " "
-        return tuple(pieces)
+        return tuple(elements)
 
-    def _group(self, element: str, lead: str) -> Choice:
-        match = _GROUP.match(element)
+    def _group(self, source: str, lead: str) -> Choice:
+        match = _GROUP.match(source)
         if match is None:
-            raise ValueError(f"{self.where}: one word holds two pairs of brackets: {element!r}")
+            raise ValueError(f"{self.where}: one word holds two pairs of brackets: {source!r}")
         before, wordings, after = match.groups()
         index = self._next_index()
-        options = tuple(self._sequence(before + w + after, lead, in_group=True) for w in wordings.split("|"))
+        options = tuple(self._wording(before + w + after, lead, in_group=True) for w in wordings.split("|"))
         return Choice(options, (1,) * len(options), index)
 
-    def _mention(self, element: str, lead: str) -> Mention:
-        match = _MENTION.match(element)
+    def _mention(self, source: str, lead: str) -> Mention:
+        match = _MENTION.match(source)
         if match is None:
-            raise ValueError(f"{self.where}: not a mention of a fact: {element!r}")
+            raise ValueError(f"{self.where}: not a mention of a fact: {source!r}")
         before, article, name, form, after = match.groups()
         capital = name[0].isupper() or (form or name)[0].isupper() or article == "A"
         variable, form = name[0].lower() + name[1:], (form[0].lower() + form[1:]) if form else "it"

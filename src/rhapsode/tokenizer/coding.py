@@ -112,6 +112,13 @@ class Tokenizer:
         """The ids of the text and nothing else: no special tokens are added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each id of `encode(text)` stands in the text: start and end in characters.
+
+        Ids that spell bytes of one character all have the whole character's.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Like `encode` for each text, as arrays of `dtype`, on all cores.
 
