@@ -5,9 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from rhapsode.textbook import attention as att
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row, side_by_side
+from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
 from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
-from rhapsode.textbook.explain.quiz.question import Question, fraction, fraction_factor, fraction_matrix, fractions
+from rhapsode.textbook.explain.quiz.question import (
+    Question,
+    fraction,
+    fraction_factor,
+    fraction_matrix,
+    fractions,
+    packed,
+)
 
 D_K = 4  # its root is a whole number
 
@@ -68,7 +75,7 @@ def gradient(wanted: str, rng: np.random.Generator) -> Question:
                 f"the weights A. The gradient of the loss by the output is dO = dL/dO. What is d{wanted} = "
                 f"dL/d{wanted}?"
             ),
-            Lines(side_by_side(*given)),
+            Lines(packed(*given)),
         ],
         Numbers(f"d{wanted}", right, mistakes=told_apart(right, *mistakes)),
         _value_steps(case, dV) if wanted == "V" else _score_steps(case) + _last_step(wanted, case, right),
@@ -139,6 +146,6 @@ def _last_step(wanted: str, case: Case, right: np.ndarray) -> list[Block]:
     )
     return [
         Text(f"`{formula}`, where √d_k = {number(np.sqrt(D_K))}:"),
-        Lines(side_by_side(fraction_matrix(name, dS), matrix("K" if wanted == "Q" else "Q", case.known))),
+        Lines(packed(fraction_matrix(name, dS), matrix("K" if wanted == "Q" else "Q", case.known))),
         Lines(fraction_matrix(f"d{wanted}", right)),
     ]

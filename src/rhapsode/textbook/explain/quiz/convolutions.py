@@ -3,9 +3,9 @@
 import numpy as np
 
 from rhapsode.textbook import convolution as conv
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row, side_by_side
+from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
 from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
-from rhapsode.textbook.explain.quiz.question import Question, option
+from rhapsode.textbook.explain.quiz.question import Question, option, packed, sum_of_products
 
 
 def entry(channels: int, rng: np.random.Generator) -> Question:
@@ -22,7 +22,7 @@ def entry(channels: int, rng: np.random.Generator) -> Question:
     dense = conv.cross_correlate_loops(x, f[None], 1, padding)[0]
     bare = conv.cross_correlate_loops(x, f[None], stride, 0)[0]
     names = [""] if channels == 1 else ["_1", "_2"]
-    given = [Lines(side_by_side(matrix(f"x{name}", x[c]), matrix(f"f{name}", f[c]))) for c, name in enumerate(names)]
+    given = [Lines(packed(matrix(f"x{name}", x[c]), matrix(f"f{name}", f[c]))) for c, name in enumerate(names)]
     steps: list[Block] = [
         Text(
             f"The filter's corner lies {stride}·({i + 1} - 1) rows down and {stride}·({j + 1} - 1) columns "
@@ -33,9 +33,12 @@ def entry(channels: int, rng: np.random.Generator) -> Question:
     ]
     sums = [(patches[c] * f[c]).sum() for c in range(channels)]
     for c, name in enumerate(names):
-        products = " + ".join(f"{factor(a)}·{factor(b)}" for a, b in zip(f[c].flat, patches[c].flat, strict=True))
+        products = [
+            [f"{factor(a)}·{factor(b)}" for a, b in zip(*rows, strict=True)]
+            for rows in zip(f[c], patches[c], strict=True)
+        ]
         left = f"y[{i + 1},{j + 1}]" if channels == 1 else f"channel {c + 1}"
-        steps += [Lines(matrix(f"patch{name}", patches[c])), Lines([f"{left} = {products} = {number(sums[c])}"])]
+        steps += [Lines(matrix(f"patch{name}", patches[c])), Lines(sum_of_products(left, products, sums[c]))]
     if channels > 1:
         added = " + ".join(factor(s) for s in sums)
         steps.append(Lines([f"y[{i + 1},{j + 1}] = {added} = {number(sum(sums))}"]))
@@ -107,7 +110,7 @@ def gradient(by_filter: bool, rng: np.random.Generator) -> Question:
                 "dy[i, j], is added where it lay for y[i, j]. Position after position:"
             ),
             Lines(
-                side_by_side(
+                packed(
                     *(matrix(f"dy[{i + 1},{j + 1}]·f", s) for (i, j), s in zip(np.ndindex(2, 2), shares, strict=True))
                 )
             ),
@@ -128,7 +131,7 @@ def gradient(by_filter: bool, rng: np.random.Generator) -> Question:
                 "gradient of the "
                 f"loss by the output is dy = dL/dy. What is {what}?"
             ),
-            Lines(side_by_side(matrix("x", x), matrix("f", f), matrix("dy", dy))),
+            Lines(packed(matrix("x", x), matrix("f", f), matrix("dy", dy))),
         ],
         Numbers("df" if by_filter else "dx", right, whole=True, mistakes=mistakes),
         steps,

@@ -3,9 +3,16 @@
 import numpy as np
 
 from rhapsode.textbook import recurrent as rnn
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row, side_by_side
+from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
 from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
-from rhapsode.textbook.explain.quiz.question import Question, fraction, fraction_factor, fraction_matrix, fractions
+from rhapsode.textbook.explain.quiz.question import (
+    Question,
+    fraction,
+    fraction_factor,
+    fraction_matrix,
+    fractions,
+    packed,
+)
 from rhapsode.textbook.softmax import cross_entropy_gradient, softmax, softmax_gradient
 
 PSI = {"identity": "ψ(z) = z", "relu": "ψ(z) = max(z, 0)", "tanh": "ψ(z) = tanh(z)"}
@@ -46,7 +53,7 @@ def of_recurrence(activation: str, by_weights: bool, rng: np.random.Generator) -
                 f"`z_t = W_hh h_{{t-1}} + W_hx x_t`, `h_t = ψ(z_t)` for t = 1 to {T}, with {PSI[activation]}. "
                 f"From its own output each h_t receives the gradient d_t = W_hyᵀ dL/do_t directly. What is {what}?"
             ),
-            Lines(side_by_side(matrix("W_hh", W), given)),
+            Lines(packed(matrix("W_hh", W), given)),
         ],
         Numbers(what, right, whole=activation != "tanh", mistakes=told_apart(right, *mistakes)),
         _recurrent_steps(W, slopes, direct, dh, dz, h_prev, activation, by_weights),
@@ -272,10 +279,9 @@ def _recurrent_steps(
             "Each step's share is a column times a row, `dL/dz_t h_{t-1}ᵀ`; all steps use the same W_hh, so "
             "they add up:"
         ),
-        Lines(
-            side_by_side(
-                *(matrix(f"step {t}: {row(dz[t - 1])}ᵀ {row(h_prev[t - 1])}", s) for t, s in enumerate(shares, start=1))
-            )
+        *(
+            Lines([f"step {t}: {row(dz[t - 1])}ᵀ {row(h_prev[t - 1])}", *matrix("      ", share)])
+            for t, share in enumerate(shares, start=1)
         ),
         Lines(matrix("dL/dW_hh", np.sum(shares, axis=0))),
     ]

@@ -7,8 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from rhapsode.textbook.explain.page import Block
+from rhapsode.textbook.explain.page import Block, number, side_by_side
 from rhapsode.textbook.explain.quiz.answers import Answer
+
+PHONE_LETTERS = 52
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,27 @@ class Question:
     def command(self) -> str:
         """The example's arguments as one types them in a shell."""
         return shlex.join(self.example)
+
+
+def packed(*matrices: Sequence[str]) -> list[str]:
+    """Matrices next to each other, as many as a phone shows in one row, and the others below."""
+    rows: list[list[list[str]]] = [[]]
+    for lines in map(list, matrices):
+        widths = [max(map(len, others)) for others in [*rows[-1], lines]]
+        if rows[-1] and sum(widths) + 4 * (len(widths) - 1) > PHONE_LETTERS:
+            rows.append([])
+        rows[-1].append(lines)
+    return [line for i, row in enumerate(rows) for line in ([""] if i else []) + side_by_side(*row)]
+
+
+def sum_of_products(name: str, rows: Sequence[Sequence[str]], value: float) -> list[str]:
+    """`name = 1·2 + 3·4 = 14`, one line for each row of products where they are too long for one."""
+    line = f"{name} = {' + '.join(' + '.join(row) for row in rows)} = {number(value)}"
+    if len(line) <= PHONE_LETTERS:
+        return [line]
+    start = " " * len(name)
+    first, *others = (" + ".join(row) for row in rows)
+    return [f"{name} = {first}", *(f"{start} + {row}" for row in others), f"{start} = {number(value)}"]
 
 
 def fraction(value: float) -> str:

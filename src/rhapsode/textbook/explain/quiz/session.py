@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from rhapsode.textbook.explain.page import Lines, print_blocks, table
+from rhapsode.textbook.explain.quiz.answers import Choice
 from rhapsode.textbook.explain.quiz.question import Question
 
 LEAVE = ("q", "quit", "exit")
@@ -46,6 +47,10 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
         for position, question in enumerate(questions, start=1):
             console.print(f"\n{position}/{len(questions)}  {question.topic}", style="bold cyan", soft_wrap=True)
             print_blocks(console, question.blocks)
+            if isinstance(question.answer, Choice):
+                console.print()
+                for option in question.answer.listed():
+                    console.print(f"  {option}", soft_wrap=True)
             console.print(f"\nType {question.answer.form}.", style="dim", width=min(console.width, 100))
             right = _ask(question, answers, console)
             score.by_topic.setdefault(question.topic, []).append(right)

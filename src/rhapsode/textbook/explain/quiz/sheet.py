@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rhapsode.textbook.explain.html import with_code
 from rhapsode.textbook.explain.page import Block, Lines, Text
+from rhapsode.textbook.explain.quiz.answers import Choice
 from rhapsode.textbook.explain.quiz.question import Question
 
 TEMPLATE = """<!doctype html>
@@ -31,21 +32,28 @@ TEMPLATE = """<!doctype html>
   article:first-of-type { border-top: 0; }
   pre { background: var(--pale); border-left: 3px solid var(--second); padding: .7rem .9rem; overflow-x: auto;
         font: 13px/1.5 "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+  ol { list-style: lower-alpha; padding-left: 1.8rem; }
+  li::marker { color: var(--soft); }
   code { font: .85em "DejaVu Sans Mono", Menlo, Consolas, monospace; background: var(--pale); padding: .1em .3em;
          border-radius: 3px; }
   details { border: 1px solid var(--line); border-radius: 6px; padding: 0 .9rem; }
   summary { cursor: pointer; padding: .55rem 0; color: var(--second); font-weight: bold; }
   .answer { border-left-color: var(--accent); font-weight: bold; }
   .room { display: none; }
+  @media (max-width: 30rem) {
+    pre { font-size: 10.5px; padding: .6rem; }
+    details { padding: 0 .5rem; }
+  }
   @media print {
     :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --pale: #fff; --line: #999; --accent: #000;
             --second: #777; }
     @page { margin: 1.8cm; }
-    body { margin: 0; max-width: none; padding: 0; font-size: 11pt; }
-    pre { white-space: pre-wrap; padding: .2rem .8rem; font-size: 9.5pt; }
-    article { break-inside: avoid; padding: .5cm 0; }
+    body { margin: 0; max-width: none; padding: 0; font-size: 10pt; line-height: 1.4; }
+    p, pre, ol { margin: .25cm 0; }
+    pre { white-space: pre-wrap; padding: .2rem .8rem; font-size: 9pt; }
+    article { break-inside: avoid; padding: .35cm 0; }
     details:not([open]), .how { display: none; }
-    .room { display: block; height: 3.2cm; }
+    .room { display: block; height: 2.5cm; }
     article:has(details[open]) .room { display: none; }
     article:has(details[open]) { break-inside: auto; }
   }
@@ -66,6 +74,13 @@ asked these in a terminal, and the answers checked: <code>{{ again }}</code></p>
 <article>
 <h2>{{ loop.index }}. <span>{{ question.topic }}</span></h2>
 {{ shown(question.blocks) }}
+{% if question.options %}
+<ol>
+{% for option in question.options %}
+<li>{{ option }}</li>
+{% endfor %}
+</ol>
+{% endif %}
 <p class="form">Give {{ question.form }}.</p>
 <div class="room"></div>
 <details>
@@ -94,6 +109,7 @@ def to_html(questions: Sequence[Question], title: str, again: str) -> str:
         {
             "topic": question.topic,
             "blocks": _for_template(question.blocks),
+            "options": question.answer.options if isinstance(question.answer, Choice) else (),
             "form": question.answer.form,
             "steps": _for_template(question.steps),
             "answer": "\n".join(question.answer.lines()),

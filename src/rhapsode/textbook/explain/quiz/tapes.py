@@ -257,4 +257,4 @@ def _choice(
     """The options, of which the first is right, in random order."""
     order = rng.permutation(len(options))
     answer = Choice(tuple(options[i][0] for i in order), int(np.argmin(order)), tuple(options[i][1] for i in order))
-    return Question([*blocks, Lines(answer.listed())], answer, steps)
+    return Question(blocks, answer, steps)
