@@ -3,6 +3,7 @@
 import math
 import re
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -18,9 +19,10 @@ from rhapsode.textbook.explain.quiz.draw import MAKERS, chosen_topics, draw
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.quiz.reading import arithmetic, grids
 
-SEEDS = range(12)
+SEEDS = range(8)
 
 
+@cache
 def questions_of(topic: str) -> list[Question]:
     return [question for seed in SEEDS for question in draw(seed, 2 * len(MAKERS[topic]), [topic])]
 
@@ -55,9 +57,7 @@ def test_the_steps_end_in_the_answer(topic):
         elif isinstance(answer, Shape):
             found = [int(n) for line in last[0].lines for n in re.findall(r"\d+", line.split(" = ")[-1])]
             assert found == list(answer.right[-len(found) :])
-        elif answer.right.ndim == 0:
-            assert _calculated(last[0].lines[-1].split(" = ")[-1]) == pytest.approx(answer.right, abs=6e-5)
-        elif answer.right.ndim == 1:
+        elif answer.right.ndim == 0 or answer.right.ndim == 1:
             assert _calculated(last[0].lines[-1].split(" = ")[-1]) == pytest.approx(answer.right, abs=6e-5)
         elif topic == "convolution-gradient" and answer.name == "df":
             found = [_calculated(line.split(" = ")[-1]) for line in last[0].lines]
@@ -174,7 +174,9 @@ def test_matrices_are_read_in_every_spelling(text):
     assert Numbers("M", np.array([[1, -2], [0.75, 0]])).check(text) is None
 
 
-@pytest.mark.parametrize("text", ["1 -2 3", "(1, -2, 3)", "[1, -2, 3]", "1; -2; 3", "1\n-2\n3", "1, 1 - 3, 6 / 2", "1,-2,3"])
+@pytest.mark.parametrize(
+    "text", ["1 -2 3", "(1, -2, 3)", "[1, -2, 3]", "1; -2; 3", "1\n-2\n3", "1, 1 - 3, 6 / 2", "1,-2,3"]
+)
 def test_vectors_are_read_in_every_spelling(text):
     assert Numbers("v", np.array([1.0, -2, 3])).check(text) is None
 
@@ -205,12 +207,19 @@ def test_what_cannot_be_read_says_what_is_expected(answer, text, message):
 def test_nothing_typed_ends_in_a_traceback(text):
     """Whatever is typed is right, wrong, or one line."""
     answers = [Numbers("M", np.ones((2, 2))), Numbers("A", np.ones((2, 3)), size_asked=True), Numbers("v", np.ones(3))]
-    for answer in [*answers, Numbers("x", np.array(2.0), whole=True), Shape("s", (2, 3)), Choice(("a", "b"), 0, ("", ""))]:
+    for answer in [
+        *answers,
+        Numbers("x", np.array(2.0), whole=True),
+        Shape("s", (2, 3)),
+        Choice(("a", "b"), 0, ("", "")),
+    ]:
+        message = ""
         try:
             answer.complete(text)
-            answer.check(text)
+            message = answer.check(text) or ""
         except ValueError as error:
-            assert "\n" not in str(error)
+            message = str(error)
+        assert "\n" not in message
 
 
 def test_thousands_may_be_set_apart_in_whole_numbers():

@@ -111,15 +111,16 @@ class Numbers:
     def complete(self, text: str) -> bool:
         """Whether nothing is missing at a terminal, where a matrix is typed row by row.
 
-        Where the size is asked, its number of rows is not given away: an empty line ends it.
+        Where the size is asked, its number of rows is not given away: an empty line ends it. Raises ValueError.
         """
         if self.right.ndim < 2:
             return not is_open(text)
         if "[[" in text.replace(" ", "") or ";" in text:
             return not is_open(text)
-        if is_open(text) or self.size_asked:
+        if is_open(text):
             return False
-        return any(self._fits(grid) for grid in grids(text))
+        read = list(grids(text))
+        return not self.size_asked and any(map(self._fits, read))
 
     def fair(self) -> bool:
         """Whether two decimals tell the right answer from the mistakes and from nothing at all."""

@@ -22,7 +22,7 @@ SLOPE = {"identity": "ψ'(z) = 1", "relu": "ψ'(z) = 1 if z > 0, else 0", "tanh"
 def of_recurrence(activation: str, by_weights: bool, rng: np.random.Generator) -> Question:
     """dL/dh_1 or dL/dW_hh over two or three steps."""
     T = 2 if by_weights or activation == "tanh" else 3
-    W = rng.integers(-2, 4, (2, 2)).astype(float)
+    W = rng.choice([-2.0, -1, 1, 2, 3], (2, 2))
     direct = rng.choice([-3.0, -2, -1, 1, 2, 3], (T, 2))
     h_0 = rng.choice([-2.0, -1, 1, 2], 2)
     if activation == "tanh":  # the states are given, as nobody computes a tanh by hand

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from rhapsode.textbook.explain.page import Lines, print_blocks, table
-from rhapsode.textbook.explain.quiz.answers import Choice
+from rhapsode.textbook.explain.quiz.answers import Choice, Numbers
 from rhapsode.textbook.explain.quiz.question import Question
+from rhapsode.textbook.explain.quiz.reading import grids
 
 LEAVE = ("q", "quit", "exit")
 MARKS = {"right": "✓", "wrong": "✗", "shown": "→"}
@@ -51,7 +52,7 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
                 console.print()
                 for option in question.answer.listed():
                     console.print(f"  {option}", soft_wrap=True)
-            console.print(f"\nType {question.answer.form}.", style="dim", width=min(console.width, 100))
+            console.print(f"\nType {_form(question, answers)}.", style="dim", width=min(console.width, 100))
             right = _ask(question, answers, console)
             score.by_topic.setdefault(question.topic, []).append(right)
     except Left:
@@ -103,7 +104,13 @@ class Answers:
         if not self.terminal:
             return text
         rows = [text]
-        while rows[-1] and not _complete(question, "\n".join(rows)):
+        while rows[-1]:
+            reason = _unreadable(rows[-1]) if len(rows) > 1 else None
+            if reason:
+                self.console.print(f"? {reason}; only this row again", style="yellow", soft_wrap=True)
+                rows.pop()
+            elif _complete(question, "\n".join(rows)):
+                break
             rows.append(self.line(f" row {len(rows) + 1}> "))
         return "\n".join(rows).strip()
 
@@ -135,12 +142,27 @@ def _ask(question: Question, answers: Answers, console: Console) -> bool:
     return False
 
 
+def _form(question: Question, answers: Answers) -> str:
+    answer = question.answer
+    by_rows = answers.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
+    return answer.form + (" (Enter alone ends it)" if by_rows else "")
+
+
 def _complete(question: Question, text: str) -> bool:
     """Whether the answer ends here; what cannot be read does, so that it is said at once."""
     try:
         return question.answer.complete(text)
     except ValueError:
         return True
+
+
+def _unreadable(row: str) -> str | None:
+    """Why this is no row of numbers, so that the rows before it need not be typed again."""
+    try:
+        next(grids(row.strip("[], ")))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _tell(console: Console, what: str, remark: str) -> None:
