@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,17 @@ def test_the_command_that_is_printed_asks_the_same_questions():
     command = re.search(r"The same questions again: rhapsode explain (quiz .*)", first.stderr)[1].split()
     assert quiz(*command[1:]).stderr == first.stderr
     assert quiz("--topic", "toeplitz,tape,parameters", "--count", "5").stderr != first.stderr
+
+
+def test_the_page_in_docs_shows_what_is_printed():
+    """Fails where questions, steps or remarks change: run the command of docs/quiz.md again, and paste."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "quiz.md").read_text(encoding="utf-8")
+    command, transcript = re.search(r"```console\n\$ rhapsode explain (.*?)\n(.*?)```", page, re.DOTALL).groups()
+    answers = re.findall(r"^answer> (.*)", transcript, re.MULTILINE)
+    result = quiz(*command.split()[1:], stdin="\n".join(answers))
+    printed = [line.rstrip() for line in (result.stderr + result.stdout).splitlines()]
+    assert printed == transcript.splitlines()
+    assert re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) == list(TOPICS)
 
 
 def test_examples_that_are_offered_show_the_answer():

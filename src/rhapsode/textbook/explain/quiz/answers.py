@@ -124,9 +124,10 @@ class Numbers:
 
     def fair(self) -> bool:
         """Whether two decimals tell the right answer from the mistakes and from nothing at all."""
-        entries = np.abs(self.right[self.right != 0]) if self.right.ndim else np.abs(self.right)
-        large_enough = self.whole or bool((entries[np.abs(entries) > 1e-12] >= SMALLEST).all())
-        return large_enough and bool(np.abs(self.right).max() > 1e-12) and len(self.mistakes) > 0
+        sizes = np.abs(self.right).reshape(-1)
+        sizes = sizes[sizes > 1e-12]
+        large_enough = self.whole or bool((sizes >= SMALLEST).all())
+        return len(sizes) > 0 and large_enough and len(self.mistakes) > 0
 
     def _fits(self, grid: Grid) -> bool:
         sizes = [len(r) for r in grid]

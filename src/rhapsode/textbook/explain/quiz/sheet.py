@@ -27,7 +27,7 @@ TEMPLATE = """<!doctype html>
   h1 { font-size: 1.8rem; line-height: 1.25; border-bottom: 3px solid var(--accent); padding-bottom: .5rem; }
   h2 { font-size: 1.1rem; margin: 0 0 .4rem; }
   h2 span { color: var(--soft); font-weight: normal; }
-  .how, .form { color: var(--soft); font-size: .92rem; }
+  .how, .form { color: var(--soft); font-size: .92em; }
   article { border-top: 1px solid var(--line); padding: 1.3rem 0; }
   article:first-of-type { border-top: 0; }
   pre { background: var(--pale); border-left: 3px solid var(--second); padding: .7rem .9rem; overflow-x: auto;

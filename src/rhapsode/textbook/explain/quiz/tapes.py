@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rhapsode.textbook.explain.page import Block, Lines, Text, number
+from rhapsode.textbook.explain.page import Block, Lines, Text, factor, number
 from rhapsode.textbook.explain.quiz.answers import Choice, Numbers, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.tape import Queue, RecordingTape
@@ -143,17 +143,17 @@ def used_twice(by: str, rng: np.random.Generator) -> Question:
             Text("Forward first, then the stack from its top: L, v, u."),
             Lines(
                 [
-                    f"u = {number(w)}·({number(x)}) = {number(u)}",
-                    f"v = {number(u)} + ({number(b)}) = {number(v)}",
-                    f"L = {number(v)}·({number(u)}) = {number(u * v)}",
+                    f"u = {number(w)}·{factor(x)} = {number(u)}",
+                    f"v = {number(u)} + {factor(b)} = {number(v)}",
+                    f"L = {number(v)}·{factor(u)} = {number(u * v)}",
                 ]
             ),
             Lines(
                 [
                     f"pop L: v receives u = {number(u)}, u receives v = {number(v)}",
                     f"pop v: u receives {number(u)} more",
-                    f"dL/du = {number(v)} + ({number(u)}) = {number(u + v)}",
-                    f"pop u: dL/d{by} = {number(du)}·({number(factor_of)}) = {number(float(right))}",
+                    f"dL/du = {number(v)} + {factor(u)} = {number(u + v)}",
+                    f"pop u: dL/d{by} = {number(du)}·{factor(factor_of)} = {number(float(right))}",
                 ]
             ),
         ],
@@ -193,14 +193,14 @@ def as_queue(rng: np.random.Generator) -> Question:
             Text(f"Off a queue they come as {', '.join(pops)}. u and v go while they hold zero, and hand on zero."),
             Lines(
                 [
-                    f"u = {number(w)}·({number(x)}) = {number(u)}",
-                    f"v = {number(u)} + ({number(b)}) = {number(v)}",
+                    f"u = {number(w)}·{factor(x)} = {number(u)}",
+                    f"v = {number(u)} + {factor(b)} = {number(v)}",
                     "u goes with 0, v goes with 0",
                     f"L goes with 1: u receives v = {number(v)}",
                     f"dL/du = {number(float(right))}",
                 ]
             ),
-            Text(f"A stack would have given {number(v)} + ({number(u)}) = {number(u + v)}."),
+            Text(f"A stack would have given {number(v)} + {factor(u)} = {number(u + v)}."),
         ],
     )
 
