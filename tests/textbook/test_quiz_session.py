@@ -220,6 +220,15 @@ def test_at_a_terminal_a_matrix_is_typed_row_by_row():
         screen.wait_for("✓ right")
 
 
+def test_at_a_terminal_a_matrix_is_pasted_over_several_lines():
+    [question] = draw(SEED, 1, ["convolution-gradient"])
+    rows = ["[", *(f"  [{', '.join(f'{v:g}' for v in row)}]," for row in question.answer.right), "]"]
+    with terminal("--topic", "convolution-gradient", "--count", "1") as screen:
+        screen.wait_for("answer> ")
+        screen.type("\n".join(rows) + "\n")
+        screen.wait_for("✓ right")
+
+
 def test_at_a_terminal_an_empty_line_ends_a_matrix_whose_size_is_asked():
     questions = draw(SEED, 2, ["toeplitz"])
     with terminal("--topic", "toeplitz", "--count", "2") as screen:

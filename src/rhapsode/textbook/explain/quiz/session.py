@@ -40,7 +40,7 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
     again: the command that asks the same questions. Questions and remarks go to stderr.
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    answers = Answers(console)
+    lines = AnswerLines(console)
     score = Score()
     interrupted = False
     console.print("Type an answer; Enter alone shows it, q leaves.", style="dim", soft_wrap=True)
@@ -52,8 +52,8 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
                 console.print()
                 for option in question.answer.listed():
                     console.print(f"  {option}", soft_wrap=True)
-            console.print(f"\nType {_form(question, answers)}.", style="dim", width=min(console.width, 100))
-            right = _ask(question, answers, console)
+            console.print(f"\nType {_form(question, lines)}.", style="dim", width=min(console.width, 100))
+            right = _ask(question, lines, console)
             score.by_topic.setdefault(question.topic, []).append(right)
     except Left:
         pass
@@ -64,7 +64,7 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
     return score, interrupted
 
 
-class Answers:
+class AnswerLines:
     """Where the answers come from: a terminal, which is asked again where one cannot be read, or a pipe."""
 
     def __init__(self, console: Console) -> None:
@@ -115,17 +115,17 @@ class Answers:
         return "\n".join(rows).strip()
 
 
-def _ask(question: Question, answers: Answers, console: Console) -> bool:
+def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
     """Whether the answer was right; says so, and shows the steps if not."""
     while True:
-        text = answers.whole(question)
+        text = lines.whole(question)
         if not text:
             _tell(console, "shown", "this is how:")
             break
         try:
             wrong = question.answer.check(text)
         except ValueError as error:
-            if answers.terminal:
+            if lines.terminal:
                 console.print(f"? {error}", style="yellow", soft_wrap=True)
                 continue
             wrong = f"not read: {error}"
@@ -142,9 +142,9 @@ def _ask(question: Question, answers: Answers, console: Console) -> bool:
     return False
 
 
-def _form(question: Question, answers: Answers) -> str:
+def _form(question: Question, lines: AnswerLines) -> str:
     answer = question.answer
-    by_rows = answers.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
+    by_rows = lines.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
     return answer.form + (" (Enter alone ends it)" if by_rows else "")
 
 
@@ -158,8 +158,10 @@ def _complete(question: Question, text: str) -> bool:
 
 def _unreadable(row: str) -> str | None:
     """Why this is no row of numbers, so that the rows before it need not be typed again."""
+    numbers = row.strip("[], ")
     try:
-        next(grids(row.strip("[], ")))
+        if numbers:  # a row may be the last bracket alone
+            next(grids(numbers))
     except ValueError as error:
         return str(error)
     return None
