@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rhapsode.textbook.explain.quiz import TOPICS
+
 if TYPE_CHECKING:
     from rhapsode.textbook.explain.page import WorkedExample
 
@@ -207,6 +209,46 @@ def temperature(
         "names": (read.words, names),
     }
     _show(examples.temperature, given, numbers, html)
+
+
+@app.command()
+def quiz(
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Only this topic; repeatable, or with commas: {', '.join(TOPICS)}."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many questions.")] = 10,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same questions again; otherwise new ones.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a sheet with the answers folded away there, and ask nothing."),
+    ] = None,
+) -> None:
+    """Questions with fresh numbers, your answers checked, and the worked steps where one was wrong.
+
+    In a pipe, one answer on each line; the score is printed on stdout, all else on stderr.
+    """
+    import secrets
+
+    from rhapsode.textbook.explain.html import write_page
+    from rhapsode.textbook.explain.quiz.draw import chosen_topics, draw
+    from rhapsode.textbook.explain.quiz.session import ask_all
+    from rhapsode.textbook.explain.quiz.sheet import to_html
+
+    topics = chosen_topics(topic or [])
+    seed = secrets.randbelow(100_000) if seed is None else seed
+    only = "" if len(topics) == len(TOPICS) else f" --topic {','.join(topics)}"
+    again = f"rhapsode explain quiz --seed {seed} --count {count}{only}"
+    questions = draw(seed, count, topics)
+    if html is not None:
+        write_page(to_html(questions, f"Quiz {seed}", again), html)
+        typer.echo(f"wrote {html}", err=True)
+        return
+    score, interrupted = ask_all(questions, again)
+    for line in score.lines():
+        typer.echo(line)
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def _recurrent(

@@ -59,8 +59,7 @@ def to_html(example: WorkedExample) -> str:
             if isinstance(block, Heading):
                 blocks.append(("heading", block.text, ""))
             elif isinstance(block, Text):
-                code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(block.text)))
-                blocks.append(("text", Markup(code), ""))
+                blocks.append(("text", Markup(with_code(str(escape(block.text)))), ""))
             elif isinstance(block, Lines):
                 blocks.append(("lines", "\n".join(block.lines), ""))
             else:
@@ -70,8 +69,21 @@ def to_html(example: WorkedExample) -> str:
 
 
 def write_html(example: WorkedExample, path: Path) -> None:
-    """Writes the page; a reader never sees half of it."""
-    page = to_html(example)
+    """Writes the page of an example; a reader never sees half of it."""
+    write_page(to_html(example), path)
+
+
+def with_code(escaped: str) -> str:
+    """HTML in which what stands in backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Writes a page whole or not at all. Raises OSError, with the path as it was given, where that cannot be."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,12 @@ def print_example(example: WorkedExample) -> None:
 
     console = Console(highlight=False, markup=False)
     console.print(example.title, style="bold underline", soft_wrap=True)
-    for block in example.blocks:
+    print_blocks(console, example.blocks)
+
+
+def print_blocks(console: "Console", blocks: Sequence[Block]) -> None:
+    """Prints the blocks with an empty line before each; figures are left out."""
+    for block in blocks:
         if isinstance(block, Heading):
             console.print(f"\n{block.text}", style="bold cyan", soft_wrap=True)
         elif isinstance(block, Text):
