@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fast_against_textbook import Pairs, array
+from differences import Pairs, array
 
 from rhapsode.model import BlockState, Cache, LanguageModel, ModelConfig, State, build_model
 from rhapsode.textbook import stacked, tape

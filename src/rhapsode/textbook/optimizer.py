@@ -58,9 +58,7 @@ def clip(gradients: dict[str, np.ndarray], length: float) -> tuple[dict[str, np.
     return {name: g * factor for name, g in gradients.items()}, norm
 
 
-def newton_schulz(
-    U: np.ndarray, coefficients: tuple[float, float, float] = MUON, steps: int = 5
-) -> list[np.ndarray]:
+def newton_schulz(U: np.ndarray, coefficients: tuple[float, float, float] = MUON, steps: int = 5) -> list[np.ndarray]:
     """X before the first step and after each, all (m, n): the last one is O(U). A matrix of zeros stays zero."""
     a, b, c = coefficients
     X = U / (np.linalg.norm(U) + 1e-7)

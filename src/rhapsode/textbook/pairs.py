@@ -13,7 +13,7 @@ and R is no multiple of 7,919. Where the rows are as good as random, n different
 
     R (1 - (1 - 1/R)^n)
 
-of them in the mean. What two pairs that share a row mean, the network tells apart by E[w_t], unless they share that,
+of them on average. What two pairs that share a row mean, the network tells apart by E[w_t], unless they share that,
 too.
 
 Backwards, a row's gradient is the sum over all places that read it, whichever pair they are:
@@ -47,5 +47,5 @@ def pair_rows(tokens: np.ndarray, rows: int, before: np.ndarray | None = None) -
 
 
 def expected_rows(pairs: int, rows: int) -> float:
-    """How many of `rows` rows that many different pairs hit in the mean, if each row is as likely as any other."""
+    """How many of `rows` rows that many different pairs hit on average, if each row is as likely as any other."""
     return rows * (1 - (1 - 1 / rows) ** pairs)

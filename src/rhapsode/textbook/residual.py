@@ -8,7 +8,7 @@ arXiv 2002.04745):
 
 The norm divides by the root of the mean square (Zhang and Sennrich 2019, arXiv 1910.07467):
 
-    r = √(mean_i x_i² + ε)        (a number)      ε: the rounding unit of the number type, so that 0 / 0 is 0
+    r = √(mean_i x_i² + ε)        (a number)      ε: the spacing of numbers at 1; zeros stay zeros
     x̂ = x / r                     (D,)            its mean square is 1
     n(x) = x̂ ∘ w                  (D,)            w (D,): the scale, learned, 1 at first
 

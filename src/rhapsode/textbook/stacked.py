@@ -9,7 +9,7 @@ chapter on pairs, the heads those of the chapter on attention:
     in block l = 0 … L-1, all with weights of its own (blocks.l):
         u_t = n(x_t)                                                  rnn_norm
         h_t = ψ(W_i2h u_t + b_i2h + W_h2h h_{t-1} + b_h2h)            rnn.cell; ψ is relu or tanh
-        x_t ← x_t + W_out (h_t ∘ silu(W_g u_t + b_g)) + b_out         rnn.gate, rnn.out; without a gate: W_out h_t + b_out
+        x_t ← x_t + W_out (h_t ∘ silu(W_g u_t + b_g)) + b_out         rnn.gate, rnn.out; with no gate: W_out h_t + b_out
 
         u_t = n(x_t)                                                  attention_norm (where the block attends)
         q_t, k_t, v_t = W_q u_t + b_q,  W_k u_t + b_k,  W_v u_t + b_v (N d_k,), (N d_k,), (N d_v,)
@@ -73,12 +73,13 @@ class State:
     blocks: tuple[BlockState, ...]
     token: np.ndarray | None = None
 
-    def detached(self) -> "State":
-        """The same numbers as constants, on no tape: gradients end here."""
-        blocks = (
-            BlockState(*(None if part is None else Leaf(part.output) for part in (block.h, block.keys, block.values)))
-            for block in self.blocks
-        )
+    def detached(self, tokens: int | None = None) -> "State":
+        """The same numbers as constants, on no tape: gradients end here. Of keys and values, the last `tokens`."""
+
+        def constant(part: Module | None) -> Leaf | None:
+            return None if part is None else Leaf(part.output[:, -tokens:] if tokens else part.output)
+
+        blocks = (BlockState(Leaf(b.h.output), constant(b.keys), constant(b.values)) for b in self.blocks)
         return State(tuple(blocks), self.token)
 
 
@@ -121,20 +122,20 @@ class StackedModel:
     def loss(
         self, tape: Tape, tokens: np.ndarray, targets: np.ndarray, state: State | None = None
     ) -> tuple[Module, State]:
-        """The mean cross-entropy in nats of targets (B, T) given tokens (B, T), pushed last, and the state after them."""
+        """The mean cross-entropy of targets (B, T) given tokens (B, T), in nats, pushed last; the state after them."""
         logits, state = self.forward(tape, tokens, state)
         return Mean(SoftmaxCrossEntropy(logits, targets).apply_forward(tape)).apply_forward(tape), state
 
     def gradients(
         self, tokens: np.ndarray, targets: np.ndarray, state: State | None = None
     ) -> tuple[float, dict[str, np.ndarray], State]:
-        """The loss, its gradient for every parameter by name, and the state after the tokens, detached."""
+        """The loss, its gradient for every parameter by name, and the state after the tokens."""
         for p in self.parameters.values():
             p.zero_gradient()
         tape = Tape()
         loss, after = self.loss(tape, tokens, targets, state)
         tape.backward()
-        return float(loss.output), {name: p.output_gradient for name, p in self.parameters.items()}, after.detached()
+        return float(loss.output), {name: p.output_gradient for name, p in self.parameters.items()}, after
 
     def _block(self, tape: Tape, at: str, x: Module, state: BlockState | None) -> tuple[Module, BlockState]:
         y, h = self._rnn(tape, at + "rnn", self._norm(tape, at + "rnn_norm", x), state)
@@ -167,9 +168,7 @@ class StackedModel:
             outputs = Multiply(outputs, gate).apply_forward(tape)
         return self._linear(tape, f"{at}.out", outputs), h
 
-    def _attention(
-        self, tape: Tape, at: str, u: Module, state: BlockState | None
-    ) -> tuple[Module, Module, Module]:
+    def _attention(self, tape: Tape, at: str, u: Module, state: BlockState | None) -> tuple[Module, Module, Module]:
         """The outputs (B, T, E), and the keys and values so far, those of the state first."""
         q = self._linear(tape, f"{at}.query_transform", u)
         k = self._linear(tape, f"{at}.key_transform", u)
