@@ -56,6 +56,72 @@ def test_model_and_textbook_agree(shape: str, fields: dict[str, Any]) -> None:
     assert largest_difference(gradients) < BOUND
 
 
+def test_the_textbooks_gradients_against_finite_differences(rng, numerical_gradient) -> None:
+    """Of every parameter, through a cut and a tied head: the textbook by itself, without the model that it judges."""
+    E, H, keys, values, wide, rows = 3, 4, 2, 6, 5, 7
+    linear = {"rnn.cell.i2h": (H, E), "rnn.cell.h2h": (H, H), "rnn.gate": (H, E), "rnn.out": (E, H)}
+    linear |= {"attention.query_transform": (keys, E), "attention.key_transform": (keys, E)}
+    linear |= {"attention.value_transform": (values, E), "attention.output_transform": (E, values)}
+    linear |= {"feed_forward.1": (wide, E), "feed_forward.3": (E, wide)}
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.weight": (6, E), "pair_embeddings.weight": (rows, E)}
+    shapes |= {f"blocks.0.{name}.weight": shape for name, shape in linear.items()}
+    shapes |= {f"blocks.0.{name}.bias": shape[:1] for name, shape in linear.items()}
+    shapes |= {f"blocks.0.{name}.weight": (E,) for name in ("rnn_norm", "attention_norm", "feed_forward.0")}
+    model = StackedModel(
+        {name: rng.standard_normal(shape) for name, shape in {**shapes, "norm.weight": (E,)}.items()}, 2
+    )
+    tokens, targets = np.array([[5, 0, 2], [3, 3, 1]]), np.array([[0, 2, 4], [3, 1, 1]])
+
+    def loss(on_tape: tape.Tape) -> tape.Module:
+        _, state = model.forward(on_tape, tokens[:, :2])
+        return model.loss(on_tape, tokens[:, 2:], targets[:, 2:], state)[0]
+
+    on_tape = tape.Tape()
+    loss(on_tape)
+    on_tape.backward()
+    for name, p in model.parameters.items():
+        expected = numerical_gradient(lambda: float(loss(tape.Tape()).output), p.output)
+        np.testing.assert_allclose(p.output_gradient, expected, atol=1e-8, err_msg=name)
+
+
+def test_the_textbook_refuses_another_activation() -> None:
+    with pytest.raises(ValueError, match="activation must be one of relu, tanh, got 'gelu'"):
+        StackedModel({}, activation="gelu")
+
+
+@pytest.mark.parametrize("fields", SETTINGS, ids=name_of)
+def test_the_model_has_the_parameters_that_its_config_says(fields: dict[str, Any]) -> None:
+    """The textbook reads from the names what the model has, so they must be right. Would catch a head that is not tied
+    and a block that attends though it must not.
+    """
+    config = ModelConfig(kind="stacked", **{**SIZES, **fields})
+    E, H, wide = config.embed_dim, config.hidden_dim, config.feed_forward * config.embed_dim
+    keys, values = config.num_heads * config.key_dim, config.num_heads * config.value_dim
+    linear = {}
+    shapes = {"embeddings.weight": (config.vocab_size, E), "norm.weight": (E,)}
+    if config.pair_embeddings:
+        shapes["pair_embeddings.weight"] = (config.pair_embeddings, E)
+    if not config.tie_embeddings:
+        linear["lm_head"] = (config.vocab_size, E)
+    for i in range(config.num_layers):
+        at = f"blocks.{i}."
+        linear |= {at + "rnn.cell.i2h": (H, E), at + "rnn.cell.h2h": (H, H), at + "rnn.out": (E, H)}
+        shapes[at + "rnn_norm.weight"] = (E,)
+        if config.gate:
+            linear[at + "rnn.gate"] = (H, E)
+        if config.attention == "all" or (config.attention == "last" and i == config.num_layers - 1):
+            shapes[at + "attention_norm.weight"] = (E,)
+            linear |= {at + f"attention.{name}_transform": (keys, E) for name in ("query", "key")}
+            linear[at + "attention.value_transform"] = (values, E)
+            linear[at + "attention.output_transform"] = (E, values)
+        if wide:
+            shapes[at + "feed_forward.0.weight"] = (E,)
+            linear |= {at + "feed_forward.1": (wide, E), at + "feed_forward.3": (E, wide)}
+    for name, (outputs, inputs) in linear.items():
+        shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+    assert {name: tuple(p.shape) for name, p in build_model(config, seed=0).named_parameters()} == shapes
+
+
 @pytest.mark.parametrize("cut", [0, 4])
 def test_decoding_and_scoring_agree_with_the_textbook(cut: int) -> None:
     """Would catch a term that only the paths without gradients lack, and dropout that outlives training."""
