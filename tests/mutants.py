@@ -200,12 +200,17 @@ def verdicts(mutants: Iterable[Mutant]) -> Iterator[tuple[Mutant | None, Verdict
 
 
 def main(words: list[str]) -> int:
-    """Prints the table; 1 where a mutant was not found or the tests fail on the unchanged source."""
+    """Prints the table; 1 where a mutant was not found or the tests fail on the unchanged source.
+
+    Raises ValueError or OSError where a mutant's text or file is not there.
+    """
     chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     if not chosen:
         print(f"no mutant has {' or '.join(words)} in its name", file=sys.stderr)
         return 2
     wrong = 0
+    for mutant in chosen:
+        lie((SOURCE / mutant.file).read_text(encoding="utf-8"), mutant)  # one that is gone is told before any is run
     for mutant, verdict in verdicts(chosen):
         good = verdict.failed == 0 and verdict.passed > 0 if mutant is None else verdict.found
         wrong += not good
@@ -218,4 +223,8 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}; point the mutant at where its code is now, in {__file__}", file=sys.stderr)
+        sys.exit(2)

@@ -8,7 +8,7 @@ Svenstrup et al. 2017, arXiv 1709.03933):
     x_t = E[w_t] + P[row(w_{t-1}, w_t)]              E (V, D), P (R, D); P is 0 at first: a pair says nothing yet
 
 Both factors are prime, so the hash spreads neighbouring ids over the table. Two pairs that differ by Δp and Δc share a
-row just if 1,000,003 Δp + 7,919 Δc is a multiple of R. Hence pairs with the same first token never do, where R ≥ V
+row exactly if 1,000,003 Δp + 7,919 Δc is a multiple of R. Hence pairs with the same first token never do, where R ≥ V
 and R is no multiple of 7,919. Where the rows are as good as random, n different pairs hit
 
     R (1 - (1 - 1/R)^n)
