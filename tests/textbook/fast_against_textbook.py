@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from differences import BOUND, Pairs, array, largest_difference, tensor
+from stacked_against_textbook import compare
 
 from rhapsode.fold import Affine
 from rhapsode.kernels.attention import attend
@@ -17,21 +19,7 @@ from rhapsode.textbook import attention, recurrent, softmax, tape
 from rhapsode.textbook import language_model as textbook
 from rhapsode.textbook.explain.page import agreement
 
-BOUND = 1e-10
-
-# Pairs (fast, textbook) of arrays that ought to be equal: values, and gradients.
-Pairs = list[tuple[np.ndarray, np.ndarray]]
-
 B, T, E, H, D_K, D_V, V = 3, 7, 5, 6, 4, 2, 11
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.tensor(array, dtype=torch.float64, requires_grad=True)
-
-
-def array(value: torch.Tensor | None) -> np.ndarray:
-    assert value is not None
-    return value.detach().numpy()
 
 
 def the_recurrence(activation: str) -> tuple[Pairs, Pairs]:
@@ -213,14 +201,14 @@ COMPARISONS: dict[str, Callable[[], tuple[Pairs, Pairs]]] = {
     "plain model, logits": whole_model,
     "plain model, loss": next_token_loss,
     "plain model, five steps of Adam (losses; moves)": training,
+    "stacked model, every part": lambda: compare(gate=True, feed_forward=2, pair_embeddings=13),
+    "stacked model, tied, read in three pieces": lambda: compare(
+        (4, 5), gate=True, feed_forward=2, pair_embeddings=13, attention="last", tie_embeddings=True
+    ),
+    "stacked model, from a state, one token": lambda: compare(
+        length=1, from_state=True, gate=True, feed_forward=2, pair_embeddings=13
+    ),
 }
-
-
-def largest_difference(pairs: Pairs) -> float:
-    """The largest absolute difference. Shapes must be equal: broadcasting could hide a missing axis."""
-    for fast, own in pairs:
-        assert fast.shape == own.shape, (fast.shape, own.shape)
-    return max(float(np.abs(fast - own).max()) for fast, own in pairs)
 
 
 def section() -> str:
@@ -235,8 +223,8 @@ def section() -> str:
         "| compared | values | gradients |",
         "|---|---|---|",
     ]
-    for name, compare in COMPARISONS.items():
-        bounds = [agreement(largest_difference(pairs), 1e-12) for pairs in compare()]
+    for name, computed in COMPARISONS.items():
+        bounds = [agreement(largest_difference(pairs), 1e-12) for pairs in computed()]
         lines.append(f"| {name} | {bounds[0]} | {bounds[1]} |")
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 from rhapsode.textbook import recurrent
 from rhapsode.textbook.explain import app, page
 
-NAMES = ("convolution", "parameters", "unrolling", "backpropagation", "tape", "attention", "temperature")
+NAMES = (
+    *("convolution", "parameters", "unrolling", "backpropagation", "tape", "attention", "temperature"),
+    *("rmsnorm", "residual", "pairs", "muon"),
+)
 
 
 def explain(*arguments: str, stdin: str | None = None) -> str:
@@ -103,6 +106,64 @@ def test_temperature_of_the_users_logits():
     assert re.search(r"^  dog +0 +0\.5$", text, re.MULTILINE)
 
 
+def test_rmsnorm_of_the_users_rows():
+    """(3, 3) has the root mean square 3, and is its own direction: with g = (1, 0) half of g is taken out."""
+    text = explain("rmsnorm", "--inputs", "3 3 / 6 6", "--scale", "1 2", "--output-gradient", "1 0 / 1 0")
+    assert "r    = √((3² + 3²) / 2) = 3" in text
+    assert text.count("n(x) = x̂ ∘ w = (1, 2)") == 2
+    assert "(g ∘ w - 0.5 x̂) / 3 = (0.1667, -0.1667)" in text
+    assert "(g ∘ w - 0.5 x̂) / 6 = (0.0833, -0.0833)" in text
+    assert "dL/dw = Σ_rows g ∘ x̂ = (2, 0)" in text
+    assert "largest gradient, is below 1e-6" in text
+
+
+def test_residual_of_the_users_numbers():
+    """One number: its norm is its sign, so through the layer comes nothing, and past it all of the gradient."""
+    text = explain("residual", "--inputs", "3", "--w-1", "2", "--w-2", "0.5", "--output-gradient", "7", "--layers", "2")
+    assert "y = W_2 s      = (2)" in text
+    assert "x + y          = (5)" in text
+    assert "dL/dx = (7) + (0) = (7)" in text
+    assert re.findall(r"^  x_(\d) +(\S+) +(\S+)$", text, re.MULTILINE) == [
+        ("2", "7", "7"),
+        ("1", "7", "0"),
+        ("0", "7", "0"),
+    ]
+
+
+def test_residual_and_no_residual_differ_in_a_stack():
+    """The built-in stack: what the sum keeps, and what vanishes without it."""
+    lengths = re.findall(r"^  x_\d+ +(\S+) +(\S+)$", explain("residual"), re.MULTILINE)
+    assert len(lengths) == 13
+    assert float(lengths[-1][0]) > 1
+    assert float(lengths[-1][1]) < 1e-5
+
+
+def test_pairs_of_the_users_tokens():
+    """Row of (2, 1) among 10: 2,000,006 + 7,919 = 2,007,925. Cut between them, the 1 would be taken for (0, 1)."""
+    text = explain("pairs", "--tokens", "2 1", "--rows", "10")
+    assert re.search(r"^  2 +2 +1 +1,000,003·2 \+ 7,919·1 = 2,007,925 +5$", text, re.MULTILINE)
+    assert re.search(r"^  uncut +5$", text, re.MULTILINE)
+    assert re.search(r"^  with the token before in the state +5$", text, re.MULTILINE)
+    assert re.search(r"^  without it +9$", text, re.MULTILINE)
+    assert re.search(
+        r"^  1 +1 +2 .* = 1,015,841 +1$", explain("pairs", "--tokens", "2", "--rows", "10", "--before", "1"), re.M
+    )
+    shared = explain("pairs", "--tokens", "0 2 4", "--rows", "2", "--vocabulary", "300")
+    assert "dL/dP[0] = dL/dx_1 + dL/dx_2 + dL/dx_3    shared by the pairs (0, 0), (0, 2), (2, 4)" in shared
+    assert "pairs in a row: 45000 at least, 45000 at most, 45000 on average" in shared
+
+
+def test_muon_of_the_users_update():
+    """A matrix with orthogonal columns of lengths 3 and 4 (σ / ‖U‖ = 0.6, 0.8): its polar factor swaps two axes."""
+    text = explain("muon", "--update", "0 4 / 3 0", "--steps", "1", "--coefficients", "2 -1 0")
+    assert "σ = (4, 3)" in text
+    assert "P Qᵀ = [ 0 1 ]\n         [ 1 0 ]" in text
+    # p(σ) = 2 σ - σ³
+    assert re.search(r"^  1 +1\.0880 +0\.9840 +0\.0880 ", text, re.MULTILINE)
+    tall = explain("muon", "--update", "1 / 2 / 2 / 0", "--learning-rate", "0.5")
+    assert "√max(1, m/n) = √max(1, 4/1) = 2" in tall
+
+
 def test_numbers_from_a_file_and_from_standard_input(tmp_path):
     """An option overrides the file; text and lists mean the same."""
     file = tmp_path / "numbers.json"
@@ -147,6 +208,26 @@ def test_numbers_from_a_file_and_from_standard_input(tmp_path):
         (["temperature", "--temperatures", "-1"], "temperature must be finite and >= 0, got -1.0"),
         (["temperature", "--names", "a b"], "names: one for each of the 4 logits is needed, got 2"),
         (["temperature", "--logits", ""], "logits: expected numbers such as '1 0 -2', got []"),
+        (["rmsnorm", "--scale", "1"], "scale must have 2 numbers, one for each column of inputs, got 1"),
+        (["rmsnorm", "--output-gradient", "1 2"], "output_gradient must be 3x2 like inputs, got 1x2"),
+        (["residual", "--inputs", "1"], "w_1 must have 1 columns, one for each input, got 2"),
+        (["residual", "--w-1", "1 2"], "w_2 must be 2x1, back from w_1's rows to the inputs, got 2x3"),
+        (["residual", "--output-gradient", "1"], "output_gradient must have 2 numbers like inputs, got 1"),
+        (["residual", "--inputs", "0 0"], "inputs must not be all zeros"),
+        (["residual", "--layers", "0"], "layers must be between 1 and 1000, got 0"),
+        (["pairs", "--tokens", "1 -1"], "tokens must be >= 0 and below 2, got -1"),
+        (["pairs", "--tokens", "5", "--vocabulary", "5"], "tokens must be >= 0 and below 5, got 5"),
+        (["pairs", "--tokens", "1e9"], "tokens must be >= 0 and below 2000, got 1000000000"),
+        (["pairs", "--before", "-2"], "before must be >= 0 and below 6, got -2"),
+        (["pairs", "--vocabulary", "0"], "vocabulary must be between 1 and 2000, got 0"),
+        (["pairs", "--rows", "0"], "rows must be >= 1, got 0"),
+        (["pairs", "--cut", "7"], "cut must be between 0 and 6, got 7"),
+        (["muon", "--coefficients", "1 2"], "coefficients must be three numbers a b c, got 2"),
+        (["muon", "--coefficients", "9 9 9"], "coefficients (9, 9, 9): the iteration grows without end"),
+        (["muon", "--steps", "0"], "steps must be between 1 and 100, got 0"),
+        (["muon", "--learning-rate", "0"], "learning_rate must be > 0, got 0.0"),
+        (["muon", "--update", "0 0"], "update must have a finite length above 0, got 0.0"),
+        (["muon", "--update", "1e300 1"], "update must have a finite length above 0, got inf"),
     ],
 )
 def test_bad_numbers_give_one_clear_line(arguments, message):

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fast_against_textbook import BOUND, COMPARISONS, largest_difference, section
+from differences import BOUND, largest_difference
+from fast_against_textbook import COMPARISONS, section
 
 from rhapsode.textbook import chapters
 

@@ -9,10 +9,24 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from rhapsode.textbook import attention, convolution, language_model, recurrent, softmax, tape
+from rhapsode.textbook import (
+    attention,
+    convolution,
+    language_model,
+    optimizer,
+    pairs,
+    recurrent,
+    residual,
+    softmax,
+    stacked,
+    tape,
+)
 from rhapsode.textbook.explain import attention as attention_examples
 from rhapsode.textbook.explain import convolution as convolution_examples
+from rhapsode.textbook.explain import muon as muon_examples
+from rhapsode.textbook.explain import pairs as pairs_examples
 from rhapsode.textbook.explain import recurrent as recurrent_examples
+from rhapsode.textbook.explain import residual as residual_examples
 from rhapsode.textbook.explain import tape as tape_examples
 from rhapsode.textbook.explain.page import WorkedExample, to_markdown
 
@@ -23,6 +37,10 @@ CHAPTERS: dict[ModuleType, tuple[Callable[[], WorkedExample], ...]] = {
     convolution: (convolution_examples.convolution, convolution_examples.parameters),
     attention: (attention_examples.attention,),
     language_model: (),
+    residual: (residual_examples.rmsnorm, residual_examples.residual),
+    pairs: (pairs_examples.pairs,),
+    stacked: (),
+    optimizer: (muon_examples.muon,),
 }
 
 PREFACE = """# The textbook

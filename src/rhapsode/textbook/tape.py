@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rhapsode.textbook import attention, convolution
+from rhapsode.textbook import attention, convolution, residual
 from rhapsode.textbook.softmax import cross_entropy, cross_entropy_gradient, softmax, softmax_gradient
 
 
@@ -152,10 +152,40 @@ class Sigmoid(Module):
     """u = 1 / (1 + exp(-x)), elementwise; du/dx = u (1 - u)."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        return (1 + np.tanh(x / 2)) / 2  # the same function, but exp(-x) could overflow
+        return residual.sigmoid(x)
 
     def backward(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (g * self.output * (1 - self.output),)
+
+
+class SiLU(Module):
+    """u = x / (1 + exp(-x)), elementwise; see `residual`."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return residual.silu(x)
+
+    def backward(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (g * residual.silu_prime(x),)
+
+
+class SquaredReLU(Module):
+    """u = max(x, 0)², elementwise; see `residual`."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return residual.squared_relu(x)
+
+    def backward(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (g * residual.squared_relu_prime(x),)
+
+
+class RMSNorm(Module):
+    """u = x / √(mean x² + ε) ∘ w over the last axis: x (..., D), w (D,), u (..., D); see `residual`."""
+
+    def forward(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return residual.rms_norm(x, w)
+
+    def backward(self, g: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+        return residual.rms_norm_gradients(x, w, g)
 
 
 class Softmax(Module):

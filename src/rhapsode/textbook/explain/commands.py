@@ -192,6 +192,96 @@ def attention(
 
 
 @app.command()
+def rmsnorm(
+    inputs: Annotated[str | None, _matrix("x, one in each row.")] = None,
+    scale: Annotated[str | None, _vector("w; ones if not given for inputs of your own.")] = None,
+    output_gradient: Annotated[str | None, _matrix("dL/dn; rows of the identity if not given.")] = None,
+    numbers: Numbers = None,
+    html: Page = None,
+) -> None:
+    """RMSNorm: each row divided by the root of its mean square, and its gradients."""
+    from rhapsode.textbook.explain import inputs as read
+    from rhapsode.textbook.explain import residual as examples
+
+    given = {
+        "inputs": (read.matrix, inputs),
+        "scale": (read.vector, scale),
+        "output_gradient": (read.matrix, output_gradient),
+    }
+    _show(examples.rmsnorm, given, numbers, html)
+
+
+@app.command()
+def residual(
+    inputs: Annotated[str | None, _vector("x.")] = None,
+    w_1: Annotated[str | None, _matrix("W_1, into the layer.")] = None,
+    w_2: Annotated[str | None, _matrix("W_2, out of the layer.")] = None,
+    output_gradient: Annotated[str | None, _vector("dL/d(x + y); the first unit vector if not given.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="N", help="Layers in the stack.")] = None,
+    numbers: Numbers = None,
+    html: Page = None,
+) -> None:
+    """A residual block, and what the sum does for the gradient in a stack of layers."""
+    from rhapsode.textbook.explain import inputs as read
+    from rhapsode.textbook.explain import residual as examples
+
+    given = {
+        "inputs": (read.vector, inputs),
+        "w_1": (read.matrix, w_1),
+        "w_2": (read.matrix, w_2),
+        "output_gradient": (read.vector, output_gradient),
+        "layers": (read.integer, layers),
+    }
+    _show(examples.residual, given, numbers, html)
+
+
+@app.command()
+def pairs(
+    tokens: Annotated[str | None, _vector("Token ids.")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="N", help="R, the rows of the table.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="ID", help="The token before the first.")] = None,
+    cut: Annotated[str | None, typer.Option(metavar="N", help="Tokens before a cut of the sequence.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(metavar="N", help="Size of the vocabulary.")] = None,
+    numbers: Numbers = None,
+    html: Page = None,
+) -> None:
+    """Embeddings of token pairs: which row of the table the hash gives each pair, and which share one."""
+    from rhapsode.textbook.explain import inputs as read
+    from rhapsode.textbook.explain import pairs as examples
+
+    given = {
+        "tokens": (read.integers, tokens),
+        "rows": (read.integer, rows),
+        "before": (read.integer, before),
+        "cut": (read.integer, cut),
+        "vocabulary": (read.integer, vocabulary),
+    }
+    _show(examples.pairs, given, numbers, html)
+
+
+@app.command()
+def muon(
+    update: Annotated[str | None, _matrix("U, the gradient after its momentum.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of the iteration.")] = None,
+    coefficients: Annotated[str | None, _vector("a, b and c of the polynomial.")] = None,
+    learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER", help="η.")] = None,
+    numbers: Numbers = None,
+    html: Page = None,
+) -> None:
+    """Muon: an update made orthogonal by a Newton-Schulz iteration, beside the SVD's answer."""
+    from rhapsode.textbook.explain import inputs as read
+    from rhapsode.textbook.explain import muon as examples
+
+    given = {
+        "update": (read.matrix, update),
+        "steps": (read.integer, steps),
+        "coefficients": (read.vector, coefficients),
+        "learning_rate": (read.real, learning_rate),
+    }
+    _show(examples.muon, given, numbers, html)
+
+
+@app.command()
 def temperature(
     logits: Annotated[str | None, _vector("s_j, one for each token.")] = None,
     temperatures: Annotated[str | None, _vector("τ, as many as you like; 0 is allowed.")] = None,

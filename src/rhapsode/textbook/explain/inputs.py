@@ -62,6 +62,11 @@ def integer(name: str, value: Any) -> int:
     return int(number)
 
 
+def real(name: str, value: Any) -> float:
+    """One number."""
+    return _number(name, value)
+
+
 def integers(name: str, value: Any) -> np.ndarray:
     """Whole numbers, such as token ids."""
     return np.array([integer(name, entry) for entry in vector(name, value)])
