@@ -44,22 +44,22 @@ class Mutant:
     test: str
 
 
-MODEL, FUSED, RECURRENCE, LOOP = "model.py", "fused.py", "recurrence.py", "train/loop.py"
-OPTIMIZER, SAMPLE = "train/optimizer.py", "sample.py"
+MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
+LOOP, OPTIMIZER, WRITING = "train/loop.py", "train/optimizer.py", "decode/continuation.py"
 
 MUTANTS = [
     Mutant("residual of the recurrent network", MODEL, "x = x + self._drop(y)", "x = self._drop(y)", EQUATIONS),
     Mutant("residual of attention", MODEL, "x = x + self._drop(a)", "x = self._drop(a)", EQUATIONS),
     Mutant("residual of the feed-forward", MODEL, "x = x + self._drop(self.f", "x = self._drop(self.f", EQUATIONS),
     Mutant("gate's nonlinearity", MODEL, "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
-    Mutant("feed-forward's square", FUSED, "return positive.square()", "return positive", EQUATIONS),
-    Mutant("norm's learned scale", FUSED, "return normal * weight", "return normal.clone()", EQUATIONS),
-    Mutant("norm's division by the root", FUSED, "normal = x * scale", "normal = x.clone()", EQUATIONS),
-    Mutant("norm's gradient along x", FUSED, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
+    Mutant("feed-forward's square", NORM, "return positive.square()", "return positive", EQUATIONS),
+    Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
+    Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
+    Mutant("norm's gradient along x", NORM, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
     Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
     Mutant("pair hash's token itself", MODEL, "1_000_003 + tokens * 7_919", "1_000_003 + tokens", EQUATIONS),
     Mutant("pair hash's token before", MODEL, "(previous * 1_000_003", "(previous * 0", EQUATIONS),
-    Mutant("pair across a cut", MODEL, "pairs(tokens, state and state.token,", "pairs(tokens, None,", DECODING),
+    Mutant("pair across a cut", MODEL, "pairs(tokens, before, self", "pairs(tokens, None, self", DECODING),
     Mutant(
         "head's split",
         MODEL,
@@ -67,9 +67,9 @@ MUTANTS = [
         "part.unflatten(-1, (-1, self.num_heads)).movedim(-1, 1)",
         EQUATIONS,
     ),
-    Mutant("heads' join", MODEL, ".transpose(1, 2).flatten(2), C", ".permute(0, 2, 3, 1).flatten(2), C", EQUATIONS),
-    Mutant("scores' scale", MODEL, "1 / math.sqrt(key_dim)", "1 / math.sqrt(value_dim)", EQUATIONS),
-    Mutant("mask beside a cache", MODEL, ".tril(S - T)", ".tril(S)", EQUATIONS),
+    Mutant("heads' join", MODEL, ".transpose(1, 2).flatten(2), c", ".permute(0, 2, 3, 1).flatten(2), c", EQUATIONS),
+    Mutant("scores' scale", ATTENTION, "1 / math.sqrt(key_dim)", "1 / math.sqrt(value_dim)", EQUATIONS),
+    Mutant("mask beside a cache", ATTENTION, ".tril(S - T)", ".tril(S)", EQUATIONS),
     Mutant("the last block attends", MODEL, "i == config.num_layers - 1)", "i == 0)", NAMES),
     Mutant("tied head", MODEL, "self.lm_head.weight = self.embeddings.weight", "pass", NAMES),
     Mutant("end of dropout", MODEL, "self.dropout, self.training)", "self.dropout, True)", DECODING),
@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
     Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
-    Mutant("text begins after </s>", SAMPLE, "[tokenizer.eos_id, *tokenizer.enc", "[*tokenizer.enc", STORY),
+    Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *ids]", "ids = [*ids]", STORY),
 ]  # fmt: skip
 
 

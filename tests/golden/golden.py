@@ -19,14 +19,15 @@ from typing import Any
 import torch
 
 from rhapsode import storyworld
+from rhapsode.decode import SampleConfig, write
 from rhapsode.model import ModelConfig
+from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.run import Run
-from rhapsode.sample import SampleConfig, write
 from rhapsode.sources import open_source
 from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import BatchConfig, TokenStore, prepare
-from rhapsode.train import OptimizerConfig, TrainConfig, train
+from rhapsode.train import train
 
 HERE = Path(__file__).resolve().parent
 STORIES, CURVE, RUN, STORY = HERE / "stories.jsonl", HERE / "curve.json", HERE / "run", HERE / "story.json"

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from differences import Pairs, array
 
-from rhapsode.model import BlockState, Cache, LanguageModel, ModelConfig, State, build_model
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.state import BlockState, Cache, State
 from rhapsode.textbook import stacked, tape
 
 # All different, products of them too: H hidden, K and D key and value sizes, of N heads.
@@ -96,7 +97,9 @@ def compare(
         ends.append((block.hidden[:, None], own_block.h))
         assert (block.cache is None) == (own_block.keys is None)
         if block.cache is not None:
-            for heads, side_by_side in zip(block.cache, (own_block.keys, own_block.values), strict=True):
+            for heads, side_by_side in zip(
+                (block.cache.keys, block.cache.values), (own_block.keys, own_block.values), strict=True
+            ):
                 ends.append((torch.cat(heads.unbind(1), dim=-1), side_by_side))
     assert (state.token is None) == (own_state.token is None)
     values = [(array(ours), theirs.output) for ours, theirs in ends]

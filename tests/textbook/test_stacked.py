@@ -12,12 +12,13 @@ from differences import BOUND, array, largest_difference
 from stacked_against_textbook import SIZES, B, T, both, compare, tokens_of
 
 from rhapsode.model import ModelConfig, build_model
+from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.run import Run, below
 from rhapsode.textbook import tape
 from rhapsode.textbook.optimizer import Optimizer, Rates
 from rhapsode.textbook.stacked import StackedModel
 from rhapsode.tokens import BatchConfig, Batcher
-from rhapsode.train import OptimizerConfig, TrainConfig, train
+from rhapsode.train import train
 
 SHAPES = {
     "whole": {},
