@@ -131,6 +131,74 @@ def test_training_ends_with_the_data(folder: Path) -> None:
     assert len(Path("train_losses.txt").read_text().splitlines()) == 1
 
 
+def test_a_batch_larger_than_the_file_is_one_short_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All 12 sequences, once, whatever num_sequences is; the same losses as with a batch of just 12."""
+    losses = []
+    for batch_size, num_sequences in (("12", "12"), ("13", "10"), ("16", "12"), ("5000", "50000")):
+        torch.manual_seed(3)
+        argv = ["train.json", "valid.json", *SIZES[:-1], num_sequences, "--batch_size", batch_size]
+        assert command(argv) == 0
+        told = (
+            f"batch_size is {int(batch_size):,}, but train.json has only 12 sequences: all of them are one short batch"
+        )
+        assert capsys.readouterr().err == ("" if batch_size == "12" else f"{told}\n")
+        losses.append([Path(name).read_text() for name in FILES[:3]])
+    assert losses[0][0].count("\n") == 1
+    assert losses[1:] == losses[:1] * 3
+
+
+def test_a_short_last_batch_is_trained_on(folder: Path) -> None:
+    """12 sequences in batches of 5: three, reported each where num_sequences spaces them so."""
+    assert command(["train.json", "valid.json", *SIZES[:-1], "15", "--batch_size", "5"]) == 0
+    assert len(Path("train_losses.txt").read_text().splitlines()) == 3
+
+
+def test_lengths_may_differ_from_batch_to_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One length in each batch, which one sequence always has; else both sequences are named."""
+    write("train.json", [[1, 2, 3], [4, 5, 6], [1, 2], [3, 4], [5, 6, 7, 8]])
+    argv = ["train.json", "valid.json", *SIZES[:-1], "5"]
+    for batch_size, lengths in (("1", [3, 3, 2, 2, 4]), ("2", [3, 2])):
+        assert command([*argv, "--batch_size", batch_size]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Batch: ")]
+        assert [int(line.split("length: ")[1].split()[0]) for line in lines] == lengths
+    message = "sequence 2 has 2 ids, sequence 0 of the same batch 3; lengths that differ need --batch_size 1"
+    refused([*argv, "--batch_size", "3"], f"rnn.py: train.json: {message}", capsys)
+
+
+ODD: list[Any] = [[], [7], [1, 2, 3], [1, -2, 3, 4, 5], [1, 2.5], "a text", None, 3, [1, 10**30], {"a": 1}]
+
+
+def test_what_is_never_read_is_no_reason_to_refuse(folder: Path) -> None:
+    """Sequences beyond num_sequences, and those of the validation file behind its first batch; alike the losses."""
+    losses = []
+    for odd in ([], ODD):
+        for name in ("train", "valid"):
+            torch.manual_seed(1)
+            write(f"{name}.json", torch.randint(15, (12, 5)).tolist() + odd)
+        torch.manual_seed(3)
+        assert command(["train.json", "valid.json", *SIZES[:-1], "12", "--batch_size", "2"]) == 0
+        losses.append([Path(name).read_text() for name in FILES[:3]])
+    assert losses[0] == losses[1]
+    dataset = SentenceDataset("train.json")
+    assert len(dataset) == len(dataset.data) == 12 + len(ODD)
+    assert torch.equal(dataset.data[3], dataset[3])
+    with pytest.raises(ValueError, match=r"train\.json: sequence 15, position 1: not a token id: -2"):
+        dataset[15]
+    with pytest.raises(ValueError, match=r"train\.json: sequence 21 must be a list of token ids, got"):
+        dataset[-1]
+
+
+def test_sizes_may_be_floats_of_whole_numbers(folder: Path) -> None:
+    """From a notebook's arithmetic, 50_000 / 5."""
+    names = "train_data val_data train_losses_out val_losses_out metrics_out embed_dim hidden_dim dk dv"
+    Arguments = namedtuple("Arguments", f"{names} num_sequences batch_size")
+    arguments = Arguments("train.json", "valid.json", "a.txt", "b.txt", "c.txt", 4.0, 6, 3, 2, 10 / 1, 2.0)
+    main(arguments)
+    assert len(Path("a.txt").read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match=r"num_sequences must be a whole number, got 2\.5"):
+        main(arguments._replace(num_sequences=2.5))
+
+
 BAD_DATA = {
     "missing": (None, "train.json: no such file"),
     "not json": ("{1, 2", "train.json: not JSON"),
