@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from rhapsode.allocator import keep_freed_memory
 from rhapsode.progress import bar
 
 REPORTS = 0.1  # of the sequences, between two reports
@@ -34,6 +35,7 @@ def train(
     The model is in training mode for the batches, and afterwards.
     Raises ValueError for a sequence of one token and for validation data without a batch.
     """
+    keep_freed_memory()
     lm.train()
     batches_per_report = max(int(num_sequences * REPORTS) // batch_size, 1)
     if isinstance(valid_data, Iterator):
