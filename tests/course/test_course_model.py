@@ -1,13 +1,16 @@
 """The course's model against its equations, step against forward, and weights and activations put in from outside."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import rhapsode.course.model as module
 from rhapsode.course import RNN, RNNCell, RNNLanguageModel, SelfAttention, plain_parts
-from rhapsode.course.model import kernel_activation
+from rhapsode.course.model import is_as_made, kernel_activation
 from rhapsode.model import PlainModel
 
 EMBED, HIDDEN, VOCAB, KEY, VALUE = 5, 7, 23, 3, 4
@@ -23,7 +26,9 @@ ACTIVATIONS = pytest.mark.parametrize(
     [nn.ReLU(), nn.Tanh(), nn.Identity(), nn.Sigmoid(), Swish(), nn.LeakyReLU(0.3)],
     ids=lambda activation: type(activation).__name__,
 )
-SHAPES = pytest.mark.parametrize(("B", "t"), [(1, 1), (1, 9), (3, 1), (3, 6)])
+SHAPES = pytest.mark.parametrize(("B", "t"), [(1, 1), (1, 9), (3, 1), (3, 6), (4, 7)])
+# Both ways to compute a batch: as written, and with linear maps in a row made one.
+FOLDED = pytest.mark.parametrize("folded", [False, True], ids=["as written", "folded"])
 
 
 def made(dtype: torch.dtype = torch.float64) -> RNNLanguageModel:
@@ -61,10 +66,15 @@ def by_the_equations(lm: RNNLanguageModel, tokens: Tensor) -> tuple[Tensor, Tens
     return torch.stack(all_logits), torch.stack(all_hidden), torch.stack(all_y)
 
 
+@FOLDED
 @SHAPES
 @ACTIVATIONS
-def test_values_and_gradients_follow_the_equations(activation: nn.Module, B: int, t: int) -> None:
-    """A foreign activation taken for relu, a transposed weight, a future position seen."""
+def test_values_and_gradients_follow_the_equations(
+    activation: nn.Module, B: int, t: int, folded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A foreign activation taken for relu, a transposed weight, a future position seen; with more tokens than entries
+    in the vocabulary and with fewer."""
+    monkeypatch.setattr(module, "FOLDED_TOKENS", 1 if folded else 10**9)
     lm, tokens = made(), tokens_of(B, t)
     lm.rnn.cell.activation = activation
     ours, theirs = lm(tokens), by_the_equations(lm, tokens)
@@ -97,6 +107,8 @@ def test_rnn_step_is_forward(activation: nn.Module, B: int, t: int) -> None:
             assert hidden.shape == output.shape == (B, HIDDEN)
             torch.testing.assert_close(hidden, hidden_states[:, n], rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(output, outputs[:, n], rtol=1e-10, atol=1e-12)
+        if n:  # two dimensions: the last hidden state itself
+            assert torch.equal(rnn.step(sequence[:, n], noise[:, -1])[0], hidden)
 
 
 @SHAPES
@@ -117,8 +129,10 @@ def test_the_cell_is_a_step() -> None:
     torch.testing.assert_close(cell(i, h), expected)
 
 
-def test_weights_put_in_from_outside_count_at_once() -> None:
+@FOLDED
+def test_weights_put_in_from_outside_count_at_once(folded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be kept from the weights, neither at construction nor from the call before."""
+    monkeypatch.setattr(module, "FOLDED_TOKENS", 1 if folded else 10**9)
     lm, tokens = made(), tokens_of(2, 5)
     before = lm(tokens)[0]
     lm.rnn.cell.h2h.weight = nn.Parameter(torch.eye(HIDDEN, dtype=torch.float64))
@@ -150,6 +164,44 @@ def test_a_cell_or_layer_of_another_kind_is_called_step_by_step() -> None:
     for name, parameter in rnn.cell.named_parameters():
         setattr(gru, f"{name}_l0", parameter)
     torch.testing.assert_close(rnn(sequence)[0], gru(sequence)[0])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+CHANGES: dict[str, Callable[[RNNLanguageModel], Any]] = {
+    "another kind of layer": lambda lm: setattr(lm, "lm_head", Doubled(HIDDEN, VOCAB).double()),
+    "no bias": lambda lm: setattr(lm.rnn, "out", nn.Linear(HIDDEN, HIDDEN, bias=False).double()),
+    "a hook": lambda lm: lm.attention.register_forward_hook(lambda module, given, y: 3 * y),
+    "a hook before": lambda lm: lm.attention.key_transform.register_forward_pre_hook(lambda module, given: -given[0]),
+    "a hook on the cell": lambda lm: lm.rnn.cell.register_forward_hook(lambda module, given, h: h / 2),
+    "a function in place": lambda lm: setattr(lm.rnn.out, "forward", lambda x: x + 1),
+    "a function in the cell": lambda lm: setattr(lm.rnn.cell.i2h, "forward", lambda x: x.sum() + x.new_ones(HIDDEN)),
+    "padding": lambda lm: setattr(lm.embeddings, "padding_idx", int(tokens_of(4, 7)[0, 0])),
+    "max_norm": lambda lm: setattr(lm.embeddings, "max_norm", 0.5),
+    "frequencies": lambda lm: setattr(lm.embeddings, "scale_grad_by_freq", True),
+    "another activation": lambda lm: setattr(lm.rnn.cell, "activation", nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_to_any_module_counts_in_large_batches_too(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded, a module is not called: whatever it does beyond its equation would be left out, and its gradient."""
+    lm, tokens = made(), tokens_of(4, 7)
+    assert is_as_made(lm)
+    torch.manual_seed(9)
+    CHANGES[change](lm)
+    results = []
+    for fewest in (1, 10**9):
+        monkeypatch.setattr(module, "FOLDED_TOKENS", fewest)
+        lm.zero_grad()
+        outputs = lm(tokens)
+        sum(output.square().sum() for output in outputs).backward()
+        results.append([*outputs, *(parameter.grad for parameter in lm.parameters() if parameter.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_key_and_value_dim_default_to_hidden_dim() -> None:
@@ -219,9 +271,13 @@ def test_generate_sizes() -> None:
     lm = made()
     assert lm.generate(tokens_of(1, 1)).shape == (10,)
     assert lm.generate(tokens_of(1, 3), max_tokens=0).shape == (0,)
+    assert torch.equal(lm.generate(tokens_of(1, 3), max_tokens=16.0), lm.generate(tokens_of(1, 3), max_tokens=16))
     for tokens in (tokens_of(2, 3), tokens_of(1, 0), torch.tensor([1, 2])):
         with pytest.raises(ValueError, match=r"tokens must be of shape \(1, n\)"):
             lm.generate(tokens)
+    for number in (2.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"max_tokens must be a whole number, got {number}"):
+            lm.generate(tokens_of(1, 3), max_tokens=number)
     with pytest.raises(ValueError, match="max_tokens must be >= 0, got -1"):
         lm.generate(tokens_of(1, 3), max_tokens=-1)
 
