@@ -16,8 +16,8 @@ SEEDS = [0, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 7 * 2**32, 2**63, 2**63 + 7, 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_seed_draws_what_the_twister_draws(seed: int) -> None:
     """Oracle: NumPy's Mersenne Twister. Would catch a state that is written to the wrong place of PyTorch's."""
-    twister = np.random.RandomState(seed if seed < 2**32 else [seed % 2**32, seed >> 32])  # noqa: NPY002
-    expected = twister.randint(0, 2**32, 1500, np.uint32)% 2**31
+    twister = np.random.RandomState(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
+    expected = twister.randint(0, 2**32, 1500, np.uint32) % 2**31
     drawn = torch.empty(1500, dtype=torch.int32).random_(generator=seeded_generator(seed))
     assert torch.equal(drawn, torch.from_numpy(expected.astype(np.int32)))
     assert seeded_generator(seed).initial_seed() == seed

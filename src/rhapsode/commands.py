@@ -1,6 +1,5 @@
 """What the verbs of the command line do, once their options are read; stdout is data, stderr is talk."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rhapsode import coherence, storyworld
 from rhapsode.evaluate import POLICY, Score, score
-from rhapsode.inspection import as_text, cost_table, draw, next_token_table, read
+from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
 from rhapsode.model import LanguageModel, build_model
-from rhapsode.progress import bar, say
+from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
 from rhapsode.sample import SampleConfig, complete, write
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
 from rhapsode.start import Request, begin, fitted, resume
+from rhapsode.terminal import print_json
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
@@ -130,7 +129,7 @@ def generate_command(
             {"text": text, "ended": end, "log_probability": sum(t["log_probability"] for t in tokens), "tokens": tokens}
             for text, end, tokens in zip(texts, ended, steps, strict=True)
         ]
-        print(json.dumps({"prompt": prompt, "samples": written}, ensure_ascii=False))
+        print_json({"prompt": prompt, "samples": written})
     elif streaming:
         print()
     else:
@@ -162,10 +161,10 @@ def evaluate_command(
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
         measured = coherence_of(run, model, sources, generate, sampling)
         if as_json:
-            print(json.dumps(about | measured, ensure_ascii=False))
+            print_json(about | measured)
         else:
             for table in coherence.tables(measured):
-                Console().print(table)
+                show(table)
         return
     if data:
         source = open_source(data, source_config)
@@ -176,9 +175,9 @@ def evaluate_command(
         store, name = resume(path, Request()).valid, "the run's own validation data"
     result = scored(model, store)
     if as_json:
-        print(json.dumps(about | {"data": name} | score_fields(result), ensure_ascii=False))
+        print_json(about | {"data": name} | score_fields(result))
     else:
-        Console().print(score_table(name, result))
+        show(score_table(name, result))
 
 
 def coherence_of(
@@ -284,15 +283,18 @@ def inspect_command(path: Path, text: str | None, top: int, out: Path | None, ch
     """Tables to stdout; pictures into a folder."""
     run = Run.open(path)
     model = run.load_model(checkpoint)
-    console = Console()
-    console.print(cost_table(model))
+    show(cost_table(model))
     if text is None:
         return
-    reading = read(model, run.tokenizer, text, top)
+    with bar("reading", None, "tokens") as advance:
+        reading = read(model, run.tokenizer, text, top, advance)
+    for table in next_token_tables(reading):
+        show(table)
+    if groups := about_groups(reading):
+        print(f"\n{groups}")
     for name, heads in reading.attention.items():
         for head, attention in enumerate(heads):
             print(f"\nattention: {name}, head {head + 1} (rows look at columns, the first column is the beginning)\n")
-            print(as_text(reading.tokens, attention))
-    console.print(next_token_table(reading))
+            print(as_text(reading.labels, attention))
     for file in draw(reading, out or path / "inspect"):
         say(f"saved {file}")

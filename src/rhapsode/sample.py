@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rhapsode.model import LanguageModel
+from rhapsode.model import LanguageModel, State
 from rhapsode.seeds import check_seed, seeded_generator
 from rhapsode.tokenizer import Tokenizer
+
+LOGITS = 512  # places of a prompt that get logits: one is needed, and a few give the same last bits as all of them
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,8 @@ def write(
     check_seed(config.seed, count=count)
     device = next(model.parameters()).device
     prompt_ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-    logits, state = model(torch.tensor([prompt_ids], device=device))
-    logits, state = logits[:, -1].expand(count, -1), state.rows([0] * count)
+    logits, state = _after(model, torch.tensor([prompt_ids], device=device))
+    logits, state = logits.expand(count, -1), state.rows([0] * count)
     samples = [_Sample(i, tokenizer, prompt_ids[1:], config) for i in range(count)]
     while True:
         for row, sample in zip(logits, samples, strict=True):
@@ -143,6 +146,14 @@ def write(
             samples, state = [samples[row] for row in going], state.rows(going)
         tokens = torch.tensor([sample.ids[-1] for sample in samples], device=device)
         logits, state = model.step(tokens, state)
+
+
+def _after(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, State]:
+    """tokens (B, T) -> (the logits after the last (B, V), the state after them); of a long prompt only the last LOGITS
+    places get logits, so that memory does not grow with T V.
+    """
+    x, state = model.features(tokens)
+    return F.linear(*model.scores(x[:, -LOGITS:]))[:, -1], state
 
 
 def complete(
@@ -169,6 +180,7 @@ class _Sample:
         self.index, self.config, self.eos_id = index, config, tokenizer.eos_id
         self.generator = seeded_generator(config.seed + index)
         self.ids = list(prompt_ids)
+        self.seen = set(prompt_ids) if config.repetition_penalty != 1 else set()
         self.most = len(prompt_ids) + config.max_tokens
         self.stream = tokenizer.stream()
         for id in prompt_ids:
@@ -178,9 +190,11 @@ class _Sample:
 
     def take(self, logits: Tensor) -> Written:
         """Chooses a token by logits (V,)."""
-        id = choose(logits, self.config, torch.tensor(self.ids, dtype=torch.long), self.generator)
+        id = choose(logits, self.config, torch.tensor(list(self.seen), dtype=torch.long), self.generator)
         log_probability = float(logits[id].double() - logits.double().logsumexp(0))
         self.ids.append(id)
+        if self.config.repetition_penalty != 1:
+            self.seen.add(id)
         self.held += self.stream.push(id)
         if id == self.eos_id:
             self.ended = "end of text"

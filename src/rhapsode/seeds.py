@@ -44,7 +44,7 @@ def _fill(generator: "torch.Generator", seed: int) -> "torch.Generator":
         import numpy as np
         import torch
 
-        twister = np.random.RandomState([seed % 2**32, seed >> 32])  # noqa: NPY002 (the only one with init_by_array)
+        twister = np.random.RandomState([seed % 2**32, seed >> 32])
         state = generator.get_state().numpy().copy()
         words = slice(STATE_BEGINS, STATE_BEGINS + 8 * STATE_WORDS)
         state[words].view("<u8")[:] = twister.get_state()[1]  # type: ignore[index]
