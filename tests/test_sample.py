@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.sample import (
-    LOGITS,
+    LONG_PROMPT,
     SampleConfig,
     Written,
     choose,
@@ -308,12 +308,13 @@ def test_a_long_prompt_has_logits_where_they_are_needed(tokenizer: Tokenizer, mo
     scores = model.scores
 
     def spy(x: torch.Tensor) -> Any:
-        places.append(x.shape[1])
+        places.append(x[..., 0].numel())
         return scores(x)
 
     monkeypatch.setattr(model, "scores", spy)
     written = next(write(model, tokenizer, prompt, SampleConfig(temperature=0)))
-    assert places[0] == LOGITS < len(tokenizer.encode(prompt))
+    assert len(tokenizer.encode(prompt)) > LONG_PROMPT
+    assert places == [1]
     logits, _ = model(torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]]))
     assert written.id == int(logits[0, -1].argmax())
     expected = logits[0, -1].double().log_softmax(-1)[written.id].item()

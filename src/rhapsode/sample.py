@@ -17,7 +17,7 @@ from rhapsode.model import LanguageModel, State
 from rhapsode.seeds import check_seed, seeded_generator
 from rhapsode.tokenizer import Tokenizer
 
-LOGITS = 512  # places of a prompt that get logits: one is needed, and a few give the same last bits as all of them
+LONG_PROMPT = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,14 @@ def write(
 
 
 def _after(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, State]:
-    """tokens (B, T) -> (the logits after the last (B, V), the state after them); of a long prompt only the last LOGITS
-    places get logits, so that memory does not grow with T V.
+    """tokens (B, T) -> (the logits after the last (B, V), the state after them); of a long prompt only the end gets
+    logits, so that memory does not grow with T V.
     """
+    if tokens.shape[1] <= LONG_PROMPT:
+        logits, state = model(tokens)
+        return logits[:, -1], state
     x, state = model.features(tokens)
-    return F.linear(*model.scores(x[:, -LOGITS:]))[:, -1], state
+    return F.linear(*model.scores(x[:, -1])), state
 
 
 def complete(

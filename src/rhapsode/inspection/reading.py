@@ -191,11 +191,14 @@ def _save(figure: Any, file: Path) -> Path:
 
 
 def _map(reading: Reading, attention: Tensor, title: str, figure_class: Any) -> Any:
+    from matplotlib.colors import PowerNorm
+
     labels = reading.labels
     size = max(4.0, 0.22 * len(labels))
     figure = figure_class(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(attention.numpy(), cmap="Greys", vmin=0)
+    # By the square root: the first tokens have little to look at, and beside their weights all others would be pale.
+    image = axes.imshow(attention.numpy(), cmap="Greys", norm=PowerNorm(0.5, vmin=0, vmax=float(attention.max())))
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set(xlabel="looks at", ylabel="token", title="\n".join(filter(None, (title, about_groups(reading)))))
