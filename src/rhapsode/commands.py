@@ -1,5 +1,6 @@
 """What the verbs of the command line do, once their options are read; stdout is data, stderr is talk."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
 from rhapsode.sample import SampleConfig, complete, write
+from rhapsode.seeds import check_seed
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
@@ -106,10 +108,7 @@ def generate_command(
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
     if prompt == "-":
         prompt = sys.stdin.read()
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # how Python marks bytes of an argument that are no text
-        raise ValueError("the prompt is not valid UTF-8") from None
+    prompt = _as_text(prompt)
     texts = [""] * samples
     steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
     ended: list[str | None] = [None] * samples
@@ -136,6 +135,18 @@ def generate_command(
         print("\n\n".join(prompt + text for text in texts))
 
 
+def _as_text(prompt: str) -> str:
+    """The prompt, also where the locale is not UTF-8 but its bytes are; ValueError where they are no text."""
+    try:
+        prompt.encode()
+        return prompt
+    except UnicodeEncodeError:  # how Python marks bytes of an argument that its locale cannot read
+        try:
+            return os.fsencode(prompt).decode()
+        except UnicodeError:
+            raise ValueError("the prompt is not valid UTF-8") from None
+
+
 def evaluate_command(
     path: Path,
     data: list[str],
@@ -149,6 +160,7 @@ def evaluate_command(
 ) -> None:
     """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can."""
     device = _use(threads, device)
+    check_seed(sampling.seed, count=max(1, generate))
     run = Run.open(path)
     model = run.load_model(checkpoint, device)
     on_storyworld = len(data) == 1 and is_generated(data[0])
@@ -247,16 +259,18 @@ def score_table(name: str, result: Score) -> Table:
 
 
 STORY = SampleConfig(max_tokens=400, temperature=0.5)
+STORIES = 3
 
 
 def story_command(minutes: float, seed: int, out: Path | None) -> None:
     """Trains the minute preset on storyworld, for so many minutes, and prints three stories to stdout."""
+    check_seed(seed, count=STORIES)
     path = out or new_directory()
     outcome = train_to_the_end(Request(budget={"minutes": minutes}, seed=seed), path, False, "cpu")
     if outcome.ended == "interrupted":
         raise SystemExit(EXIT_STOPPED)
     run = Run.open(path)
-    for text in complete(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=3):
+    for text in complete(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=STORIES):
         print(text.strip(), end="\n\n")
     say(f"more of them: rhapsode generate {shlex.quote(str(path))}")
 

@@ -56,14 +56,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def flush_output() -> None:
-    """Writes out what standard output still holds; an OSError that it raises names it."""
+def is_of_output(error: OSError) -> bool:
+    """Whether it is standard output that could not be written: its reader went away, or its disk is full.
+
+    Everything else that is written has a name, and so have its errors.
+    """
+    if error.filename or sys.stdout is None:
+        return False
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        error.filename = error.filename or "standard output"
-        raise
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) and not sys.stdout.isatty()
 
 
 def discard(stream: TextIO | None) -> None:
