@@ -132,10 +132,10 @@ class Optimizers:
                 raise ValueError(f"optimizer/{path} has the shape {list(tensor.shape)}, it must have {shape}")
             # Adam counts steps in a tensor that stays on the CPU unless the kernel is a GPU's.
             states[int(number)][parameter][key] = tensor.to(parameter.device)
-        for i, (part, state) in enumerate(zip(self.parts, states, strict=True)):
-            for parameter, has in state.items():
-                if missing := [key for key in keys_of(part) if key not in has]:
-                    raise ValueError(f"optimizer/{i}/{self.names[parameter]}/{missing[0]} is missing")
+        for parameter, i in owner.items() if tensors else ():  # before the first step there is no state at all
+            if missing := [key for key in keys_of(self.parts[i]) if key not in states[i].get(parameter, {})]:
+                raise ValueError(f"optimizer/{i}/{self.names[parameter]}/{missing[0]} is missing")
+        for part, state in zip(self.parts, states, strict=True):
             part.state = defaultdict(dict, state)
 
 
