@@ -343,5 +343,14 @@ def held(directory: Path, taken: str) -> Iterator[None]:
 
 
 def as_json(about: dict[str, Any]) -> str:
-    """The text of run.json and its like."""
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    """The text of run.json and its like; a file's name that is no text is written in escapes, which read back."""
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    return (text if _is_text(text) else json.dumps(about, indent=2)) + "\n"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
