@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.decode import SampleConfig, Written, write, write_texts
-from rhapsode.decode.continuation import choose_token
+from rhapsode.decode.continuation import PIECE, choose_token
 from rhapsode.decode.filters import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -287,3 +288,40 @@ def test_config_names_field_and_value(field: str, value: Any, message: str) -> N
 def test_number_of_samples(model: LanguageModel, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="number of samples must be >= 1, got 0"):
         next(write(model, tokenizer, "", count=0))
+
+
+def test_a_long_prompt_has_logits_where_they_are_needed(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the prompt in one call. Would catch logits of another place, and T V of them at once."""
+    config = ModelConfig(tokenizer.vocab_size, "stacked", embed_dim=8, hidden_dim=8, pair_embeddings=30, num_layers=2)
+    model = build_model(config, seed=3).eval()
+    prompt = "Once upon a time there was a cat. " * 90
+    places: list[int] = []
+    logits_of = model.logits
+
+    def spy(x: torch.Tensor) -> Any:
+        places.append(x[..., 0].numel())
+        return logits_of(x)
+
+    monkeypatch.setattr(model, "logits", spy)
+    written = next(write(model, tokenizer, prompt, SampleConfig(temperature=0)))
+    assert len(tokenizer.encode(prompt)) > PIECE
+    assert max(places) <= PIECE
+    logits, _ = model(torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]]))
+    assert written.id == int(logits[0, -1].argmax())
+    expected = logits[0, -1].double().log_softmax(-1)[written.id].item()
+    assert written.log_probability == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_sample_is_drawn_with_a_seed_that_there_is_not(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Would catch sample 1 of the largest seed that is drawn with seed 0."""
+    largest = SampleConfig(seed=2**64 - 1, max_tokens=2)
+    assert len(write_texts(model, tokenizer, "once", largest)) == 1
+    with pytest.raises(ValueError, match="2 of them from 18446744073709551615 on go beyond"):
+        next(write(model, tokenizer, "once", largest, count=2))
+
+
+def test_seeds_that_differ_by_2_to_the_32_write_different_texts(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Would catch a seed of which only the low 32 bits count."""
+    config = SampleConfig(max_tokens=30)
+    texts = {write_texts(model, tokenizer, "once", replace(config, seed=3 + high * 2**32))[0] for high in range(4)}
+    assert len(texts) == 4

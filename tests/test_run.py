@@ -1,7 +1,10 @@
 """Run directories: there whole or not at all, and clear about what is wrong with them."""
 
+import errno
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ import torch
 
 from rhapsode.atomic import replacing, write_text
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.run import Run, check_free, load_weights, new_directory, weights_of
+from rhapsode.run import Run, check_free, checksum, load_weights, new_directory, weights_of
+from rhapsode.terminal import told
+from rhapsode.tokenizer import train_tokenizer
 
 CONFIG = ModelConfig(11, embed_dim=2, hidden_dim=3, key_dim=4, value_dim=5)
 ABOUT = {"model": CONFIG.__dict__}
+TRAIN_ENTRY = {"event": "train", "step": 1, "sequences": 4, "tokens": 32, "seconds": 0.5, "train_loss": 2.0}
 
 
 @pytest.fixture
@@ -39,11 +45,12 @@ def test_created_whole_or_not_at_all(tmp_path: Path, small: Any, monkeypatch: py
             Run.create(tmp_path / "run", ABOUT, small.tokenizer, build_model(CONFIG))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()  # an empty directory is no obstacle
-    run = Run.create(tmp_path / "run", ABOUT, small.tokenizer)
+    config = ModelConfig(small.tokenizer.vocab_size, embed_dim=2)
+    run = Run.create(tmp_path / "run", {"model": config.__dict__}, small.tokenizer)
     assert Run.open(tmp_path / "run").about == run.about
     assert run.about["format_version"] == 1
     assert run.tokenizer.fingerprint == small.tokenizer.fingerprint
-    assert run.model_config == CONFIG
+    assert run.model_config == config
     assert os.stat(run.path).st_mode & 0o777 == 0o755
     assert Run.create(tmp_path / "a" / "b" / "c", ABOUT, None).path.is_dir()
 
@@ -89,7 +96,7 @@ def test_not_a_run(tmp_path: Path, run: Run) -> None:
     with pytest.raises(ValueError, match="format_version 2, this program reads 1"):
         Run.open(run.path)
     run.update(format_version=1, model={"vocab_size": 3, "flavour": "sweet"})
-    with pytest.raises(ValueError, match=r"run\.json: not a model config this program knows .*flavour"):
+    with pytest.raises(ValueError, match=r"run\.json: model has no field 'flavour' that this program knows"):
         _ = Run.open(run.path).model_config
 
 
@@ -151,22 +158,24 @@ def test_checkpoint_replaced_while_it_is_read(run: Run, monkeypatch: pytest.Monk
 
 def test_metrics_are_cut_back_to_the_checkpoint(run: Run) -> None:
     """Would catch lines of steps that a resumed run makes again, and a half line that spoils the file."""
-    first, second = '{"step": 1}\n', '{"step": 2}\n'
+    first, second = (json.dumps(TRAIN_ENTRY | {"step": step}) + "\n" for step in (1, 2))
     assert run.metrics() == []
     run.metrics_path.write_text(first)
     run.save_last({"x": torch.zeros(1)}, {"step": 1})
     with run.metrics_path.open("a") as stream:
         stream.write(second + '{"step": 3, "los')
     assert [entry["step"] for entry in run.metrics()] == [1, 2]
-    checkpoint = run.load_last()
+    checkpoint = run.load("last")
     assert checkpoint is not None
+    run.cut_metrics(checkpoint)
     assert checkpoint.progress == {"step": 1, "metrics_bytes": len(first)}
     assert run.metrics_path.read_text() == first
 
 
 def test_metrics_without_a_checkpoint_begin_anew(run: Run) -> None:
     run.metrics_path.write_text('{"step": 1}\n')
-    assert run.load_last() is None
+    assert run.load("last") is None
+    run.cut_metrics(None)
     assert run.metrics_path.read_text() == ""
 
 
@@ -175,7 +184,7 @@ def test_metrics_are_not_filled_with_zeros(run: Run) -> None:
     run.metrics_path.write_text('{"step": 1}\n')
     run.save_last({"x": torch.zeros(1)}, {})
     run.metrics_path.write_text("")
-    run.load_last()
+    run.cut_metrics(run.load("last"))
     assert run.metrics_path.read_bytes() == b""
 
 
@@ -229,3 +238,147 @@ def test_replacing_is_atomic(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o644
     with pytest.raises(OSError):
         write_text(tmp_path / "missing" / "a", "x")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("{", "damaged, not JSON; remove the line"),
+        ("[" * 100_000, "damaged, not JSON"),
+        ("7", "all of it must be an object, got 7"),
+        ("{}", "the field event is missing"),
+        (json.dumps(TRAIN_ENTRY | {"train_loss": "low"}), "train_loss must be a number, got 'low'"),
+        (json.dumps(TRAIN_ENTRY | {"event": "valid"}), "the field valid_loss is missing"),
+    ],
+)
+def test_damaged_metrics_name_the_line(run: Run, damaged: str, message: str) -> None:
+    """Would catch 'Expecting value: line 1 column 1', which names no file and counts lines of its own."""
+    run.metrics_path.write_text(f"{json.dumps(TRAIN_ENTRY)}\n{damaged}\n{json.dumps(TRAIN_ENTRY)}\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {re.escape(message)}"):
+        run.metrics()
+
+
+def test_weights_have_a_checksum(run: Run) -> None:
+    """Would catch weights of which half became zeros on the way, which load as a model that writes nonsense."""
+    model = build_model(CONFIG, 5)
+    file = run.path / "best.safetensors"
+    run.save_best(model, {"step": 2})
+    content = file.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    half = begin + (len(content) - begin) // 2
+    changed = content.replace(b'\\"step\\": 2', b'\\"step\\": 3')
+    assert changed != content
+    for damaged in (content[:half] + bytes(len(content) - half), content[:-1] + bytes([content[-1] ^ 1]), changed):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"best\.safetensors: damaged, its contents do not fit its own checksum"):
+            run.load_model()
+    # As earlier versions wrote it.
+    metadata = {"format_version": "1", "progress": '{"step": 2}'}
+    file.write_bytes(safetensors.torch.save(weights_of(model), metadata))
+    assert torch.equal(run.load_model().lm_head.weight, model.lm_head.weight)
+
+
+def test_the_checksum_sees_everything() -> None:
+    """Would catch two tensors with their names changed round, another shape or type of the same bytes."""
+    a, b = torch.arange(6.0), torch.ones(6)
+    different = [
+        checksum(tensors, "{}")
+        for tensors in (
+            {"a": a, "b": b},
+            {"a": b, "b": a},
+            {"a": a.reshape(2, 3), "b": b},
+            {"a": a.view(torch.int32), "b": b},
+            {"a": a},
+            {"a": a, "b": b, "c": torch.zeros(0)},
+        )
+    ]
+    assert len({*different, checksum({"a": a, "b": b}, "[]")}) == 7
+    assert checksum({"b": b, "a": a}, "{}") == different[0]
+    assert checksum({"s": torch.tensor(True), "h": torch.zeros(2, dtype=torch.bfloat16)}, "")
+
+
+@pytest.fixture
+def with_tokenizer(tmp_path: Path, small: Any) -> Run:
+    """A run with a tokenizer, as training makes it."""
+    about = {
+        "model": ModelConfig(small.tokenizer.vocab_size, embed_dim=2).__dict__,
+        "tokenizer": small.tokenizer.fingerprint,
+    }
+    return Run.create(tmp_path / "with_tokenizer", about, small.tokenizer)
+
+
+def test_another_tokenizer_is_refused(with_tokenizer: Run, small: Any) -> None:
+    """Would catch a model that reads the ids of another tokenizer: a perplexity of thousands, or an IndexError."""
+    folder = with_tokenizer.path / "tokenizer"
+    other = train_tokenizer(["quite another text, with other words"] * 9, "bpe", small.tokenizer.vocab_size)
+    shutil.rmtree(folder)
+    other.save(folder)
+    message = r"tokenizer\.json: another tokenizer \(SHA-256 [0-9a-f]{12}, run\.json has [0-9a-f]{12}\); put back"
+    with pytest.raises(ValueError, match=message):
+        _ = Run.open(with_tokenizer.path).tokenizer
+    # One that spells the same but ends a text by another token: only a file beside tokenizer.json differs.
+    small.tokenizer.save(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "a"}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: another tokenizer"):
+        _ = Run.open(with_tokenizer.path).tokenizer
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"tokenizer: no such folder; put back the tokenizer folder"):
+        _ = Run.open(with_tokenizer.path).tokenizer
+
+
+def test_the_same_tokenizer_is_not_refused(
+    with_tokenizer: Run, small: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a run that a later version, whose fingerprints are others, or other line ends make unusable."""
+    file = with_tokenizer.path / "tokenizer" / "tokenizer.json"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"\n", b"\r\n"))
+    assert Run.open(with_tokenizer.path).tokenizer.fingerprint == small.tokenizer.fingerprint
+    file.write_bytes(content)
+    (file.parent / "README.md").write_text("mine")
+    with_tokenizer.update(tokenizer="0" * 64)
+    assert Run.open(with_tokenizer.path).tokenizer.fingerprint == small.tokenizer.fingerprint
+    assert capsys.readouterr().err == ""
+
+
+def test_tokenizer_of_a_run_of_an_earlier_version(
+    with_tokenizer: Run, small: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch earlier runs that cannot be opened, and any tokenizer taken for theirs."""
+    with_tokenizer.update(tokenizer_files={})
+    about = {name: value for name, value in with_tokenizer.about.items() if name != "tokenizer_files"}
+    file = with_tokenizer.path / "run.json"
+    file.write_text(json.dumps(about))
+    assert Run.open(with_tokenizer.path).tokenizer.fingerprint == small.tokenizer.fingerprint
+    assert capsys.readouterr().err == ""
+    file.write_text(json.dumps(about | {"tokenizer": "0" * 64}))
+    assert Run.open(with_tokenizer.path).tokenizer.fingerprint == small.tokenizer.fingerprint
+    assert "run.json has 000000000000: another tokenizer, or one of an earlier version" in capsys.readouterr().err
+    train_tokenizer(["quite another text"] * 9, "characters", 40).save(with_tokenizer.path / "tokenizer")
+    with pytest.raises(ValueError, match=r"another tokenizer, of \d+ pieces, the model has 300; put back"):
+        _ = Run.open(with_tokenizer.path).tokenizer
+
+
+def test_a_full_disk_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch 'No space left on device' without a word of where, and the checkpoint before it lost."""
+    run.save_best(build_model(CONFIG, 1), {"step": 1})
+    before = (run.path / "best.safetensors").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError) as caught:
+            run.save_best(build_model(CONFIG, 2), {"step": 2})
+    assert caught.value.filename == str(run.path / "best.safetensors")
+    assert told(caught.value) == f"{run.path / 'best.safetensors'}: No space left on device; make room, then try again"
+    assert (run.path / "best.safetensors").read_bytes() == before
+    assert not list(run.path.glob(".best*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError) as caught:
+            Run.create(run.path.parent / "second", ABOUT, None)
+    assert caught.value.filename == str(run.path.parent / "second" / "run.json")
+    assert not (run.path.parent / "second").exists()

@@ -32,14 +32,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from rhapsode.allocator import keep_freed_memory
 from rhapsode.inspection.cost import flops_per_token
 from rhapsode.model import LanguageModel, ModelConfig, build_model
-from rhapsode.progress import say
+from rhapsode.progress import say, show
 
 OURS, PRODUCT = "rhapsode", "product"
 PRODUCT_SIZE = 2048
@@ -83,7 +82,7 @@ def bench(quick: bool = False, as_json: bool = False, seconds: float = 60.0) -> 
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        Console().print(as_table(result))
+        show(as_table(result))
 
 
 def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS) -> dict[str, Any]:

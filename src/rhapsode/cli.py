@@ -12,6 +12,7 @@ import typer
 
 from rhapsode import __version__
 from rhapsode.study.commands import app as study_app
+from rhapsode.terminal import discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
 
 app = typer.Typer(
@@ -199,25 +200,36 @@ def version() -> None:
 
 
 def main() -> None:
-    """The console script: runs a verb and turns errors into one line and exit code 2 (130 after Ctrl-C)."""
+    """The console script: runs a verb and turns errors into one line and exit code 2 (130 after Ctrl-C).
+
+    A reader of standard output that goes away, as `| head` does, ends the program without a word, exit code 1.
+    """
+    prepare_streams()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
         # typer's own way of telling mistakes, standalone_mode, is a box of five lines
         code = app(prog_name="rhapsode", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is wrong with it is told below
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)
     except UsageError as error:
         command, mistake = error.ctx.command_path if error.ctx else "rhapsode", error.format_message().rstrip(".")
         if mistake:  # there is none where help was printed because nothing was asked for
-            print(f"{command}: {mistake}; see {command} --help", file=sys.stderr)
+            print(literal(f"{command}: {mistake}; see {command} --help"), file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, OSError) and is_of_output(error):
+            discard(sys.stdout)
+            if isinstance(error, BrokenPipeError):
+                sys.exit(1)
+            error.filename = "standard output"
         if debug:
             raise
-        print(f"rhapsode: {error}", file=sys.stderr)
+        print(f"rhapsode: {told(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rhapsode: stopped", file=sys.stderr)

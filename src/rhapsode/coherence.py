@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from rhapsode import storyworld
 from rhapsode.atomic import replacing
 from rhapsode.evaluate import bits_per_byte
 from rhapsode.model import LanguageModel
-from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.palette import COLOURS, DASHES, LITERAL_TEXT, MARKERS
 from rhapsode.state import State
 from rhapsode.storyworld import Accuracy, GeneratedReport, Story
 from rhapsode.tokenizer import Tokenizer
@@ -369,7 +368,7 @@ def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
     breaks.add_column("for example")
     for reason, number in report["breaks"].items():
         example = report["examples"][reason].replace(f"{reason}: ", "")
-        breaks.add_row(reason, f"{number:,}", escape(example))
+        breaks.add_row(reason, f"{number:,}", example)
     return [counts, breaks]
 
 
@@ -393,7 +392,9 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
     bins = {name: int(name.rstrip("+").split("-")[0]) for each in accuracies.values() for name in each.by_distance}
     names = sorted(bins, key=bins.__getitem__)
     # A fixed salt makes the ids, and so the file, the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": "recall", "font.family": "DejaVu Sans", "font.size": 10}):
+    with matplotlib.rc_context(
+        LITERAL_TEXT | {"svg.hashsalt": "recall", "font.family": "DejaVu Sans", "font.size": 10}
+    ):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for i, (label, accuracy) in enumerate(accuracies.items()):

@@ -1,6 +1,6 @@
 """What the verbs of the command line do, once their options are read; stdout is data, stderr is talk."""
 
-import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rhapsode import coherence, storyworld
 from rhapsode.decode import SampleConfig, write, write_texts
 from rhapsode.evaluate import POLICY, Score, score
-from rhapsode.inspection import as_text, cost_table, draw, next_token_table, read
+from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
 from rhapsode.model import LanguageModel, build_model
-from rhapsode.progress import bar, say
+from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
+from rhapsode.seeds import check_seed
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
 from rhapsode.start import Request, begin, fitted, resume
+from rhapsode.terminal import print_json
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
@@ -107,10 +108,7 @@ def generate_command(
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
     if prompt == "-":
         prompt = sys.stdin.read()
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # how Python marks bytes of an argument that are no text
-        raise ValueError("the prompt is not valid UTF-8") from None
+    prompt = _as_text(prompt)
     texts = [""] * samples
     steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
     ended: list[str | None] = [None] * samples
@@ -130,11 +128,23 @@ def generate_command(
             {"text": text, "ended": end, "log_probability": sum(t["log_probability"] for t in tokens), "tokens": tokens}
             for text, end, tokens in zip(texts, ended, steps, strict=True)
         ]
-        print(json.dumps({"prompt": prompt, "samples": written}, ensure_ascii=False))
+        print_json({"prompt": prompt, "samples": written})
     elif streaming:
         print()
     else:
         print("\n\n".join(prompt + text for text in texts))
+
+
+def _as_text(prompt: str) -> str:
+    """The prompt, also where the locale is not UTF-8 but its bytes are; ValueError where they are no text."""
+    try:
+        prompt.encode()
+        return prompt
+    except UnicodeEncodeError:  # how Python marks bytes of an argument that its locale cannot read
+        try:
+            return os.fsencode(prompt).decode()
+        except UnicodeError:
+            raise ValueError("the prompt is not valid UTF-8") from None
 
 
 def evaluate_command(
@@ -150,6 +160,7 @@ def evaluate_command(
 ) -> None:
     """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can."""
     device = _use(threads, device)
+    check_seed(sampling.seed, count=max(1, generate))
     run = Run.open(path)
     model = run.load_model(checkpoint, device)
     on_storyworld = len(data) == 1 and is_generated(data[0])
@@ -162,10 +173,10 @@ def evaluate_command(
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
         measured = coherence_of(run, model, sources, generate, sampling)
         if as_json:
-            print(json.dumps(about | measured, ensure_ascii=False))
+            print_json(about | measured)
         else:
             for table in coherence.tables(measured):
-                Console().print(table)
+                show(table)
         return
     if data:
         source = open_source(data, source_config)
@@ -176,9 +187,9 @@ def evaluate_command(
         store, name = resume(path, Request()).valid, "the run's own validation data"
     result = scored(model, store)
     if as_json:
-        print(json.dumps(about | {"data": name} | score_fields(result), ensure_ascii=False))
+        print_json(about | {"data": name} | score_fields(result))
     else:
-        Console().print(score_table(name, result))
+        show(score_table(name, result))
 
 
 def coherence_of(
@@ -248,16 +259,18 @@ def score_table(name: str, result: Score) -> Table:
 
 
 STORY = SampleConfig(max_tokens=400, temperature=0.5)
+STORIES = 3
 
 
 def story_command(minutes: float, seed: int, out: Path | None) -> None:
     """Trains the minute preset on storyworld, for so many minutes, and prints three stories to stdout."""
+    check_seed(seed, count=STORIES)
     path = out or new_directory()
     outcome = train_to_the_end(Request(budget={"minutes": minutes}, seed=seed), path, False, "cpu")
     if outcome.ended == "interrupted":
         raise SystemExit(EXIT_STOPPED)
     run = Run.open(path)
-    for text in write_texts(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=3):
+    for text in write_texts(run.load_model(), run.tokenizer, "", replace(STORY, seed=seed), count=STORIES):
         print(text.strip(), end="\n\n")
     say(f"more of them: rhapsode generate {shlex.quote(str(path))}")
 
@@ -284,15 +297,18 @@ def inspect_command(path: Path, text: str | None, top: int, out: Path | None, ch
     """Tables to stdout; pictures into a folder."""
     run = Run.open(path)
     model = run.load_model(checkpoint)
-    console = Console()
-    console.print(cost_table(model))
+    show(cost_table(model))
     if text is None:
         return
-    reading = read(model, run.tokenizer, text, top)
+    with bar("reading", None, "tokens") as advance:
+        reading = read(model, run.tokenizer, text, top, advance)
+    for table in next_token_tables(reading):
+        show(table)
+    if groups := about_groups(reading):
+        print(f"\n{groups}")
     for name, heads in reading.attention.items():
         for head, attention in enumerate(heads):
             print(f"\nattention: {name}, head {head + 1} (rows look at columns, the first column is the beginning)\n")
-            print(as_text(reading.tokens, attention))
-    console.print(next_token_table(reading))
+            print(as_text(reading.labels, attention))
     for file in draw(reading, out or path / "inspect"):
         say(f"saved {file}")

@@ -5,20 +5,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+from rhapsode.terminal import literal
+
+
+class LiteralConsole(Console):
+    """A console on which text is text, in lines, tables and titles: no markup, no `:emoji:`, no escape sequences."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text with what a terminal would obey spelled out."""
+        return super().render_str(literal(text), **(options | {"markup": False, "emoji": False}))
+
+
+console = LiteralConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(message: str) -> None:
-    """Prints one line of talk to stderr, without markup or wrapping."""
-    console.print(message, markup=False, soft_wrap=True)
+    """Prints one line of talk to stderr, without wrapping."""
+    console.print(message, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Prints a table to stdout."""
+    LiteralConsole(markup=False, emoji=False).print(table)
 
 
 @contextmanager
@@ -34,14 +52,14 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
         return f"{done / max(time.monotonic() - started, 1e-9):,.1f} {unit}/s"
 
     if console.is_terminal:
-        rate_column = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), rate_column)
+        rate_column = TextColumn("{task.fields[rate]}", markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), rate_column)
         # Left to itself, rich sends stdout through this console: to the screen, even where stdout is a file.
         live = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, redirect_stdout=sys.stdout.isatty()
         )
         with live as progress:
-            task = progress.add_task(description, total=total, rate="")
+            task = progress.add_task(literal(description), total=total, rate="")
 
             def advance(amount: float) -> None:
                 nonlocal done
@@ -91,10 +109,10 @@ class TrainingDisplay:
         self.live = enabled and console.is_terminal
         self.told = self.shown = time.monotonic()
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
             console=console,
         )
@@ -121,7 +139,7 @@ class TrainingDisplay:
     def sample(self, line: str) -> None:
         """A text that the model wrote; only people at a terminal want it now."""
         if self.live:
-            console.print(line, style="italic", markup=False)
+            console.print(line, style="italic")
 
     def step(self, step: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         """After each step: the loss is smoothed here; seconds and tokens are those of training so far."""

@@ -12,6 +12,7 @@ Every file but the two logs is replaced as a whole. A checkpoint is one file, so
 how long metrics.jsonl was, and what a killed process wrote after it is cut off.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -33,11 +34,18 @@ from torch import Tensor
 import rhapsode
 from rhapsode.atomic import replacing, write_text
 from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.progress import say
 from rhapsode.recipe import Recipe
+from rhapsode.recipe.changes import SECTIONS
+from rhapsode.recorded import NUMBER, check_run, check_shape, read_config, read_versioned
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+PUT_BACK = "put back the tokenizer folder that was made with it"
+METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
+Config = TypeVar("Config")
 
 
 class Checkpoint(NamedTuple):
@@ -67,6 +75,7 @@ class Run:
         with whole_directory(path) as temporary:
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer")
+                about["tokenizer_files"] = file_digests(temporary / "tokenizer")
             write_text(temporary / "run.json", as_json(about))
             if model is not None:
                 cls(temporary, about).save_best(model, {"step": 0})
@@ -79,7 +88,9 @@ class Run:
         if not (path / "run.json").is_file():
             what = "no run.json in it" if path.is_dir() else "no such directory"
             raise FileNotFoundError(f"{path}: {what}; a run is a directory that `rhapsode train` made")
-        return cls(path, read_versioned(path / "run.json", FORMAT_VERSION))
+        about = read_versioned(path / "run.json", FORMAT_VERSION)
+        check_run(about, path / "run.json")
+        return cls(path, about)
 
     def update(self, **fields: Any) -> None:
         """Writes run.json again with some fields changed."""
@@ -89,10 +100,11 @@ class Run:
     @cached_property
     def model_config(self) -> ModelConfig:
         """The shape of the run's model."""
-        try:
-            return ModelConfig(**self.about["model"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.path / 'run.json'}: not a model config this program knows ({error})") from None
+        return self.config("model", ModelConfig)
+
+    def config(self, section: str, kind: type[Config]) -> Config:
+        """The config in a section of run.json; ValueError naming the file and the field that is wrong."""
+        return read_config(kind, self.about.get(section), str(self.path / "run.json"), section)
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -100,29 +112,44 @@ class Run:
 
         Raises ValueError naming run.json and the field where it is not a recipe.
         """
-        names: tuple[str, ...] = ("model", "optimizer", "train", "batch")
-        sections = {name: self.about[name] for name in names if name in self.about}
-        if sections.keys() == {"model"}:
+        if "optimizer" not in self.about:
             return None
-        return Recipe.from_dict(sections, str(self.path / "run.json"))
+        return Recipe(**{name: self.config(name, kind) for name, kind in SECTIONS.items()})
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer; raises ValueError for a run on bare token ids that has none."""
-        if not (self.path / "tokenizer").is_dir():
+        """The run's tokenizer; raises ValueError where it has none, or where the folder holds another one."""
+        folder = self.path / "tokenizer"
+        if not folder.is_dir():
+            if "tokenizer" in self.about:
+                raise ValueError(f"{folder}: no such folder; {PUT_BACK}")
             raise ValueError(f"{self.path}: this run has no tokenizer, it was trained on bare token ids")
-        return Tokenizer.load(self.path / "tokenizer")
+        recorded = self.about.get("tokenizer"), self.about.get("tokenizer_files")
+        return recorded_tokenizer(folder, *recorded, self.model_config.vocab_size, self.path / "run.json")
 
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds; a line that a killed process left half is left out."""
+        """What metrics.jsonl holds; a line that a killed process left half is left out.
+
+        Raises ValueError naming the line where one is no entry.
+        """
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        entries = []
+        for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], start=1):
+            where = f"{self.metrics_path}, line {number}"
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                raise ValueError(f"{where}: damaged, not JSON; remove the line") from None
+            check_shape(entry, METRICS, where)
+            if entry["event"] == "valid":
+                check_shape(entry, {"valid_loss": NUMBER}, where)
+            entries.append(entry)
+        return entries
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -151,6 +178,7 @@ class Run:
 
     def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         metadata = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress)}
+        metadata["sha256"] = checksum(tensors, metadata["progress"])
         with replacing(self.path / f"{name}.safetensors") as temporary:
             # Not save_file: that writes to a hidden file of its own first, which a kill would leave for good.
             temporary.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -163,18 +191,24 @@ class Run:
         # Read in one piece: safe_open opens a file twice, and a process that trains may replace it in between.
         content = file.read_bytes()
         try:
-            tensors = safetensors.torch.load(content)
-            return Checkpoint(tensors, progress_in(content))
+            tensors, metadata = safetensors.torch.load(content), metadata_in(content)
+            progress = json.loads(metadata["progress"])
+            if not isinstance(progress, dict):
+                raise ValueError("its progress is no JSON object")
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{file}: damaged or not a checkpoint ({error})") from None
+        # Checkpoints of earlier versions have no checksum.
+        if "sha256" in metadata and metadata["sha256"] != checksum(tensors, metadata["progress"]):
+            raise ValueError(
+                f"{file}: damaged, its contents do not fit its own checksum; put a sound copy of the file in its place"
+            )
+        return Checkpoint(tensors, progress)
 
-    def load_last(self) -> Checkpoint | None:
-        """The checkpoint to go on from; cuts metrics.jsonl back to what it was then."""
-        checkpoint = self.load("last")
+    def cut_metrics(self, checkpoint: Checkpoint | None) -> None:
+        """Cuts metrics.jsonl back to what it was at the checkpoint, where training goes on; to nothing if at none."""
         if self.metrics_path.exists():
             size = checkpoint.progress.get("metrics_bytes", 0) if checkpoint else 0
             os.truncate(self.metrics_path, min(size, self.metrics_path.stat().st_size))  # never longer, with zeros
-        return checkpoint
 
     def load_model(self, checkpoint: str = "best", device: torch.device | str = "cpu") -> LanguageModel:
         """The trained model, ready to be used; `best` falls back to `last` in a run that never validated.
@@ -191,10 +225,54 @@ class Run:
         return model.to(device).eval()
 
 
-def progress_in(content: bytes) -> dict[str, Any]:
-    """The progress in the metadata of a checkpoint's bytes: 8 bytes of length, a JSON header, the tensors."""
+def metadata_in(content: bytes) -> dict[str, str]:
+    """The metadata of a checkpoint's bytes: 8 bytes of length, a JSON header, the tensors."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return json.loads(header["__metadata__"]["progress"])
+    return header["__metadata__"]
+
+
+def checksum(tensors: dict[str, Tensor], progress: str) -> str:
+    """SHA-256 of all that a checkpoint holds: progress; names, types, shapes and bytes of its tensors."""
+    digest = hashlib.sha256(progress.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a tokenizer folder, by name; files that are no part of a tokenizer do not count."""
+    names = (name for name in TOKENIZER_FILES if (folder / name).is_file())
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def recorded_tokenizer(
+    folder: Path, fingerprint: str | None, files: dict[str, str] | None, vocab_size: int, record: Path
+) -> Tokenizer:
+    """The tokenizer in the folder; ValueError where it is not the one that `record` tells of.
+
+    It is where its files are the same to the byte, or where its fingerprint is (files that were written anew). Records
+    of earlier versions have no digests of files, and their fingerprint may be that of an earlier version: there the
+    size of the vocabulary decides, and a line says that no more is known.
+    """
+    tokenizer = Tokenizer.load(folder)
+    found = file_digests(folder)
+    same = (files is not None and found == files) or tokenizer.fingerprint == fingerprint
+    if not same and files is not None:
+        name = next((name for name in TOKENIZER_FILES if found.get(name) != files.get(name)), TOKENIZER_FILES[0])
+        had, has = (digests.get(name, "none")[:12] for digests in (files, found))
+        raise ValueError(f"{folder / name}: another tokenizer (SHA-256 {has}, {record.name} has {had}); {PUT_BACK}")
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"{folder}: another tokenizer, of {tokenizer.vocab_size:,} pieces, the model has {vocab_size:,}; {PUT_BACK}"
+        )
+    if not same and fingerprint is not None:
+        say(
+            f"{folder}: fingerprint {tokenizer.fingerprint[:12]}, {record.name} has {fingerprint[:12]}: another"
+            " tokenizer, or one of an earlier version"
+        )
+    return tokenizer
 
 
 def weights_of(model: LanguageModel) -> dict[str, Tensor]:
@@ -255,21 +333,11 @@ def whole_directory(path: Path) -> Iterator[Path]:
         except OSError:
             check_free(path)  # another process was faster
             raise
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename:
+            error.filename = str(error.filename).replace(str(temporary), str(path))
         raise
-
-
-def read_versioned(file: Path, version: int) -> dict[str, Any]:
-    """A JSON object with a format_version; ValueError where it is damaged or of another version."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        found = about["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: damaged ({error})") from None
-    if found != version:
-        raise ValueError(f"{file.parent}: format_version {found}, this program reads {version}")
-    return about
 
 
 @contextmanager
@@ -287,5 +355,14 @@ def held(directory: Path, taken: str) -> Iterator[None]:
 
 
 def as_json(about: dict[str, Any]) -> str:
-    """The text of run.json and its like."""
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    """The text of run.json and its like; a file's name that is no text is written in escapes, which read back."""
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    return (text if _is_text(text) else json.dumps(about, indent=2)) + "\n"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

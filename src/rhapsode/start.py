@@ -14,6 +14,7 @@ from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.recipe.rules import TextSize, fit_preset
+from rhapsode.recorded import read_config
 from rhapsode.run import Run, check_free
 from rhapsode.sources import Source, SourceConfig, cache_root, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
@@ -143,7 +144,8 @@ def resume(out: Path, request: Request) -> Ready:
         raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to go on with")
     # What was not asked for was chosen all the same, and may be asked for by its name.
     preset = begun["preset"] or preset_of(Request(data=tuple(begun["data"])))
-    begun = {**begun, "seed": run.about["train"]["seed"], "preset": preset}
+    seed = run.config("train", TrainConfig).seed
+    begun = {**asdict(Request()), **begun, "seed": seed, "preset": preset}
     digest = begun.get("config_digest")
     if digest and request.config == begun["config"] and _digest(request.config) != digest:
         raise ValueError(f"{request.config} has changed since {out} was begun; a resumed run cannot change its configs")
@@ -154,13 +156,13 @@ def resume(out: Path, request: Request) -> Ready:
             raise ValueError(
                 f"{out} was begun with {name} {begun[name]!r}, not {_plain(value)!r}; a resumed run cannot change it"
             )
-    train_store, valid_store = reopen_data(run.about["data"], run.tokenizer, run.about["train"]["seed"], str(out))
+    train_store, valid_store = reopen_data(run.about["data"], run.tokenizer, seed, str(out))
     return Ready(run, train_store, valid_store)
 
 
 def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str) -> tuple[TokenStore, TokenStore]:
     """The (train, valid) stores that `open_data` told of in `about`; ValueError where the data are others by now."""
-    config = SourceConfig(**about["source"])
+    config = read_config(SourceConfig, about["source"], where, "data.source")
     store = _find_store(about["store_fingerprint"]) or prepare(open_source(about["locations"], config), tokenizer)
     if "valid" in about:
         train_store = store

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from rhapsode import storyworld
-from rhapsode.run import Run, progress_in
+from rhapsode.run import Run, metadata_in
 
 KILLS = 20
 AT_START = (0, 1, 8, 14)  # these kills come at a moment of start-up, the others after some more checkpoints
@@ -135,7 +135,7 @@ class Life:
 def last_step(out: Path) -> int:
     """The step of the last checkpoint, 0 if there is none."""
     file = out / "last.safetensors"
-    return progress_in(file.read_bytes())["step"] if file.exists() else 0
+    return json.loads(metadata_in(file.read_bytes())["progress"])["step"] if file.exists() else 0
 
 
 def last_progress(out: Path) -> dict[str, Any] | None:

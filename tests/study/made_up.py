@@ -32,6 +32,7 @@ def made_up_study(path: Path, request: Request, scale: float = 0.05, losses: Los
         "valid_sequences": 1000,
         "jobs": 1,
         "data": fingerprints
+        | {"locations": ["stories.jsonl"], "source": {}, "valid": "valid.jsonl"}
         | {"description": "stories.jsonl", "num_stories": 11_812, "valid_stories_there": 3_228}
         | {"valid_description": "valid.jsonl"},
         "tokenizer_fingerprint": tokenizer.fingerprint,

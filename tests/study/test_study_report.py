@@ -186,3 +186,33 @@ def test_figures_are_the_same_each_time_and_described() -> None:
 
 def _texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg.encode()).iter(f"{SVG}text")]
+
+
+NASTY = ["a|b", "a b", "`c`", "$$", "$x^$", "<i>d", "[e](f)", "&lt;", "\x1b[31mg", "*h*", "~~i~~", "_j"]
+
+
+def test_what_a_user_wrote_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Would catch a `|` that makes another column, `$` that breaks a figure, HTML and escape sequences that are obeyed,
+    and two settings whose names look alike trained as one."""
+    study = made_up_study(tmp_path / "s", Request("grid", vary=("prompt=" + ",".join(NASTY),), valid_stories=7))
+    assert len(study.plan.cells) == len(NASTY)
+    study.about["data"]["description"] = "x|`y`$z$\udcff<b>.txt"
+    study.about["command"] = "rhapsode study --vary 'prompt=```'"
+    write_report(study, {}, {}, None)
+    text = (study.path / "report.md").read_text(encoding="utf-8")
+    assert "\n````\nrhapsode study --vary 'prompt=```'\n````\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("| prompt ")]
+    assert len(rows) == len(NASTY)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9}
+    prose = text.replace("\n````\nrhapsode study --vary 'prompt=```'\n````\n", "")
+    assert not re.search(r"(?<!\\)[$`~<&\[]", re.sub(r"!\[.*?\]\(figures/[^)]*\)|\*\*", "", prose))
+    page = Page()
+    page.feed((study.path / "report.html").read_text(encoding="utf-8"))
+    for label in NASTY:
+        assert f"prompt {label}".replace("\x1b", r"\x1b") in page.text
+    assert r"x|`y`$z$\udcff<b>.txt" in page.text
+    assert "\x1b" not in page.text
+    assert page.open == []
+    drawn = ElementTree.parse(study.path / "figures" / "grid-final.svg")
+    shown = {"".join(element.itertext()).strip() for element in drawn.iter(f"{SVG}text")}
+    assert {f"prompt {label}".replace("\x1b", r"\x1b") for label in NASTY} <= shown

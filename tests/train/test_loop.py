@@ -1,7 +1,9 @@
 """The training loop: exact resume, validation that disturbs nothing, and an end that loses nothing."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,6 +141,113 @@ def test_resumed_run_ends_bit_by_bit_as_one_never_stopped(
     assert outcome.progress.validations == 4
     assert_same_end(stopped, straight)
     assert ("state/0/hidden" in straight.load("last").tensors) == (kind == "carried")  # type: ignore[union-attr]
+
+
+def without(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Takes a tensor or a field of progress away."""
+    return lambda tensors, progress: (tensors if name in tensors else progress).pop(name)
+
+
+def put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Puts another tensor or field of progress there."""
+    return lambda tensors, progress: (tensors if isinstance(value, torch.Tensor) else progress).update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put("optimizer/0/rnn.out.weight/momentum", torch.zeros(3)), r"momentum has the shape \[3\], it must have"),
+        (put("optimizer/1/rnn.out.weight/exp_avg", torch.zeros(10, 10)), "is no state of this run's optimisers"),
+        (put("optimizer/9/rnn.out.weight/momentum", torch.zeros(10, 10)), "is no state of this run's optimisers"),
+        (put("optimizer/0/other/momentum", torch.zeros(3)), "0/other/momentum is no state"),
+        (put("optimizer/0", torch.zeros(3)), "not enough values to unpack"),
+        (without("optimizer/1/rnn.out.bias/exp_avg_sq"), "optimizer/1/rnn.out.bias/exp_avg_sq is missing"),
+        (without("optimizer/0/rnn.out.weight/momentum"), "optimizer/0/rnn.out.weight/momentum is missing"),
+        (without("generator/cpu"), "'generator/cpu' is missing"),
+        (put("generator/cpu", torch.zeros(7, dtype=torch.uint8)), "RNG state"),
+        (put("generator/cpu", torch.zeros(7)), "RNG state|ByteTensor"),
+        (without("model/rnn.out.bias"), "do not fit the model config"),
+        (without("state/0/hidden"), r"state/0/hidden has the shape None, the model's is \[4, 10\]"),
+        (
+            put("state/0/hidden", torch.zeros(3, 10)),
+            r"state/0/hidden has the shape \[3, 10\], the model's is \[4, 10\]",
+        ),
+        (put("state/1/hidden", torch.zeros(4, 10)), "state/1/hidden has the shape"),
+        (without("step"), "'progress.step' is missing"),
+        (without("timed_from"), "'timed_from' is missing"),
+        (put("timed_from", 5), "cannot unpack|not iterable"),
+        (put("step", "six"), "progress.step must be a whole number, got 'six'"),
+        (put("flavour", 1), "no field 'flavour'"),
+        (put("batcher", {"epoch": 0}), "'position' is missing"),
+        (put("batcher", {"epoch": 0, "position": 10**9}), "does not fit data"),
+        (put("metrics_bytes", "all"), "metrics_bytes must be a whole number, got 'all'"),
+    ],
+)
+def test_a_state_that_cannot_be_restored_is_one_line(
+    begin: Callable[..., Run],
+    small: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[dict[str, Any], dict[str, Any]], None],
+    message: str,
+) -> None:
+    """Would catch a traceback, a moment that silently begins at zero, and metrics that are cut before that is known."""
+    run = begin(batch={"carry_state": True})
+    interrupted(run, small, monkeypatch, 5)
+    checkpoint = run.load("last")
+    assert checkpoint is not None
+    with run.metrics_path.open("a") as stream:
+        stream.write('{"event": "of a later step"}\n')
+    before = run.metrics_path.read_bytes()
+    progress = dict(checkpoint.progress)
+    damage(checkpoint.tensors, progress)
+    run._save("last", checkpoint.tensors, progress)
+    with pytest.raises(ValueError, match=message) as caught:
+        go(run, small)
+    assert str(caught.value).startswith(f"{run.path / 'last.safetensors'}: training cannot go on from it: ")
+    assert "\n" not in str(caught.value)
+    assert run.metrics_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "last.safetensors"])
+def test_a_full_disk_while_training_names_the_file(
+    begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Would catch a full disk that names no file, and a run that cannot go on once there is room."""
+    expected = begin("never")
+    go(expected, small)
+    run = begin("full")
+    file = run.path / name
+    opened, write_bytes = Path.open, Path.write_bytes
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+            full()
+
+        write = flush = full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path,
+            "open",
+            lambda p, *a, **o: Full(opened(p, *a, **o)) if p == file and a == ("a",) else opened(p, *a, **o),
+        )
+        patch.setattr(Path, "write_bytes", lambda p, b: full() if p.name.startswith(f".{name}") else write_bytes(p, b))
+        with pytest.raises(OSError) as caught:
+            go(run, small)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(file)
+    go(run, small)
+    assert_same_end(run, expected)
 
 
 def test_going_on_with_a_finished_run_changes_nothing(begin: Callable[..., Run], small: Any) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rhapsode.model import ModelConfig
-from rhapsode.recipe.changes import SECTIONS, Sections, build, checked, merge, typed, types_of
+from rhapsode.recipe.changes import SECTIONS, Sections, build, checked, merge, types_of
 from rhapsode.recipe.configs import OptimizerConfig, TrainConfig
+from rhapsode.recorded import read_config
 from rhapsode.tokens import BatchConfig
 
 
@@ -33,22 +34,14 @@ class Recipe:
         unknown = sorted(set(content) - set(SECTIONS))
         if unknown:
             raise ValueError(f"{where}: {unknown[0]!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
-        parts: dict[str, Any] = {}
-        for section, kind in SECTIONS.items():
-            fields, known, here = content.get(section), types_of(section), f"{where}, {section}"
-            if not isinstance(fields, Mapping):
-                raise ValueError(f"{here}: {'is missing' if section not in content else 'is no table of fields'}")
-            missing = [name for name in known if name not in fields]
+        for section in SECTIONS:
+            if section not in content:
+                raise ValueError(f"{where}: the section {section} is missing")
+            fields = content[section]
+            missing = [name for name in types_of(section) if isinstance(fields, Mapping) and name not in fields]
             if missing:
-                raise ValueError(f"{here}: the field {missing[0]!r} is missing")
-            for name in fields:
-                if name not in known:
-                    raise ValueError(f"{here}: there is no field {name!r} (there are {', '.join(known)})")
-            values = {name: typed(section, name, value, here) for name, value in fields.items()}
-            try:
-                parts[section] = build(kind, values)
-            except ValueError as error:
-                raise ValueError(f"{here}: {error}") from None
+                raise ValueError(f"{where}: the field {section}.{missing[0]} is missing")
+        parts: dict[str, Any] = {name: read_config(kind, content[name], where, name) for name, kind in SECTIONS.items()}
         return cls(**parts)
 
     @classmethod

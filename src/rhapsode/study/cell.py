@@ -41,7 +41,7 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
     """Trains the cell and writes its result; returns how training ended, as in `Outcome.ended`."""
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
-    tokenizer = Tokenizer.load(study.path / "tokenizer")
+    tokenizer = study.tokenizer()
     train_store, valid_store = reopen_data(about["data"], tokenizer, study.request.seed, str(study.path))
     view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
     if (path / "run.json").exists():
@@ -79,7 +79,7 @@ def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, thr
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")
-    batches_per_epoch = Batcher(train_store, BatchConfig(**run.about["batch"]), cell.seed).batches_per_epoch
+    batches_per_epoch = Batcher(train_store, run.config("batch", BatchConfig), cell.seed).batches_per_epoch
     return {
         "ended": outcome.ended,
         "points": points,

@@ -16,11 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.atomic import write_text
-from rhapsode.run import as_json, held, read_versioned, whole_directory
+from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
+from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
 from rhapsode.study.plans import Cell, Plan, Request, plan_of
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+STUDY = {
+    "request": dict,
+    "command": str,
+    "scale": NUMBER,
+    "valid_stories": int,
+    "valid_sequences": int,
+    "tokenizer_fingerprint": str,
+    "tokenizer_files?": dict,
+    "tokenizer_kind": str,
+    "vocab_size": int,
+    "data": RUN["data?"] | {"num_stories": int, "valid_stories_there": int, "valid_description": str},
+}
 
 
 class Study:
@@ -28,7 +41,10 @@ class Study:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
-        self.request = Request(**{name: _tuples(value) for name, value in about["request"].items()})
+        where = str(path / "study.json")
+        check_shape(about, STUDY, where)
+        request = {name: _tuples(value) for name, value in about["request"].items()}
+        self.request = read_config(Request, request, where, "request")
         self.plan: Plan = plan_of(self.request, about["scale"])
 
     @classmethod
@@ -37,6 +53,7 @@ class Study:
         about = {"format_version": FORMAT_VERSION, **about}
         with whole_directory(path) as temporary:
             tokenizer.save(temporary / "tokenizer")
+            about["tokenizer_files"] = file_digests(temporary / "tokenizer")
             write_text(temporary / "study.json", as_json(about))
         return cls(path, about)
 
@@ -44,6 +61,11 @@ class Study:
     def open(cls, path: Path) -> "Study":
         """Opens a study directory; ValueError where it is damaged or of another version."""
         return cls(path, read_versioned(path / "study.json", FORMAT_VERSION))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of all cells; ValueError where the folder holds another one."""
+        recorded = self.about["tokenizer_fingerprint"], self.about.get("tokenizer_files"), self.about["vocab_size"]
+        return recorded_tokenizer(self.path / "tokenizer", *recorded, self.path / "study.json")
 
     def check_same(self, request: Request) -> None:
         """Raises ValueError with one line where the study was begun with another request."""

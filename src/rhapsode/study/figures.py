@@ -5,14 +5,16 @@ Lines differ in colour, dashes and markers, and each is in the legend.
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rhapsode.atomic import replacing, write_text
-from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.palette import COLOURS, DASHES, LITERAL_TEXT, MARKERS
 
 MOST_LINES = len(COLOURS)
 WIDTH, HEIGHT = 7.0, 4.4  # inches
@@ -54,43 +56,58 @@ def lines(
     """A plot of lines. Raises ValueError for none, or for more than can be told apart."""
     if not 0 < len(drawn) <= MOST_LINES:
         raise ValueError(f"a plot has 1 to {MOST_LINES} lines, got {len(drawn)}")
-    figure, axes = _axes(title, x_label, y_label, HEIGHT)
-    for i, line in enumerate(drawn):
-        style = {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markersize": 5}
-        axes.plot(line.x, line.y, label=line.label, linewidth=1.8, **style)
-        if line.low:
-            axes.fill_between(line.x, line.low, line.high, color=COLOURS[i], alpha=0.15, linewidth=0)
-    if log_x:
-        _log_ticks(axes, sorted({x for line in drawn for x in line.x}))
-    else:
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(_thousands())
-    axes.legend(title=legend or None, frameon=True, handlelength=3.5)
-    ends = "; ".join(f"{line.label} ends at {line.y[-1]:.3f}" for line in drawn)
-    return _drawn(figure, name, title, f"{title}. {y_label} against {x_label}: {ends}.")
+    with _drawing(name):
+        figure, axes = _axes(title, x_label, y_label, HEIGHT)
+        for i, line in enumerate(drawn):
+            style = {"color": COLOURS[i], "linestyle": DASHES[i], "marker": MARKERS[i], "markersize": 5}
+            axes.plot(line.x, line.y, label=line.label, linewidth=1.8, **style)
+            if line.low:
+                axes.fill_between(line.x, line.low, line.high, color=COLOURS[i], alpha=0.15, linewidth=0)
+        if log_x:
+            _log_ticks(axes, sorted({x for line in drawn for x in line.x}))
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter(_thousands())
+        axes.legend(title=legend or None, frameon=True, handlelength=3.5)
+        ends = "; ".join(f"{line.label} ends at {line.y[-1]:.3f}" for line in drawn)
+        return _drawn(figure, name, title, f"{title}. {y_label} against {x_label}: {ends}.")
 
 
 def dots(name: str, title: str, x_label: str, drawn: Sequence[Line], labels: Sequence[str]) -> Figure:
     """Values beside their labels, one row each, a marker per line (each with a value for every label)."""
-    figure, axes = _axes(title, x_label, "", max(HEIGHT * 0.6, 1.4 + 0.36 * len(labels)))
-    rows = range(len(labels))
-    for i, line in enumerate(drawn):
-        style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 7}
-        axes.plot(line.y, rows, label=line.label, linestyle="none", **style)
-        if line.low:
-            axes.hlines(rows, line.low, line.high, color=COLOURS[i], linewidth=1.5)
-    axes.set_yticks(rows, labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.legend(frameon=True)
-    values = "; ".join(f"{label} {drawn[-1].y[row]:.3f}" for row, label in enumerate(labels))
-    return _drawn(figure, name, title, f"{title}. {drawn[-1].label}: {values}.")
+    with _drawing(name):
+        figure, axes = _axes(title, x_label, "", max(HEIGHT * 0.6, 1.4 + 0.36 * len(labels)))
+        rows = range(len(labels))
+        for i, line in enumerate(drawn):
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 7}
+            axes.plot(line.y, rows, label=line.label, linestyle="none", **style)
+            if line.low:
+                axes.hlines(rows, line.low, line.high, color=COLOURS[i], linewidth=1.5)
+        axes.set_yticks(rows, labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.legend(frameon=True)
+        values = "; ".join(f"{label} {drawn[-1].y[row]:.3f}" for row, label in enumerate(labels))
+        return _drawn(figure, name, title, f"{title}. {drawn[-1].label}: {values}.")
+
+
+@contextmanager
+def _drawing(name: str) -> Iterator[None]:
+    """matplotlib's settings for a plot of that name, while it is made and while it is saved."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("the report of a study needs matplotlib: pip install 'rhapsode[study]'") from None
+    with (
+        matplotlib.rc_context(LITERAL_TEXT | {"svg.fonttype": "none", "svg.hashsalt": name}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the SVG has it as text all the same
+        yield
 
 
 def _axes(title: str, x_label: str, y_label: str, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError:
-        raise ValueError("the report of a study needs matplotlib: pip install 'rhapsode[study]'") from None
+    from matplotlib.figure import Figure as Canvas
+
     figure = Canvas(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=12, loc="left")
@@ -119,12 +136,9 @@ def _log_ticks(axes: Any, places: Sequence[float]) -> None:
 def _drawn(figure: Any, name: str, title: str, alt: str) -> Figure:
     """Renders the plot. The SVG holds no date and no reference, and its ids begin with its name, since several SVGs
     stand in one page."""
-    import matplotlib
-
     svg, png = io.StringIO(), io.BytesIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(svg, format="svg", metadata=nothing)
+    figure.savefig(svg, format="svg", metadata=nothing)
     figure.savefig(png, format="png", dpi=PNG_DOTS_PER_INCH)
     text = svg.getvalue()
     text = text[text.index("<svg") :]

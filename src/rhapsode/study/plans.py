@@ -16,6 +16,7 @@ from typing import Any
 from rhapsode.recipe import BUDGETS
 from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
 from rhapsode.seeds import check_seed
+from rhapsode.terminal import literal
 
 # The course's recipe on the package's own data and batches: 128 tokens of each story, Adam at a constant rate.
 RECIPE: Sections = {
@@ -187,6 +188,9 @@ def _with_part(
             _check(sections, f"{name} {label}")
             slug = re.sub(r"[^A-Za-z0-9.]+", "-", label.replace(",", "") if name == "sequences" else label).strip("-")
             cell = f"{name}-{slug}" + (f"-seed{seed}" if request.seeds > 1 else "")
+            first, alike = cell, itertools.count(2)
+            while cell in cells and cells[cell].sections != sections:  # `a|b` beside `a b`
+                cell = f"{first}-{next(alike)}"
             cell = known.setdefault(json.dumps(sections, sort_keys=True), cell)
             completions = name == "temperature" or (cell in cells and cells[cell].completions)
             cells[cell] = Cell(cell, sections, completions)
@@ -222,7 +226,7 @@ def shown(value: Any) -> str:
     """A value of a field, as people write it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else literal(str(value))
 
 
 def _label(part: str, label: str, values: Values, scale: float) -> str:

@@ -5,6 +5,7 @@ Both templates show the same chapters; all numbers in them come from the cells' 
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rhapsode.study import sentences
 from rhapsode.study.chapters import Table, chapter_of
 from rhapsode.study.directory import Study
 from rhapsode.study.plans import TITLES, shown
+from rhapsode.terminal import literal
 
 
 def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
@@ -27,6 +29,7 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
     about = {"study": study, "chapters": chapters, "settings": settings_of(study, facts), "failed": failed}
+    about["fence"] = "`" * max(3, 1 + max(map(len, re.findall("`+", study.about["command"])), default=0))
     about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
@@ -58,14 +61,15 @@ def _render(template: str, about: dict[str, Any]) -> str:
         loader=PackageLoader("rhapsode.study"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["cell"] = _markdown_cell
-    return environment.get_template(template).render(about).rstrip() + "\n"
+    text = environment.get_template(template).render(about).rstrip() + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no text
 
 
 def _markdown_cell(text: str) -> str:
     """A text for a cell of a Markdown table, or for one line of a list."""
-    for character in ("\\", "|", "*", "_", "`", "<", ">", "#"):
-        text = text.replace(character, "\\" + character)
-    return " " * text[:1].isspace() + " ".join(text.split())  # a completion may go on in the middle of a word
+    begins = " " * text[:1].isspace()  # a completion may go on in the middle of a word
+    line = re.sub(r"[\\`*\[\]<>#|$~&]|\b_|_\b", r"\\\g<0>", " ".join(text.split()))
+    return begins + literal(line)
 
 
 def title_of(study: Study) -> str:

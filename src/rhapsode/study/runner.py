@@ -160,7 +160,7 @@ def _share(path: Path) -> tuple[float, float | None, float]:
         run: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
         total = _total_steps(run)
         return (last["step"] / total if total else 0.0), last.get("valid_loss", last["train_loss"]), last["seconds"]
-    except (OSError, ValueError, IndexError, KeyError):
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
         return 0.0, None, 0.0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rhapsode.atomic import naming
 from rhapsode.progress import bar, say
 from rhapsode.sources import FileSource, GeneratedSource, Source, cache_root
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -374,7 +375,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             f"cannot write into the cache {folder.parent}: {error.strerror}; set RHAPSODE_CACHE to another"
         ) from None
     try:
-        yield temporary
+        with naming(folder.parent):
+            yield temporary
         for path in (*temporary.iterdir(), temporary):
             handle = os.open(path, os.O_RDONLY)
             os.fsync(handle)

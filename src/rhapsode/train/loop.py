@@ -13,19 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rhapsode.allocator import keep_freed_memory
+from rhapsode.atomic import naming
 from rhapsode.decode import SampleConfig, write_texts
 from rhapsode.evaluate import Score, score
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.recipe import BUDGETS, OptimizerConfig, TrainConfig
-from rhapsode.run import Run, below, load_weights, weights_of
+from rhapsode.recorded import check_shape, read_config
+from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
 from rhapsode.threads import ThreadChooser, chosen_threads
@@ -114,11 +116,11 @@ class _Training:
         self.device = torch.device(device)
         if "threads" not in about:
             run.update(threads=torch.get_num_threads())
-        self.config = TrainConfig(**about["train"])
-        self.optimizer_config = OptimizerConfig(**about["optimizer"])
-        self.batch_config = BatchConfig(**about["batch"])
+        self.config = run.config("train", TrainConfig)
+        self.optimizer_config = run.config("optimizer", OptimizerConfig)
+        self.batch_config = run.config("batch", BatchConfig)
         self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
-        checkpoint = run.load_last()
+        checkpoint = run.load("last")
         self.model = build_model(run.model_config, self.config.seed).to(self.device)
         self.optimizers = Optimizers(self.model, self.optimizer_config)
         self.state: State | None = None
@@ -127,19 +129,22 @@ class _Training:
         self.plan.entries = about.get("plan") or self.plan.entries
         seed_everything(self.config.seed)
         if checkpoint is not None:
-            self._restore(checkpoint.tensors, checkpoint.progress)
+            self._restore(checkpoint)
+        run.cut_metrics(checkpoint)
         self.valid: Score | None = None
         self.saved_at = time.monotonic()
-        self.log = (run.path / "log.txt").open("a", encoding="utf-8", buffering=1)
-        self.metrics = run.metrics_path.open("a", encoding="utf-8")
         past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
         self.display = TrainingDisplay(past, enabled=show)
+        self.log_path = run.path / "log.txt"
+        self.log = self.log_path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self.metrics = run.metrics_path.open("a", encoding="utf-8")
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def go(self) -> Outcome:
         progress = self.progress
-        with self.log, self.metrics, self.display, self._threads() as self.threads:
+        logs = naming(self.log_path), self.log, naming(self.run.metrics_path), self.metrics
+        with logs[0], logs[1], logs[2], logs[3], self.display, self._threads() as self.threads:
             self._tell(self._beginning())
             sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
             threads = torch.get_num_threads()
@@ -284,17 +289,45 @@ class _Training:
         self.saved_at = time.monotonic()
         self.happened(Saved(self.progress.step, self.run.path))
 
-    def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Takes what `save` wrote; ValueError with one line where that cannot be."""
+        try:
+            self._take(checkpoint.tensors, dict(checkpoint.progress))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(
+                f"{self.run.path / 'last.safetensors'}: training cannot go on from it: {what}; put a sound copy of the"
+                " file in its place, or begin a new run"
+            ) from None
+
+    def _take(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         load_weights(self.model, tensors, str(self.run.path))
         self.optimizers.load_state_tensors(below("optimizer/", tensors))
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["generator/cuda"])
         if state := below("state/", tensors):
+            self._check_state(state)
             self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
-        self.plan.timed_from = tuple(progress.pop("timed_from"))
-        self.progress = Progress(**{name: value for name, value in progress.items() if name != "metrics_bytes"})
+        step, seconds = progress.pop("timed_from")
+        self.plan.timed_from = int(step), float(seconds)
+        check_shape(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
+        missing = {each.name for each in fields(Progress)} - set(progress)
+        if missing:
+            raise KeyError(f"progress.{min(missing)}")
+        self.progress = read_config(Progress, progress, "it", "progress")
         self.batcher.load_state_dict(self.progress.batcher)
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError where a carried state is not one of this model and batch."""
+        tokens = torch.zeros(self.batch_config.batch_size, 1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            expected = self.model.eval()(tokens)[1].tensors()
+        self.model.train()
+        for name in expected.keys() | state.keys():
+            had, has = (_shape_but_for_time(name, each[name]) if name in each else None for each in (expected, state))
+            if had != has:
+                raise ValueError(f"state/{name} has the shape {has}, the model's is {had}")
 
     def _report(self, nats: float, norm: float) -> None:
         progress = self.progress
@@ -320,7 +353,8 @@ class _Training:
     # -- what is told --------------------------------------------------------------------------------------------
 
     def _tell(self, line: str, sample: bool = False) -> None:
-        self.log.write(line + "\n")
+        with naming(self.log_path):
+            self.log.write(line + "\n")
         if sample:
             self.display.sample(line)
         else:
@@ -365,6 +399,12 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def _shape_but_for_time(name: str, tensor: Tensor) -> list[int]:
+    """A cache is as long as what it has seen, up to a window."""
+    shape = list(tensor.shape)
+    return shape[:2] + shape[3:] if name.endswith(("/keys", "/values")) else shape
+
+
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
     """Yields an event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C is an ordinary one."""
@@ -396,6 +436,6 @@ def _writer(run: Run, wanted: bool) -> Iterator[Any]:
     from torch.utils.tensorboard import SummaryWriter
 
     checkpoint = run.load("last")
-    step = checkpoint.progress["step"] + 1 if checkpoint else 0
+    step = checkpoint.progress.get("step", -1) + 1 if checkpoint else 0
     with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
         yield writer

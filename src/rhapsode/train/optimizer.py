@@ -74,15 +74,30 @@ class Optimizers:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Takes what `state_tensors` gave."""
+        """Takes what `state_tensors` gave; ValueError where that was of other optimisers or another model."""
         parameters = {name: parameter for parameter, name in self.names.items()}
+        owner = {p: n for n, part in enumerate(self.parts) for group in part.param_groups for p in group["params"]}
         states: list[dict[Tensor, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.parts]
         for path, tensor in tensors.items():
             number, name, key = path.split("/")
+            parameter = parameters.get(name)
+            if parameter is None or str(owner[parameter]) != number or key not in keys_of(self.parts[int(number)]):
+                raise ValueError(f"optimizer/{path} is no state of this run's optimisers")
+            shape = [] if key == "step" else list(parameter.shape)
+            if list(tensor.shape) != shape:
+                raise ValueError(f"optimizer/{path} has the shape {list(tensor.shape)}, it must have {shape}")
             # Adam counts steps in a tensor that stays on the CPU unless the kernel is a GPU's.
-            states[int(number)][parameters[name]][key] = tensor.to(parameters[name].device)
+            states[int(number)][parameter][key] = tensor.to(parameter.device)
+        for parameter, i in owner.items() if tensors else ():  # before the first step there is no state at all
+            if missing := [key for key in keys_of(self.parts[i]) if key not in states[i].get(parameter, {})]:
+                raise ValueError(f"optimizer/{i}/{self.names[parameter]}/{missing[0]} is missing")
         for part, state in zip(self.parts, states, strict=True):
             part.state = defaultdict(dict, state)
+
+
+def keys_of(part: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimiser keeps of each parameter."""
+    return ("momentum",) if isinstance(part, Muon) else ("step", "exp_avg", "exp_avg_sq")
 
 
 def _is_vocabulary(name: str) -> bool:

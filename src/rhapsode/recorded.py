@@ -1,0 +1,126 @@
+"""What a run or a study wrote about itself, read back: JSON of the right shape, or one line naming file and field."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+Shape = Any  # a type, a tuple of types, [the shape of each item], or {name: shape}, `name?` where it may be missing
+
+NUMBER = (int, float)
+CALLED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
+
+
+def read_versioned(file: Path, version: int) -> dict[str, Any]:
+    """A JSON object with a format_version; ValueError where it is damaged or of another version."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        found = about["format_version"]
+    except RecursionError:
+        raise ValueError(f"{file}: damaged (nested too deeply)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged ({error})") from None
+    if found != version:
+        raise ValueError(f"{file.parent}: format_version {found}, this program reads {version}")
+    return about
+
+
+def check_shape(value: Any, shape: Shape, where: str, field: str = "") -> None:
+    """Raises ValueError naming the first field that is missing or of another type; unknown fields are no mistake."""
+    if isinstance(shape, dict):
+        _check_type(value, dict, where, field)
+        for name, inner in shape.items():
+            plain = name.removesuffix("?")
+            path = f"{field}.{plain}".removeprefix(".")
+            if plain in value:
+                check_shape(value[plain], inner, where, path)
+            elif plain == name:
+                raise ValueError(f"{where}: the field {path} is missing")
+    elif isinstance(shape, list):
+        _check_type(value, list, where, field)
+        for i, item in enumerate(value):
+            check_shape(item, shape[0], where, f"{field}[{i}]")
+    else:
+        _check_type(value, shape, where, field)
+
+
+def _check_type(value: Any, kinds: type | tuple[type, ...], where: str, field: str) -> None:
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    # True is an int to Python, not to a reader of JSON; a whole number will do where any number will.
+    fits = isinstance(value, kinds + ((int,) if float in kinds else ()))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(CALLED[kind] for kind in kinds if not (kind is int and float in kinds))
+        shown = repr(value)
+        raise ValueError(f"{where}: {field or 'all of it'} must be {wanted}, got {shown[:60]}")
+
+
+def read_config(kind: type[Config], fields: Any, where: str, section: str) -> Config:
+    """A config from a section of a file; ValueError naming the file and what is wrong with which field.
+
+    Fields with a default may be missing: files of earlier versions lack some.
+    """
+    check_shape(fields, dict, where, section)
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name, value in fields.items():
+        if name not in known:
+            raise ValueError(f"{where}: {section} has no field {name!r} that this program knows")
+        if known[name].type in CALLED:
+            _check_type(value, known[name].type, where, f"{section}.{name}")  # type: ignore[arg-type]
+    for name, field in known.items():
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and name not in fields:
+            raise ValueError(f"{where}: the field {section}.{name} is missing")
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {section}: {error}") from None
+
+
+RUN: Mapping[str, Shape] = {
+    "model": dict,
+    "optimizer?": dict,
+    "train?": dict,
+    "batch?": dict,
+    "tokenizer?": str,
+    "tokenizer_files?": dict,
+    "plan?": [[int]],
+    "threads?": int,
+    "floor_bits_per_byte?": (float, NoneType),
+    "request?": {"data": [str], "preset": (str, NoneType), "config": (str, NoneType)},
+    "data?": {
+        "locations": [str],
+        "source": dict,
+        "store_fingerprint": str,
+        "train_fingerprint": str,
+        "valid_fingerprint": str,
+        "valid?": str,
+        "held_out?": float,
+    },
+    "study?": str,
+}
+
+
+def check_run(about: dict[str, Any], file: Path) -> None:
+    """Raises ValueError with one line where the contents of a run.json cannot be those of a run."""
+    where = str(file)
+    check_shape(about, RUN, where)
+    if "request" in about:
+        check_shape(about, {"data": dict}, where)
+        if "valid" not in about["data"] and "held_out" not in about["data"]:
+            raise ValueError(f"{where}: the field data.held_out is missing")
+    if "request" in about or "study" in about:
+        check_shape(about, {"optimizer": dict, "train": dict, "batch": dict, "tokenizer": str}, where)
+    for i, entry in enumerate(about.get("plan", [])):
+        if len(entry) != 2 or min(entry) < 0 or entry[1] < 1:
+            raise ValueError(f"{where}: plan[{i}] must be [step, number of steps], got {entry}")

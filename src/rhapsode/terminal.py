@@ -1,0 +1,86 @@
+"""What goes to standard output and standard error: a user's text as it is, in any encoding, and never lost half-way."""
+
+import errno
+import json
+import math
+import os
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and many emoji fall apart
+
+
+def literal(text: str) -> str:
+    """A text on one line in which what a terminal would obey is spelled out: control characters (a newline becomes
+    `\\n`, the beginning of an escape sequence `\\x1b`), marks of direction, and bytes that are no text (`\\xff`).
+    """
+    return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def _spelled(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name or an argument that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    obeyed = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
+    return character.encode("unicode_escape", "surrogatepass").decode() if obeyed else character
+
+
+def prepare_streams() -> None:
+    """Makes standard output and standard error take every text.
+
+    Into a file or a pipe it is UTF-8, whatever the system's own encoding is; a terminal, and PYTHONIOENCODING where it
+    is set, keep theirs. What the encoding lacks is spelled out (`\\u2602`), where Python would raise half-way.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a test or a notebook has put something else there
+            keeps = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(encoding=None if keeps else "utf-8", errors="backslashreplace")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output, valid in any encoding; a number that JSON has not (infinity) is null."""
+    value = _finite(value)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    print(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether it is standard output that could not be written: its reader went away, or its disk is full.
+
+    Everything else that is written has a name, and so have its errors.
+    """
+    if error.filename or sys.stdout is None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) and not sys.stdout.isatty()
+
+
+def discard(stream: TextIO | None) -> None:
+    """Lets what the stream holds go nowhere: Python's end would try to write it once more, and complain."""
+    if stream is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def told(error: BaseException) -> str:
+    """An exception as one line for a user: of an OSError the file first, then what is wrong with it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        cure = "; make room, then try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return literal(f"{os.fsdecode(error.filename)}: {error.strerror}{cure}")
+    return literal(str(error) or type(error).__name__)
