@@ -12,7 +12,7 @@ from rhapsode import storyworld
 from rhapsode.sources import FileSource, GeneratedSource, open_source
 from rhapsode.storyworld import grammar, parallel
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
-from rhapsode.tokens import prepare, store, tokenizer_for
+from rhapsode.tokens import prepare, store, tokenizer_for, writing
 
 FILES = ("tokens.bin", "offsets.npy", "bytes.npy", "marks.npy")
 
@@ -223,7 +223,7 @@ def test_processes_end_when_the_reader_stops(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "PARALLEL_FROM", 1)
         patch.setattr(parallel, "_cores", lambda: 2)
-        patch.setattr(store, "bar", lambda *_: _Bar(interrupt))
+        patch.setattr(writing, "bar", lambda *_: _Bar(interrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(generated("storyworld:100000"), tokenizers["bpe"], tmp_path)
     assert len(watched) == 2

@@ -189,13 +189,13 @@ def test_training_is_deterministic(trained: dict[str, Tokenizer], kind: str) -> 
 def test_training_takes_a_sample_of_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a sample that is the beginning only, or that grows with the text."""
     texts = [f"text {number:04d}" for number in range(1000)]
-    sample = training._sample(iter(texts), 500)
+    sample = training.sample_of(iter(texts), 500)
     assert 250 <= sum(map(len, sample)) <= 500
     places = [int(text[5:]) for text in sample]
     assert places[0] == 0
     assert places[-1] > 900
     assert len({second - first for first, second in pairwise(places)}) == 1
-    assert training._sample(["a", "", "b"], 500) == ["a", "b"]
+    assert training.sample_of(["a", "", "b"], 500) == ["a", "b"]
 
 
 def test_sizes_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
-from rhapsode.tokens import Batch, BatchConfig, Batcher, TokenStore, prepare, store, tokenizer_for
+from rhapsode.tokens import Batch, BatchConfig, Batcher, TokenStore, prepare, store, tokenizer_for, writing
 
 STORIES = [f"Story {n}: once upon a time 🎉\nthere were {n * n} dogs." + " Bark!" * (n % 7) for n in range(60)]
 
@@ -59,7 +59,7 @@ def test_stories_come_back(
     tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, batch_characters: int
 ) -> None:
     """Would catch offsets that slip by one, a missing </s>, and bytes counted as characters."""
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", batch_characters)
+    monkeypatch.setattr(writing, "BATCH_CHARACTERS", batch_characters)
     made = prepare(open_source([str(write_stories(tmp_path / "a.jsonl"))]), bpe, tmp_path / "cache")
     assert made.num_stories == len(STORIES)
     for i, text in enumerate(STORIES):
@@ -142,7 +142,7 @@ def test_large_vocabulary_needs_four_bytes(tmp_path: Path) -> None:
 
 def test_id_lists_are_taken_as_they_are(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch ids that get a </s> that was not there, and an id beyond the vocabulary."""
-    monkeypatch.setattr(store, "BATCH_IDS", 100)
+    monkeypatch.setattr(writing, "BATCH_IDS", 100)
     lists = [bpe.encode(text) for text in STORIES]
     (tmp_path / "ids.json").write_text(json.dumps(lists))
     made = prepare(open_source([str(tmp_path / "ids.json")]), bpe, tmp_path / "cache")
@@ -184,9 +184,9 @@ def test_source_that_changes_while_it_is_read(tmp_path: Path, bpe: Tokenizer, mo
     file = write_stories(tmp_path / "a.jsonl")
     real = Tokenizer.encode_batch
 
-    def encode_and_change(self: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    def encode_and_change(self: Tokenizer, texts: list[str], continued: list[bool]) -> list[np.ndarray]:
         write_stories(file, STORIES[:-1])
-        return real(self, texts)
+        return real(self, texts, continued)
 
     monkeypatch.setattr(Tokenizer, "encode_batch", encode_and_change)
     with pytest.raises(ValueError, match="changed while it was read"):
