@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 AGREEMENT = 4  # characters that must be alike for two places to be taken for the same
 NEAR, FAR, PROBE = 24, 8192, 16  # how far to look for such a place, in characters: all of it, or by a sample
-# How many characters of the text and of the decoded to pass over, the least first.
+# How many characters of the text and of the decoded to pass over: the least first, and what the ids lack rather than
+# what they have too much.
 STEPS = sorted(
-    ((a, b) for a in range(NEAR + 1) for b in range(NEAR + 1) if a or b),
-    key=lambda step: (sum(step), abs(step[0] - step[1])),
+    ((more, skipped) for more in range(NEAR + 1) for skipped in range(NEAR + 1) if more or skipped),
+    key=lambda step: (sum(step), abs(step[0] - step[1]), step[1]),
 )
 
 
