@@ -190,7 +190,8 @@ def coherence_of(
     for source in sources:
         result = scored(model, prepare(source, tokenizer))
         where = (source.count, source.split, source.seed_start)
-        excesses.append(coherence.excess(result.nats_of_text, result.num_bytes, *where))
+        share = result.unspelled_share or 0.0
+        excesses.append(coherence.excess(result.nats_of_text, result.num_bytes, *where, share))
         asked = min(MOST_ASKED, source.count)
         stories = [
             storyworld.sample(seed, source.split) for seed in range(source.seed_start, source.seed_start + asked)
