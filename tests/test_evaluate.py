@@ -149,6 +149,34 @@ def test_bits_per_byte() -> None:
         bits_per_byte(1.0, 0)
 
 
+def test_what_the_ids_do_not_hold_is_paid_for() -> None:
+    """Would catch two tokens that score 0.0 bits per byte for 600,000 bytes of which they hold none."""
+    result = Score(nats=2 * math.log(2), num_tokens=2, num_bytes=600, num_stories=1, unspelled_bytes=600)
+    assert (result.bits_per_byte, result.unspelled_share) == (pytest.approx(2 / 600), 1.0)
+    paid = Score(2 * math.log(2), 2, 600, 1, unspelled_bytes=600, correction_bits=4830)
+    assert paid.bits_per_byte == pytest.approx(4832 / 600)
+    assert paid.nats_per_token == result.nats_per_token
+    assert paid.perplexity == result.perplexity
+    assert Score(200.0, 100, 0, 4).unspelled_share is None
+
+
+def test_score_counts_the_corrections_of_its_stories() -> None:
+    """Would catch corrections of stories that are held out, and a list without the bit that ends it."""
+    store, model = store_of([5, 7, 9]), model_of()
+    assert score(model, store).correction_bits == 0
+    unspelled = np.array([[3, 31], [0, 0], [6, 60]])
+    columns = (store.tokens, store.offsets, store.byte_counts, np.empty((0, 4), np.int64), store._about)
+    lossy = TokenStore(*columns, unspelled=unspelled)
+    found = score(model, lossy)
+    assert (found.unspelled_bytes, found.correction_bits) == (9, 91 + 3)
+    assert found.nats == score(model, store).nats
+    some = TokenStore(*columns, np.array([0, 1]), "f", unspelled)
+    assert (score(model, some).unspelled_bytes, score(model, some).correction_bits) == (3, 31 + 2)
+    assert score(model, TokenStore(*columns, np.array([1]), "f", unspelled)).correction_bits == 0
+    bare = TokenStore(*columns[:4], {**store._about, "has_text": False}, unspelled=unspelled)
+    assert score(model, bare).correction_bits == 0
+
+
 def test_small_store(small: Any) -> None:
     """Would catch a score of a view that takes in stories held out from it."""
     model = build_model(ModelConfig(small.tokenizer.vocab_size, embed_dim=4, hidden_dim=4, key_dim=4, value_dim=4), 0)

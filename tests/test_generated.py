@@ -11,7 +11,7 @@ from rhapsode import storyworld
 from rhapsode.sources import FileSource, GeneratedSource, open_source
 from rhapsode.storyworld import corpus
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
-from rhapsode.tokens import prepare, store, tokenizer_for
+from rhapsode.tokens import prepare, store, tokenizer_for, writing
 
 FILES = ("tokens.bin", "offsets.npy", "bytes.npy", "marks.npy")
 
@@ -189,7 +189,7 @@ def test_an_interrupted_store_leaves_nothing(
 
         yield advance
 
-    monkeypatch.setattr(store, "bar", interrupted)
+    monkeypatch.setattr(writing, "bar", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(generated("storyworld:10000"), tokenizers["bpe"], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """The token store, made once and whole or not at all, and the batches drawn from it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,9 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhapsode import storyworld
 from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
-from rhapsode.tokens import Batch, BatchConfig, Batcher, TokenStore, prepare, store, tokenizer_for
+from rhapsode.tokenizer.corrections import corrections
+from rhapsode.tokens import Batch, BatchConfig, Batcher, TokenStore, prepare, store, tokenizer_for, writing
 
 STORIES = [f"Story {n}: once upon a time 🎉\nthere were {n * n} dogs." + " Bark!" * (n % 7) for n in range(60)]
 
@@ -59,7 +62,7 @@ def test_stories_come_back(
     tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, batch_characters: int
 ) -> None:
     """Would catch offsets that slip by one, a missing </s>, and bytes counted as characters."""
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", batch_characters)
+    monkeypatch.setattr(writing, "BATCH_CHARACTERS", batch_characters)
     made = prepare(open_source([str(write_stories(tmp_path / "a.jsonl"))]), bpe, tmp_path / "cache")
     assert made.num_stories == len(STORIES)
     for i, text in enumerate(STORIES):
@@ -117,7 +120,7 @@ def test_default_cache_folder(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytes
     assert len(list((tmp_path / "cache" / "tokens").glob("store-*"))) == 1
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "store.json"])
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "unspelled.npy", "store.json"])
 def test_damaged_store_is_made_anew(
     tmp_path: Path, bpe: Tokenizer, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +131,79 @@ def test_damaged_store_is_made_anew(
     damaged.write_bytes(damaged.read_bytes()[:-20])
     assert prepare(source, bpe, tmp_path / "cache").story(59).tolist()[:-1] == bpe.encode(STORIES[59])
     assert "making it anew" in capsys.readouterr().err
+
+
+def test_store_of_an_older_version_is_made_anew(
+    tmp_path: Path, bpe: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a run that cannot be gone on with because its store was made before: the fingerprint stays."""
+    source = open_source([str(write_stories(tmp_path / "a.jsonl"))])
+    made = prepare(source, bpe, tmp_path / "cache")
+    folder = next((tmp_path / "cache").iterdir())
+    (folder / "unspelled.npy").unlink()
+    about = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(about | {"format_version": 1}))
+    assert prepare(source, bpe, tmp_path / "cache").fingerprint == made.fingerprint
+    assert "format_version 1, this program reads 2" in capsys.readouterr().err
+    was_1 = hashlib.sha256(f"1 {source.fingerprint()} {bpe.fingerprint}".encode()).hexdigest()
+    assert made.fingerprint == was_1
+
+
+def test_what_the_ids_do_not_hold_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch losses put to the wrong story, and stories that are said to be whole."""
+    letters = train_tokenizer(["abc d"], "characters")
+    stories = ["ab", "中文 a", "", "a bc", "d😀"]
+    source = open_source([str(write_stories(tmp_path / "a.jsonl", stories))])
+    for batch_characters in (1, 4_000_000):
+        monkeypatch.setattr(writing, "BATCH_CHARACTERS", batch_characters)
+        made = prepare(source, letters, tmp_path / f"cache{batch_characters}")
+        kept = [story for story in stories if story]
+        expected = [(0, 0), corrections("中文 a", " a")[:2], (0, 0), corrections("d😀", "d")[:2]]
+        assert [tuple(row) for row in made.unspelled.tolist()] == expected
+        assert made.unspelled_bytes == 6 + 4
+        assert made.correction_bits == sum(bits for _, bits in expected) + len(kept)
+        assert "52.6% of the text cannot be spelled by this tokenizer" in capsys.readouterr().err
+    rest, held_out = made.hold_out(0.5, seed=0)
+    assert rest.unspelled_bytes + held_out.unspelled_bytes == 10
+    prepare(source, letters, tmp_path / "cache1")
+    assert "cannot be spelled" in capsys.readouterr().err  # also of what lay in the cache
+
+
+def test_a_long_story_has_the_corrections_of_all_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch pieces that get a blank each, and corrections that are lost at a cut or where it is cut in two."""
+    text = "a b中 c " * 600 + "d"
+    letters = train_tokenizer(["abc d"], "characters")
+    definition = json.loads(letters._tokenizer.to_str())
+    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    definition["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    definition["model"]["vocab"] = {k.replace(" ", "▁"): v for k, v in definition["model"]["vocab"].items()}
+    tokenizer = Tokenizer(definition)
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    source = open_source([str(tmp_path / "a.txt")], SourceConfig(split="file"))
+    made = prepare(source, tokenizer, tmp_path / "cache")
+    assert len(made._marks) > 1
+    assert made.story(0).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+    price = corrections(text, text.replace("中", ""), [(i, i + 1) for i, c in enumerate(text) if c == "中"])
+    assert made.unspelled.tolist() == [[1800, price.bits]]
+    rest, held_out = made.hold_out(0.3, seed=0)
+    assert rest.unspelled_bytes + held_out.unspelled_bytes == 1800
+    assert held_out.unspelled_bytes == 3 * (text.count("中") - rest.unspelled_bytes // 3) > 0
+    assert rest.correction_bits + held_out.correction_bits == made.correction_bits + 1
+    monkeypatch.setattr(writing, "BATCH_CHARACTERS", 1)
+    again = prepare(source, tokenizer, tmp_path / "other")
+    assert again.story(0).tolist() == made.story(0).tolist()
+    assert again.unspelled.tolist() == made.unspelled.tolist()
+
+
+def test_storyworld_for_a_tokenizer_that_lacks_its_letters(tmp_path: Path) -> None:
+    """Would catch the quick way for storyworld, which counts no losses, taken by a tokenizer that has some."""
+    source = open_source(["storyworld:3"])
+    letters = train_tokenizer(["abcdefgh ."], "characters")
+    made = prepare(source, letters, tmp_path)
+    lacking = sum(c not in "abcdefgh ." for text in storyworld.sample_batch(0, 3) for c in text)
+    assert made.unspelled_bytes == lacking > 100
 
 
 def test_large_vocabulary_needs_four_bytes(tmp_path: Path) -> None:
@@ -142,7 +218,7 @@ def test_large_vocabulary_needs_four_bytes(tmp_path: Path) -> None:
 
 def test_id_lists_are_taken_as_they_are(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch ids that get a </s> that was not there, and an id beyond the vocabulary."""
-    monkeypatch.setattr(store, "BATCH_IDS", 100)
+    monkeypatch.setattr(writing, "BATCH_IDS", 100)
     lists = [bpe.encode(text) for text in STORIES]
     (tmp_path / "ids.json").write_text(json.dumps(lists))
     made = prepare(open_source([str(tmp_path / "ids.json")]), bpe, tmp_path / "cache")
@@ -184,9 +260,9 @@ def test_source_that_changes_while_it_is_read(tmp_path: Path, bpe: Tokenizer, mo
     file = write_stories(tmp_path / "a.jsonl")
     real = Tokenizer.encode_batch
 
-    def encode_and_change(self: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    def encode_and_change(self: Tokenizer, texts: list[str], continued: list[bool]) -> list[np.ndarray]:
         write_stories(file, STORIES[:-1])
-        return real(self, texts)
+        return real(self, texts, continued)
 
     monkeypatch.setattr(Tokenizer, "encode_batch", encode_and_change)
     with pytest.raises(ValueError, match="changed while it was read"):

@@ -41,6 +41,7 @@ class Excess:
 
     floor: the split's exact entropy, which the loss over ever more stories cannot go below. sample_floor: minus the
     log-probability of these very stories; the luck of the draw, which is in both, cancels in `excess`.
+    unspelled_share: of the bytes, what the model's tokenizer cannot spell; the loss has the bits to correct that.
     """
 
     split: str
@@ -49,6 +50,7 @@ class Excess:
     bits_per_byte: float
     floor: float
     sample_floor: float
+    unspelled_share: float = 0.0
 
     @property
     def excess(self) -> float:
@@ -61,13 +63,21 @@ class Excess:
         return self.excess * self.num_bytes / self.num_stories
 
 
-def excess(nats: float, byte_count: int, count: int, split: str = "valid", seed_start: int = 0) -> Excess:
+def excess(
+    nats: float,
+    byte_count: int,
+    count: int,
+    split: str = "valid",
+    seed_start: int = 0,
+    unspelled_share: float = 0.0,
+) -> Excess:
     """How far a model is from the floor, given its loss on the stories seed_start .. seed_start + count - 1.
 
     nats: its summed negative log-likelihood of these stories, byte_count: the UTF-8 bytes of their texts; both as
-    `evaluate.score` gives them for `storyworld:COUNT:SPLIT`. The nats include the token that ends each story: no
-    story is the beginning of another, so its end is certain, and it costs the true distribution nothing. A text
-    has other spellings in tokens than the tokenizer's, and what the model gives those counts as wasted too.
+    `evaluate.score` gives them for `storyworld:COUNT:SPLIT`, as nats_of_text and num_bytes. The nats include the token
+    that ends each story: no story is the beginning of another, so its end is certain, and it costs the true
+    distribution nothing. A text has other spellings in tokens than the tokenizer's, and what the model gives those
+    counts as wasted too, as do the corrections where a tokenizer cannot spell the text.
     Raises ValueError if the stories have another number of bytes: the nats are of other stories then.
     """
     true_nats, true_bytes = 0.0, 0
@@ -80,7 +90,7 @@ def excess(nats: float, byte_count: int, count: int, split: str = "valid", seed_
         raise ValueError(f"{stories} have {true_bytes:,} bytes, but the loss is over {byte_count:,}")
     floor = storyworld.entropy(split).bits_per_byte
     loss, sample_floor = bits_per_byte(nats, byte_count), bits_per_byte(true_nats, byte_count)
-    return Excess(split, count, byte_count, loss, floor, sample_floor)
+    return Excess(split, count, byte_count, loss, floor, sample_floor, unspelled_share)
 
 
 # Memory for what was said
@@ -266,6 +276,7 @@ def summary(
             "stories": each.num_stories,
             "bytes": each.num_bytes,
             "bits_per_byte": each.bits_per_byte,
+            "unspelled_share": each.unspelled_share,
             "floor_bits_per_byte": each.floor,
             "sample_floor_bits_per_byte": each.sample_floor,
             "excess_bits_per_byte": each.excess,

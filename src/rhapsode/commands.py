@@ -201,7 +201,8 @@ def coherence_of(
     for source in sources:
         result = scored(model, prepare(source, tokenizer))
         where = (source.count, source.split, source.seed_start)
-        excesses.append(coherence.excess(result.nats, result.num_bytes, *where))
+        share = result.unspelled_share or 0.0
+        excesses.append(coherence.excess(result.nats_of_text, result.num_bytes, *where, share))
         asked = min(MOST_ASKED, source.count)
         stories = [
             storyworld.sample(seed, source.split) for seed in range(source.seed_start, source.seed_start + asked)
@@ -238,6 +239,8 @@ def score_fields(result: Score) -> dict[str, Any]:
         "nats_per_token": result.nats_per_token,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
+        "unspelled_share": result.unspelled_share,
+        "correction_bits": result.correction_bits,
         "nats": result.nats,
         "tokens": result.num_tokens,
         "bytes": result.num_bytes,
@@ -253,6 +256,10 @@ def score_table(name: str, result: Score) -> Table:
     table.add_row("perplexity", f"{result.perplexity:.3f}")
     if result.bits_per_byte is not None:
         table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
+    if result.correction_bits:
+        table.add_row("not spelled by the ids", f"{result.unspelled_bytes:,} bytes, {result.unspelled_share:.1%}")
+        share = result.correction_bits / result.num_bytes
+        table.add_row("of the bits per byte, to correct that", f"{share:.4f}")
     table.add_row("tokens", f"{result.num_tokens:,}")
     table.add_row("stories", f"{result.num_stories:,}")
     return table

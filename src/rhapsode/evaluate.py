@@ -30,16 +30,20 @@ class Score:
 
     num_tokens counts the tokens that were scored: all of a text, its end-of-story tokens included; of a list of
     ids all but the first, which nothing predicts. num_bytes: UTF-8 bytes of the text, 0 for bare ids.
+    unspelled_bytes, correction_bits: how much of the text its ids do not hold, and in how many bits that can be
+    said beside them (tokenizer/corrections.py).
     """
 
     nats: float
     num_tokens: int
     num_bytes: int
     num_stories: int
+    unspelled_bytes: int = 0
+    correction_bits: int = 0
 
     @property
     def nats_per_token(self) -> float:
-        """Mean loss; comparable only between models with one tokenizer."""
+        """Mean loss over the ids; comparable only between models with one tokenizer."""
         return self.nats / self.num_tokens
 
     @property
@@ -49,8 +53,21 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Compression in bits per UTF-8 byte; None for bare ids, whose text is not known."""
-        return bits_per_byte(self.nats, self.num_bytes) if self.num_bytes else None
+        """Compression in bits per UTF-8 byte of the text, with all that the ids do not hold of it.
+
+        None for bare ids, whose text is not known.
+        """
+        return bits_per_byte(self.nats_of_text, self.num_bytes) if self.num_bytes else None
+
+    @property
+    def nats_of_text(self) -> float:
+        """What it takes to tell the text: its ids, and the corrections without which they are another text."""
+        return self.nats + self.correction_bits * math.log(2)
+
+    @property
+    def unspelled_share(self) -> float | None:
+        """Which part of the text's bytes the ids do not hold; None for bare ids."""
+        return self.unspelled_bytes / self.num_bytes if self.num_bytes else None
 
 
 def bits_per_byte(nats: float, byte_count: int) -> float:
@@ -102,7 +119,9 @@ def _score(
         model.train(was_training)
     if num_tokens == 0:
         raise ValueError(f"{store.description}: nothing to score, no sequence has two tokens")
-    return Score(nats, num_tokens, store.num_bytes if store.has_text else 0, store.num_stories)
+    if not store.has_text:
+        return Score(nats, num_tokens, 0, store.num_stories)
+    return Score(nats, num_tokens, store.num_bytes, store.num_stories, store.unspelled_bytes, store.correction_bits)
 
 
 @torch.inference_mode()

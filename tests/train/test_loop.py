@@ -295,6 +295,7 @@ def test_validations_at_each_tenth_on_all_data(begin: Callable[..., Run], small:
     assert outcome.valid.num_tokens == small.valid.num_tokens
     assert valid[-1]["valid_loss"] == outcome.valid.nats_per_token
     assert valid[-1]["bits_per_byte"] == outcome.valid.bits_per_byte
+    assert [entry["unspelled_share"] for entry in valid] == [0.0] * 10
     # At a rate of nothing the weights stay: the mean over the tokens of steps 31 to 33 can be had at once.
     model = build_model(run.model_config, 0)
     batcher = Batcher(small.train, BatchConfig(50, 4, "first"), 0)
@@ -302,6 +303,24 @@ def test_validations_at_each_tenth_on_all_data(begin: Callable[..., Run], small:
     nats = sum(model.loss(batch.inputs, batch.targets, reduction="sum")[0].item() for batch in batches)
     scored = sum(int((batch.targets != -100).sum()) for batch in batches)
     assert valid[-1]["train_loss"] == pytest.approx(nats / scored, rel=1e-6)
+
+
+def test_validation_pays_for_what_the_tokenizer_cannot_spell(begin: Callable[..., Run], small: Any) -> None:
+    """Would catch a validation text of unknown characters that scores better than one that can be read."""
+    valid = small.valid
+    unspelled = np.full((len(valid.byte_counts), 2), [8, 80])
+    columns = (valid.tokens, valid.offsets, valid.byte_counts, valid._marks, valid._about)
+    lossy = TokenStore(*columns, valid.indices, valid.fingerprint, unspelled)
+    run = begin(validations=1, sequences=40)
+    outcome = train(run, small.train, lossy, show=False)
+    assert outcome.valid is not None
+    entry = next(entry for entry in run.metrics() if entry["event"] == "valid")
+    bits = outcome.valid.nats / math.log(2) + 81 * lossy.num_stories
+    assert entry["bits_per_byte"] == pytest.approx(bits / lossy.num_bytes)
+    assert entry["valid_loss"] == outcome.valid.nats / outcome.valid.num_tokens
+    assert entry["unspelled_share"] == 8 * lossy.num_stories / lossy.num_bytes
+    paid = f"{81 * lossy.num_stories / lossy.num_bytes:.3f} of it for what the tokenizer cannot spell"
+    assert paid in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -6,7 +6,8 @@ stream = tokenizer.stream()
 text = "".join(map(stream.push, ids)) + stream.flush()
 """
 
-from rhapsode.tokenizer.coding import TextStream, Tokenizer
+from rhapsode.tokenizer.coding import Tokenizer
+from rhapsode.tokenizer.stream import TextStream
 from rhapsode.tokenizer.training import train_tokenizer
 
 __all__ = ["TextStream", "Tokenizer", "train_tokenizer"]

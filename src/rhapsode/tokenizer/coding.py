@@ -1,52 +1,33 @@
 """Text to token ids and back: load any Hugging Face tokenizer.json, encode, decode as a stream, save.
 
 The work is done by the `tokenizers` library; this module fixes what it leaves open: nothing is ever added
-around a text, "</s>" spelled out in a text is four characters, and a stream of ids becomes text without
-broken characters.
+around a text, "</s>" spelled out in a text is four characters, the pieces of a long text get the ids they have in
+it, what the ids do not hold of a text is known, and a stream of ids becomes text without broken characters.
 """
 
-import codecs
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, pre_tokenizers
 
 from rhapsode.atomic import write_text
+from rhapsode.tokenizer import definition as rules
+from rhapsode.tokenizer.corrections import Corrections, corrections
+from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE
+from rhapsode.tokenizer.stream import TextStream
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
-REPLACEMENT = "\ufffd"
 # A word with the whitespace before it. U+001C to U+001F are whitespace to Python, but not to the library.
 WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 MOST_CHARACTERS_KEPT = 20_000_000  # of words whose ids are remembered; about 250,000 words
-# A space begins a piece and other whitespace stands alone; so does "<", or Unigram would take "</s>" in a
-# text for the special token.
-SPACES_LEAD = pre_tokenizers.Sequence(
-    [pre_tokenizers.Split(Regex(r"[^\S ]|<"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
-)
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for.
-
-    Printable Latin-1 stands for itself; the other bytes, in order, for the characters from U+0100 on.
-    """
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_of_character()
+PROBES = ("a", "e", "1", "а", "中", "あ", "ا")  # one of which a vocabulary is likely to have
 
 
 class Tokenizer:
@@ -55,6 +36,7 @@ class Tokenizer:
     vocab_size: the largest id + 1; dtype: the integer type that holds an id. eos_id ends each story; pad_id
     and unk_id may be None. kind: bpe, unigram or characters, or the library's name for what we do not train.
     words_stand_alone: whether the ids of a text cut before whitespace are those of the parts, one after the other.
+    holds_every_text: whether `decode(encode(text))` is the text, whatever it is.
     fingerprint: SHA-256 of all that decides the ids.
     """
 
@@ -75,7 +57,7 @@ class Tokenizer:
         self._vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self._piece_of_id = {id: piece for piece, id in self._vocab.items()}
         self.vocab_size = max(self._piece_of_id, default=-1) + 1
-        self.kind = _kind(definition)
+        self.kind = rules.kind(definition)
 
         special = special or {}
         model = definition["model"]
@@ -93,11 +75,21 @@ class Tokenizer:
         self._tokenizer.add_special_tokens([self._piece_of_id[id] for id in ends])
         added = self._tokenizer.get_added_tokens_decoder()
         self._skipped = {id for id, token in added.items() if token.special}
-        self.words_stand_alone = _words_stand_alone(definition)
+        falls_back = model.get("byte_fallback", False)
+        bytes_of_model = {id for piece, id in self._vocab.items() if falls_back and piece in BYTE_OF_PIECE}
+        self._spelled_controls = [id for id in sorted(self._skipped | bytes_of_model) if self._finds(id)]
+        spellings = [re.escape(self._piece_of_id[id]) for id in self._spelled_controls]
+        self._spelling = re.compile("|".join(spellings)) if spellings else None
+        self._never_text = self._skipped - {self.unk_id}
+        self.words_stand_alone = rules.words_stand_alone(definition) and not spellings
+        self.holds_every_text = rules.holds_every_text(definition, self._vocab) and not spellings
+        unknowns_are_seen = unk is not None and self._vocab.get(unk) == self.unk_id
+        self._lacks_only_unknowns = rules.lacks_only_unknowns(definition) and unknowns_are_seen and not spellings
         self._ids_of_word: dict[str, bytes] = {}
         self._kept_characters = 0
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
-        self._is_byte_level = (definition.get("decoder") or {}).get("type") == "ByteLevel"
+        self._falls_back = rules.falls_back_to_bytes(definition)
+        self._spells_bytes = self._falls_back or rules.is_byte_level(definition)
         roles = [self.eos_id, self.pad_id, self.unk_id]
         self.fingerprint = hashlib.sha256(f"{self._tokenizer.to_str()}{roles}".encode()).hexdigest()
 
@@ -109,8 +101,11 @@ class Tokenizer:
         return next((self._vocab[piece] for piece in usual if piece in self._vocab), None)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text and nothing else: no special tokens are added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of the text and nothing else: no special tokens are added, and none is taken from the text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self._spelling is None or not self._may_have_controls(text, ids):
+            return ids
+        return list(self._encode_as_text(text, self._tokenizer))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each id of `encode(text)` stands in the text: start and end in characters.
@@ -119,14 +114,23 @@ class Tokenizer:
         """
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: list[str], continued: Sequence[bool] | None = None) -> list[np.ndarray]:
         """Like `encode` for each text, as arrays of `dtype`, on all cores.
 
+        continued: which of the texts go on where another was cut, before whitespace; what a tokenizer does at the
+        beginning of a text, such as putting a blank before it, is not done there.
         Where a tokenizer treats each word by itself, a word is encoded once and its ids are kept: two to five
         times as fast on two cores, since most words of a text have been seen before.
         """
         if not self.words_stand_alone:
-            return [np.array(ids, self.dtype) for ids in self._encode_all(texts)]
+            if continued is None or self._continuing is self._tokenizer:
+                return self._encode_all(texts, self._tokenizer)
+            arrays = [np.empty(0, self.dtype)] * len(texts)
+            for goes_on, tokenizer in ((False, self._tokenizer), (True, self._continuing)):
+                chosen = [i for i, each in enumerate(continued) if each == goes_on]
+                for i, ids in zip(chosen, self._encode_all([texts[i] for i in chosen], tokenizer), strict=True):
+                    arrays[i] = ids
+            return arrays
         words_of = [WORD.findall(text) for text in texts]
         words = set().union(*words_of)
         kept = self._ids_of_word
@@ -135,20 +139,160 @@ class Tokenizer:
         if self._kept_characters > MOST_CHARACTERS_KEPT:
             kept.clear()
             self._kept_characters, unseen = 0, list(words)
-        for word, ids in zip(unseen, self._encode_all(unseen), strict=True):
-            kept[word] = np.array(ids, self.dtype).tobytes()
+        for word, ids in zip(unseen, self._encode_all(unseen, self._tokenizer), strict=True):
+            kept[word] = ids.tobytes()
         return [np.frombuffer(b"".join([kept[word] for word in words]), self.dtype) for words in words_of]
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def _encode_all(self, texts: list[str], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lists: list[list[int]] = [encoding.ids for encoding in encodings]
+        if self._spelling is not None:
+            for i, text in enumerate(texts):
+                if self._may_have_controls(text, lists[i]):
+                    lists[i] = list(self._encode_as_text(text, tokenizer))
+        return [np.array(ids, self.dtype) for ids in lists]
+
+    # -- control tokens that a text spells ---------------------------------------------------------------------------
+
+    def _finds(self, id: int) -> bool:
+        """Whether the model itself, asked for text alone, finds this token where its name is spelled out."""
+        piece = self._piece_of_id[id]
+        if self._tokenizer.model.token_to_id(piece) is None:
+            return False
+        texts = (piece, f" {piece}", f"a{piece}a")
+        return any(
+            token == id and piece in text[start:end]
+            for text in texts
+            for token, (start, end) in _tokens(self._tokenizer.encode(text, add_special_tokens=False))
+        )
+
+    def _may_have_controls(self, text: str, ids: list[int]) -> bool:
+        # The second: a normaliser can make a control token of what does not look like one.
+        assert self._spelling is not None
+        return self._spelling.search(text) is not None or not self._never_text.isdisjoint(ids)
+
+    def _encode_as_text(self, text: str, tokenizer: tokenizers.Tokenizer) -> Iterator[int]:
+        """The ids of a text with the names of control tokens in it, cut inside each name so that none is found."""
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        names = sorted({name for id, span in _tokens(encoding) for name in self._names(text, id, *span)})
+        if not names:
+            yield from (id for id in encoding.ids if id not in self._never_text)
+            return
+        begin = 0
+        for start, end in names:
+            if start < begin:
+                continue
+            cut = start + (end > start + 1)  # a name of one character cannot be cut, and is unknown
+            yield from self._encode_part(text[begin:cut], tokenizer if begin == 0 else None)
+            if cut == start and self.unk_id is not None:
+                yield self.unk_id
+            begin = start + 1
+        yield from self._encode_part(text[begin:], None)
+
+    def _encode_part(self, text: str, tokenizer: tokenizers.Tokenizer | None) -> Iterator[int]:
+        """What begins where a name was cut is inside a word up to the next blank."""
+        if tokenizer is not None:
+            yield from self._encode_as_text(text, tokenizer)
+            return
+        word_end = next((place for place, character in enumerate(text) if character.isspace()), len(text))
+        yield from self._encode_as_text(text[:word_end], self._inside_word)
+        yield from self._encode_as_text(text[word_end:], self._continuing)
+
+    def _names(self, text: str, id: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The spans in a token's span that name a control token; the name of the unknown one may be among unknowns."""
+        if id in self._never_text:
+            found = text[start:end]
+            if found.strip():
+                yield start + len(found) - len(found.lstrip()), start + len(found.rstrip())
+        elif id in self._spelled_controls:  # the unknown token or a byte, which may stand there by right
+            for match in re.finditer(re.escape(self._piece_of_id[id]), text[start:end]):
+                yield start + match.start(), start + match.end()
+
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        return self._variant(inside_word=False)
+
+    @cached_property
+    def _inside_word(self) -> tokenizers.Tokenizer:
+        return self._variant(inside_word=True)
+
+    def _variant(self, inside_word: bool) -> tokenizers.Tokenizer:
+        """The same tokenizer for a text that goes on where another was cut."""
+        whole = json.loads(self._tokenizer.to_str())
+        changed = rules.without_beginning(whole, inside_word)
+        if changed == whole:
+            return self._tokenizer
+        variant = tokenizers.Tokenizer.from_str(json.dumps(changed))
+        variant.encode_special_tokens = True
+        return variant
+
+    # -- what the ids do not hold ------------------------------------------------------------------------------------
+
+    def corrections(
+        self, texts: list[str], arrays: Sequence[np.ndarray], continued: Sequence[bool] | None = None, tail: int = 0
+    ) -> list[Corrections]:
+        """What the ids that `encode_batch` gave lack of each text, and the price of saying it.
+
+        tail: that of the piece before, where the first text goes on with it.
+        """
+        if self.holds_every_text:
+            return [Corrections(0, 0, 0)] * len(texts)
+        continued = continued or [False] * len(texts)
+        whole = [self._is_whole(text, ids) for text, ids in zip(texts, arrays, strict=True)]
+        doubtful = [i for i, is_whole in enumerate(whole) if not is_whole]
+        decoded = iter(self._decode_pieces([arrays[i].tolist() for i in doubtful], [continued[i] for i in doubtful]))
+        found = []
+        for i, (text, ids) in enumerate(zip(texts, arrays, strict=True)):
+            tail = tail if continued[i] else 0
+            if whole[i] or (spelled := next(decoded)) == text:
+                found.append(Corrections(0, 0, tail + len(text)))
+            else:
+                tokenizer = self._continuing if continued[i] else self._tokenizer
+                found.append(corrections(text, spelled, self._unknown_spans(text, ids, tokenizer), tail))
+            tail = found[-1].tail
+        return found
+
+    def _is_whole(self, text: str, ids: np.ndarray) -> bool:
+        return self._lacks_only_unknowns and "▁" not in text and not (ids == self.unk_id).any()
+
+    def _unknown_spans(self, text: str, ids: np.ndarray, tokenizer: tokenizers.Tokenizer) -> list[tuple[int, int]]:
+        """Which characters the unknown tokens stand for; none where that cannot be told."""
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        if self.unk_id is None or encoding.ids != ids.tolist():
+            return []
+        return sorted({span for id, span in _tokens(encoding) if id == self.unk_id})
+
+    def _decode_pieces(self, pieces: list[list[int]], continued: Sequence[bool]) -> list[str]:
+        """The text of each piece, as a part of its story; a blank that always stands before a story is left out."""
+        before = [self._context if goes_on else [] for goes_on in continued]
+        skipped = len(self.decode(self._context))
+        texts = self.decode_batch([[*context, *ids] for context, ids in zip(before, pieces, strict=True)])
+        return [
+            text[skipped:] if goes_on else text.removeprefix(" ") if self._leads_with_blank else text
+            for text, goes_on in zip(texts, continued, strict=True)
+        ]
+
+    @cached_property
+    def _leads_with_blank(self) -> bool:
+        return any(self.decode(self.encode(probe)) == f" {probe}" for probe in PROBES)
+
+    @cached_property
+    def _context(self) -> list[int]:
+        """Ids of a word that may stand before a piece that goes on."""
+        encoded = (self.encode(probe) for probe in PROBES)
+        return next((ids for ids in encoded if self.decode(ids).strip() in PROBES), [])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text that the ids spell; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        if self._falls_back:  # the library would spell all bytes in a row by U+FFFD if one of them is wrong
+            spelled = b"".join(self._bytes(id) for id in ids if id not in self._skipped)
+            return spelled.decode("utf-8", errors="replace")
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def decode_batch(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Like `decode` for each sequence, on all cores."""
+        if self._falls_back:
+            return [self.decode(ids) for ids in sequences]
         return self._tokenizer.decode_batch([list(ids) for ids in sequences], skip_special_tokens=True)
 
     def token_text(self, id: int) -> str:
@@ -158,20 +302,23 @@ class Tokenizer:
         piece = self._piece_of_id[id]
         if id in self._skipped:
             return piece
-        if self._is_byte_level:
+        if self._spells_bytes:
             piece = self._bytes(id).decode("utf-8", errors="surrogateescape")
         return "".join(map(_printable, piece))
 
     def _bytes(self, id: int) -> bytes:
-        """What a token of a byte-level vocabulary spells; a piece with foreign characters spells itself."""
+        """What a token spells where each spells bytes; a piece with foreign characters spells itself."""
         piece = self._piece_of_id.get(id, "")
+        if self._falls_back:
+            return bytes([BYTE_OF_PIECE[piece]]) if piece in BYTE_OF_PIECE else piece.encode()
         if all(character in BYTE_OF_CHARACTER for character in piece):
             return bytes(BYTE_OF_CHARACTER[character] for character in piece)
         return piece.encode()
 
-    def stream(self) -> "TextStream":
+    def stream(self) -> TextStream:
         """A decoder that takes ids one at a time."""
-        return TextStream(self)
+        bytes_of = self._bytes if self._spells_bytes else None
+        return TextStream(self.decode, bytes_of, self._skipped)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into the folder.
@@ -216,77 +363,15 @@ class Tokenizer:
         return cls(definition, special, str(file))
 
 
-class TextStream:
-    """Turns ids into text as they come: what `push` and the final `flush` return, joined, is `decode(ids)`.
-
-    Text is held back until it is certain, so a character whose bytes are several tokens comes out whole. One
-    exception: the library's byte fallback (Llama's tokenizers have it) spells a run of byte tokens by U+FFFD
-    alone if it is broken anywhere; whole characters before the broken place are out by then.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        # A byte-level vocabulary spells bytes, and Python decodes those as they come. Other decoders (leading
-        # spaces, byte fallback) look at neighbours: there we decode the last ids again, with those before
-        # them as context.
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._is_byte_level else None
-        self._context: list[int] = []
-        self._fresh: list[int] = []
-
-    def push(self, id: int) -> str:
-        """Takes the next id and returns the text that is now certain, which may be empty."""
-        if id in self._tokenizer._skipped:
-            return ""
-        if self._bytes is not None:
-            return self._bytes.decode(self._tokenizer._bytes(id))
-        self._fresh.append(id)
-        text = self._fresh_text()
-        if text.endswith(REPLACEMENT):
-            return ""
-        if text:
-            self._context, self._fresh = self._fresh, []
-        return text
-
-    def flush(self) -> str:
-        """Returns what was held back, with U+FFFD for a character that never ended; then it is new."""
-        text = self._bytes.decode(b"", final=True) if self._bytes is not None else self._fresh_text()
-        self._context, self._fresh = [], []
-        return text
-
-    def _fresh_text(self) -> str:
-        before = self._tokenizer.decode(self._context) if self._context else ""
-        return self._tokenizer.decode(self._context + self._fresh)[len(before) :]
-
-
 def _printable(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:  # a lone byte, as `surrogateescape` marks it
         return f"<0x{ord(character) - 0xDC00:02X}>"
     return "▁" if character == " " else character if character.isprintable() else repr(character)[1:-1]
 
 
-def _kind(definition: dict[str, Any]) -> str:
-    model = definition["model"]
-    if model.get("type") == "BPE":
-        return "bpe" if model.get("merges") else "characters"
-    return str(model.get("type", "unknown")).lower()
-
-
-def _words_stand_alone(definition: dict[str, Any]) -> bool:
-    """Whether a text cut before whitespace has the same ids: what we train does, and what GPT-2 began."""
-    model, before = definition["model"], definition.get("pre_tokenizer")
-    added = definition.get("added_tokens", [])
-    if definition.get("normalizer") or model.get("dropout") or not all(token["special"] for token in added):
-        return False
-    if before is None:
-        return _kind(definition) == "characters"
-    gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    return before == _json_of(SPACES_LEAD) or {key: before.get(key) for key in gpt2} == gpt2
-
-
-def _json_of(pre_tokenizer: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel())
-    tokenizer.pre_tokenizer = pre_tokenizer
-    return json.loads(tokenizer.to_str())["pre_tokenizer"]
+def _tokens(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
+    """Ids with the spans of the text that they stand for."""
+    return list(zip(encoding.ids, encoding.offsets, strict=True))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,34 +1,42 @@
 """Trains tokenizers: byte-level BPE, Unigram as the course's, and characters."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from rhapsode.progress import say
-from rhapsode.tokenizer.coding import BYTE_OF_CHARACTER, SPACES_LEAD, Tokenizer
+from rhapsode.progress import bar, say
+from rhapsode.tokenizer.coding import Tokenizer
+from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTES_OR_PIECES, SPACES_LEAD, bytes_besides
 
 KINDS = ("bpe", "unigram", "characters")
 SAMPLE_BYTES = 20_000_000
+# The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
+# words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
+# a sample there.
+LONG_PART = re.compile(r"\S{32,64}")
+MOST_OF_LONG_PARTS = 250_000  # characters
 
 
 def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1024) -> Tokenizer:
     """Trains a tokenizer; the same texts give the same tokenizer.
 
     kind: `bpe` (byte-level: any text comes back exactly), `unigram` (as the course's; characters not seen in
-        training become <unk>, whitespace comes back exactly) or `characters` (one id per character seen, of
-        which vocab_size is a limit).
+        training are spelled as bytes, so any text comes back; the byte tokens, about 170, are part of vocab_size,
+        and where they do not fit, unseen characters become <unk>, and a line says so) or `characters` (one id per
+        character seen, of which vocab_size is a limit; unseen ones become <unk>).
     texts: read once, as a stream. Of more than 20 MB, a regular sample is taken (every second, fourth, ...
-        text), so time and memory are bounded.
+        text), and of letters without a blank parts of 64 characters, so time and memory are bounded.
     <pad> is 0, </s> is 1, and <unk>, which bpe does without, 2. A text too poor for vocab_size gives a
     smaller vocabulary and says so. Raises ValueError where vocab_size cannot hold the alphabet, or texts are
     empty.
     """
     if kind not in KINDS:
         raise ValueError(f"tokenizer kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    sample = _sample(texts, SAMPLE_BYTES)
+    sample = sample_of(texts)
     if not sample:
         raise ValueError("no text to train a tokenizer on")
     alphabet = sorted(set().union(*sample))
@@ -44,13 +52,17 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
             f", got {vocab_size}{hint}"
         )
     train = {"bpe": _train_bpe, "unigram": _train_unigram, "characters": _train_characters}[kind]
-    tokenizer = Tokenizer(train(sample, specials, alphabet, vocab_size))
+    size = sum(len(text.encode()) for text in sample) / 1e6
+    with bar(f"training a {kind} tokenizer on {size:,.1f} MB", None):
+        definition = train(sample, specials, alphabet, vocab_size)
+    tokenizer = Tokenizer(definition)
     if kind != "characters" and tokenizer.vocab_size < vocab_size:
         say(f"the text gives {tokenizer.vocab_size:,} tokens, fewer than the {vocab_size:,} asked for")
     return tokenizer
 
 
-def _sample(texts: Iterable[str], most_bytes: int) -> list[str]:
+def sample_of(texts: Iterable[str], most_bytes: int = SAMPLE_BYTES) -> list[str]:
+    """The texts, or a regular sample of them where they are more than so many bytes; blank ones are left out."""
     kept: list[str] = []
     held, stride = 0, 1
     for number, text in enumerate(texts):
@@ -61,6 +73,28 @@ def _sample(texts: Iterable[str], most_bytes: int) -> list[str]:
                 kept, stride = kept[::2], stride * 2
                 held = sum(len(text.encode()) for text in kept)
     return kept
+
+
+def parts_of(sample: list[str], most_long: int | None = None) -> Iterator[str]:
+    """The texts, cut so that no word in them is longer than 64 characters.
+
+    most_long: where words and parts of them of 32 characters and more have more characters in all, a regular sample
+    of them is taken; the rest of the texts stays.
+    """
+    stride = 1
+    if most_long is not None:
+        length = sum(len(part) for text in sample for part in LONG_PART.findall(text))
+        stride = max(1, -(-length // most_long))
+        if stride > 1:
+            say(f"words of 32 characters or more: learning from one in {stride} of their parts")
+    number = 0
+    for text in sample:
+        begin = 0
+        for match in LONG_PART.finditer(text):
+            kept = number % stride == 0
+            yield text[begin : match.end() if kept else match.start()]
+            begin, number = match.end(), number + 1
+        yield text[begin:]
 
 
 def _train_bpe(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
@@ -74,27 +108,35 @@ def _train_bpe(sample: list[str], specials: list[str], alphabet: list[str], voca
         initial_alphabet=sorted(BYTE_OF_CHARACTER),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample, trainer)
+    tokenizer.train_from_iterator(parts_of(sample), trainer)
     return json.loads(tokenizer.to_str())
 
 
 def _train_unigram(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
     """Pieces begin with a space or have none, and other whitespace stands alone: texts are spelled exactly.
 
-    A byte alphabet would spare <unk>, but on TinyStories, at 1,024 pieces, it costs 19% more tokens, and byte
-    fallback 8%.
+    The byte tokens leave less room for pieces: on storyworld 5% more tokens at 1,024 pieces, 0.7% at 4,096.
     """
+    known = {*alphabet, *" \n\t"}
+    spare = bytes_besides(known)
+    room = len(specials) + len(known) + len(spare)
+    if room > vocab_size:
+        say(
+            f"a vocabulary of {vocab_size:,} has no room for byte tokens ({room:,} would): characters that are not in"
+            " the text to train on become <unk>"
+        )
+        spare = []
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = SPACES_LEAD
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Fuse()
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(spare),
         special_tokens=specials,
         unk_token="<unk>",
-        initial_alphabet=["▁", "\n", "\t"],
+        initial_alphabet=[" ", "\n", "\t"],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample, trainer)
+    tokenizer.train_from_iterator(parts_of(sample, MOST_OF_LONG_PARTS), trainer)
     definition = json.loads(tokenizer.to_str())
     # The library adds up in the order of a randomly seeded hash table: scores differ in the last digits from
     # run to run, and pieces of equal rank, of which the characters that only just survived are most, change
@@ -103,7 +145,13 @@ def _train_unigram(sample: list[str], specials: list[str], alphabet: list[str], 
     lowest = min(score for _, score in pieces)
     scores = {piece: lowest if len(piece) == 1 and score < lowest + 0.1 else score for piece, score in pieces}
     ranked = sorted(((piece, round(score, 6)) for piece, score in scores.items()), key=lambda p: (-p[1], p[0]))
+    # Only a character that is no piece becomes bytes, whatever their scores; the library bounds all scores by the
+    # lowest, so theirs is that one.
+    ranked += [(piece, round(lowest, 6)) for piece in spare]
     definition["model"]["vocab"][len(specials) :] = ranked
+    if spare:
+        definition["model"]["byte_fallback"] = True
+        definition["decoder"] = BYTES_OR_PIECES
     return definition
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from rhapsode.atomic import naming
-from rhapsode.progress import bar, say
-from rhapsode.sources import FileSource, GeneratedSource, Source, cache_root
+from rhapsode.progress import say
+from rhapsode.sources import GeneratedSource, Source, cache_root
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
+from rhapsode.tokenizer.training import sample_of
+from rhapsode.tokens.writing import FORMAT_VERSION, reading, write_store
 
-FORMAT_VERSION = 1
-BATCH_CHARACTERS = 2_000_000  # of text that the tokenizer's threads share at a time
-BATCH_IDS = 1_000_000
+# These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
+IDS_VERSION, TRAINING_VERSION = 1, 2
 STALE_SECONDS = 3600.0
 TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 
@@ -32,9 +33,11 @@ class TokenStore:
     """Stories as token ids, memory-mapped and read-only; a view holds some of the stories of a store.
 
     tokens: all ids of the file. offsets: story i of the file is tokens[offsets[i] : offsets[i + 1]].
-    byte_counts: UTF-8 bytes of each story's text. indices: which stories of the file this view holds,
-    ascending. num_stories, num_tokens, num_bytes count what the view holds. has_text: False for stores of
-    given id lists, whose stories do not end with eos_id.
+    byte_counts: UTF-8 bytes of each story's text. unspelled: (N, 2), of each story the bytes that its ids do not
+    hold and the bits of the corrections that give them (see tokenizer/corrections.py). indices: which stories of
+    the file this view holds, ascending. num_stories, num_tokens, num_bytes, unspelled_bytes count what the view
+    holds; correction_bits, too, with the bit that ends each story's corrections, 0 where there are none at all.
+    has_text: False for stores of given id lists, whose stories do not end with eos_id.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class TokenStore:
         about: dict[str, Any],
         indices: np.ndarray | None = None,
         fingerprint: str | None = None,
+        unspelled: np.ndarray | None = None,
     ) -> None:
         self.tokens, self.offsets, self.byte_counts, self._marks, self._about = (
             tokens,
@@ -54,6 +58,7 @@ class TokenStore:
             marks,
             about,
         )
+        self.unspelled = np.zeros((len(byte_counts), 2), np.int64) if unspelled is None else unspelled
         self.indices = np.arange(len(byte_counts)) if indices is None else indices
         self.fingerprint: str = fingerprint or about["fingerprint"]
         self.eos_id: int = about["eos_id"]
@@ -64,6 +69,9 @@ class TokenStore:
         whole = self.num_stories == len(byte_counts)
         self.num_tokens = int(offsets[-1] - offsets[0] if whole else self.story_lengths().sum())
         self.num_bytes = int((byte_counts if whole else byte_counts[self.indices]).sum())
+        sums = (self.unspelled if whole else self.unspelled[self.indices]).sum(axis=0)
+        self.unspelled_bytes, bits = int(sums[0]), int(sums[1])
+        self.correction_bits = bits + self.num_stories if bits else 0
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
@@ -74,10 +82,11 @@ class TokenStore:
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         byte_counts = np.load(folder / "bytes.npy", mmap_mode="r")
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
-        store = cls(tokens, offsets, byte_counts, np.load(folder / "marks.npy"), about)
-        counts = (store.num_stories, store.num_tokens, len(tokens), len(offsets))
+        unspelled = np.load(folder / "unspelled.npy", mmap_mode="r")
+        store = cls(tokens, offsets, byte_counts, np.load(folder / "marks.npy"), about, unspelled=unspelled)
+        counts = (store.num_stories, store.num_tokens, len(tokens), len(offsets), len(unspelled))
         stories, ids = about["num_stories"], about["num_tokens"]
-        if counts != (stories, ids, ids, stories + 1):
+        if counts != (stories, ids, ids, stories + 1, stories):
             raise ValueError(f"{folder}: damaged, its files hold {counts} items where store.json tells other numbers")
         return store
 
@@ -108,7 +117,8 @@ class TokenStore:
 
     def _view(self, indices: np.ndarray) -> "TokenStore":
         fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()
-        return TokenStore(self.tokens, self.offsets, self.byte_counts, self._marks, self._about, indices, fingerprint)
+        columns = (self.tokens, self.offsets, self.byte_counts, self._marks)
+        return TokenStore(*columns, self._about, indices, fingerprint, self.unspelled)
 
     def _cut_in_two(self, fraction: float) -> tuple["TokenStore", "TokenStore"]:
         index = int(self.indices[0])
@@ -120,15 +130,16 @@ class TokenStore:
                 " or, if it is one long text, --split file"
             )
         wanted = begin + (1 - fraction) * (end - begin)
-        cut, byte_cut = marks[np.argmin(np.abs(marks[:, 0] - wanted))].tolist()
-        byte_count = int(self.byte_counts[index])
+        cut, byte_cut, *unspelled_cut = marks[np.argmin(np.abs(marks[:, 0] - wanted))].tolist()
+        byte_count, unspelled = int(self.byte_counts[index]), self.unspelled[index]
 
-        def part(first: int, last: int, byte_count: int) -> TokenStore:
+        def part(first: int, last: int, byte_count: int, unspelled: np.ndarray) -> TokenStore:
             fingerprint = hashlib.sha256(f"{self.fingerprint} {first} {last}".encode()).hexdigest()
-            offsets, byte_counts = np.array([first, last]), np.array([byte_count])
-            return TokenStore(self.tokens, offsets, byte_counts, self._marks, self._about, None, fingerprint)
+            columns = (self.tokens, np.array([first, last]), np.array([byte_count]), self._marks)
+            return TokenStore(*columns, self._about, None, fingerprint, unspelled[None])
 
-        return part(begin, cut, byte_cut), part(cut, end, byte_count - byte_cut)
+        before = np.array(unspelled_cut)
+        return part(begin, cut, byte_cut, before), part(cut, end, byte_count - byte_cut, unspelled - before)
 
 
 def tokenizer_for(
@@ -144,15 +155,16 @@ def tokenizer_for(
         raise ValueError(
             f"{source.description}: ids have no text to train a tokenizer on; name theirs with --tokenizer"
         )
-    key = hashlib.sha256(f"{FORMAT_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
+    key = hashlib.sha256(f"{TRAINING_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
     folder = _cache(cache_dir) / f"tokenizer-{key[:32]}"
     if folder.is_dir():
         try:
             return Tokenizer.load(folder)
         except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    with _reading(f"training a {kind} tokenizer", source) as on_read:
-        tokenizer = train_tokenizer((piece.text for piece in source.pieces(on_read)), kind, vocab_size)
+    with reading("reading for the tokenizer", source) as on_read:
+        sample = sample_of(piece.text for piece in source.pieces(on_read))
+    tokenizer = train_tokenizer(sample, kind, vocab_size)
     with _new_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer
@@ -166,17 +178,20 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
     changes while it is read; OSError for a cache folder that cannot be written.
     """
     before = source.fingerprint()
-    fingerprint = hashlib.sha256(f"{FORMAT_VERSION} {before} {tokenizer.fingerprint}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{IDS_VERSION} {before} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = _cache(cache_dir) / f"store-{fingerprint[:32]}"
     if folder.is_dir():
         try:
-            return TokenStore.open(folder)
+            store = TokenStore.open(folder)
         except (OSError, ValueError, KeyError) as error:
-            say(f"{folder} is damaged ({error}); making it anew")
+            say(f"{folder} cannot be used ({error}); making it anew")
             shutil.rmtree(folder)
+        else:
+            _say_what_is_lost(store)
+            return store
     started = time.monotonic()
     with _new_folder(folder) as temporary:
-        about = _write_store(temporary, source, tokenizer)
+        about = write_store(temporary, source, tokenizer)
         about |= {"fingerprint": fingerprint, "source_fingerprint": before}
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (temporary / "store.json").write_text(text, encoding="utf-8")
@@ -185,166 +200,23 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
     rate = about["num_bytes"] / 1e6 / max(time.monotonic() - started, 1e-9)
     counts = f"{about['num_stories']:,} stories, {about['num_bytes']:,} bytes, {about['num_tokens']:,} tokens"
     say(f"{counts} ({rate:.1f} MB/s), kept in {folder}")
-    return TokenStore.open(folder)
+    store = TokenStore.open(folder)
+    _say_what_is_lost(store)
+    return store
 
 
-def _write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Writes all but store.json, and returns what that has to tell of it."""
-    with (
-        open(folder / "tokens.bin", "wb") as tokens,
-        _Column(folder / "offsets.npy") as offsets,
-        _Column(folder / "bytes.npy") as byte_counts,
-        _Column(folder / "marks.npy", width=2) as marks,
-        _reading("tokenizing" if source.kind == "text" else "reading token ids", source) as on_read,
-    ):
-        writer = _Writer(tokenizer, tokens, offsets, byte_counts, marks)
-        if isinstance(source, GeneratedSource) and tokenizer.words_stand_alone:
-            writer.write_generated(source, on_read)
-        elif source.kind == "text":
-            writer.write_text(source, on_read)
-        else:
-            assert isinstance(source, FileSource)
-            writer.write_ids(source, on_read)
-    return {
-        "format_version": FORMAT_VERSION,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "description": source.description,
-        "has_text": source.kind == "text",
-        "dtype": tokenizer.dtype.str,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_id": tokenizer.eos_id,
-        "num_stories": byte_counts.rows,
-        "num_tokens": writer.num_tokens,
-        "num_bytes": writer.num_bytes,
-    }
+def _say_what_is_lost(store: TokenStore) -> None:
+    if store.has_text and store.correction_bits:
+        say(f"{store.description}: {loss_of(store.unspelled_bytes / max(1, store.num_bytes))}")
 
 
-@contextmanager
-def _reading(what: str, source: Source) -> Iterator[Callable[[float], None]]:
-    """A progress bar in megabytes, to be told of bytes."""
-    total = None if source.total_bytes is None else source.total_bytes / 1e6
-    with bar(what, total, "MB") as advance:
-        yield lambda count: advance(count / 1e6)
-
-
-class _Column:
-    """A .npy file of int64 that grows row by row: the header is written last, into the room kept for it."""
-
-    def __init__(self, path: Path, width: int | None = None) -> None:
-        self.stream, self.width, self.rows = open(path, "wb"), width, 0  # noqa: SIM115
-        self._write_header()
-        self.header_bytes = self.stream.tell()
-
-    def _write_header(self) -> None:
-        shape = (self.rows,) if self.width is None else (self.rows, self.width)
-        np.lib.format.write_array_header_1_0(self.stream, {"descr": "<i8", "fortran_order": False, "shape": shape})
-
-    def append(self, rows: list[int] | list[tuple[int, int]] | np.ndarray) -> None:
-        array = np.asarray(rows, dtype="<i8")
-        self.stream.write(array.tobytes())
-        self.rows += len(array)
-
-    def __enter__(self) -> "_Column":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.seek(0)
-        self._write_header()
-        assert self.stream.tell() == self.header_bytes
-        self.stream.close()
-
-
-class _Writer:
-    """Appends stories to the open files of a store that is being made."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, tokens: Any, offsets: _Column, byte_counts: _Column, marks: _Column
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.tokens, self.offsets, self.byte_counts, self.marks = tokens, offsets, byte_counts, marks
-        self.dtype = tokenizer.dtype
-        self.num_tokens = self.num_bytes = self.story_bytes = 0
-        offsets.append([0])
-
-    def write_text(self, source: Source, on_read: Callable[[float], None]) -> None:
-        texts: list[str] = []
-        ends: list[bool] = []
-        characters = 0
-        for text, ends_story in source.pieces(on_read):
-            texts.append(text)
-            ends.append(ends_story)
-            characters += len(text) + 16  # so that very many very short stories fill a batch too
-            if characters >= BATCH_CHARACTERS:
-                self._write_pieces(texts, ends)
-                texts, ends, characters = [], [], 0
-        self._write_pieces(texts, ends)
-
-    def _write_pieces(self, texts: list[str], ends: list[bool]) -> None:
-        arrays: list[np.ndarray] = []
-        ended = np.array([self.tokenizer.eos_id], self.dtype)
-        offsets: list[int] = []
-        byte_counts: list[int] = []
-        marks: list[tuple[int, int]] = []
-        for text, ids, ends_story in zip(texts, self.tokenizer.encode_batch(texts), ends, strict=True):
-            arrays.append(ids)
-            self.num_tokens += len(ids)
-            self.story_bytes += len(text.encode())
-            if ends_story:
-                arrays.append(ended)
-                self.num_tokens += 1
-                offsets.append(self.num_tokens)
-                byte_counts.append(self.story_bytes)
-                self.num_bytes += self.story_bytes
-                self.story_bytes = 0
-            else:
-                marks.append((self.num_tokens, self.story_bytes))
-        if arrays:
-            self.tokens.write(np.concatenate(arrays).data)
-        self.offsets.append(offsets)
-        self.byte_counts.append(byte_counts)
-        self.marks.append(np.array(marks, dtype=np.int64).reshape(-1, 2))
-
-    def write_generated(self, source: GeneratedSource, on_read: Callable[[float], None]) -> None:
-        """What write_text writes, but put together from the ids of fragments, of which storyworld is made."""
-        from rhapsode import storyworld
-
-        table = storyworld.fragment_tokens(self.tokenizer.encode, self.tokenizer.eos_id, self.dtype.type)
-        for batch in storyworld.token_batches(table, source.seed_start, source.count, source.split):
-            self.tokens.write(batch.tokens.astype(self.dtype, copy=False).data)
-            ends = self.num_tokens + np.cumsum(batch.lengths)
-            self.offsets.append(ends)
-            self.byte_counts.append(batch.byte_counts)
-            read = int(batch.byte_counts.sum())
-            self.num_tokens, self.num_bytes = int(ends[-1]), self.num_bytes + read
-            on_read(read)
-
-    def write_ids(self, source: FileSource, on_read: Callable[[float], None]) -> None:
-        batch: list[np.ndarray] = []
-        held = 0
-        for record in source.sequences(on_read):
-            ids = np.asarray(record.value)
-            if ids.max() >= self.tokenizer.vocab_size:
-                position = int(np.argmax(ids >= self.tokenizer.vocab_size))
-                raise ValueError(
-                    f"{record.where}, position {position + 1}: id {ids[position]} is not in the tokenizer's"
-                    f" vocabulary of {self.tokenizer.vocab_size}"
-                )
-            batch.append(ids)
-            held += len(ids)
-            if held >= BATCH_IDS:
-                self._write_sequences(batch)
-                batch, held = [], 0
-        self._write_sequences(batch)
-
-    def _write_sequences(self, batch: list[np.ndarray]) -> None:
-        if not batch:
-            return
-        byte_counts = [len(text.encode()) for text in self.tokenizer.decode_batch([ids.tolist() for ids in batch])]
-        self.tokens.write(np.concatenate(batch).astype(self.dtype).tobytes())
-        ends = self.num_tokens + np.cumsum([len(ids) for ids in batch])
-        self.offsets.append(ends)
-        self.byte_counts.append(byte_counts)
-        self.num_tokens, self.num_bytes = int(ends[-1]), self.num_bytes + sum(byte_counts)
+def loss_of(share: float) -> str:
+    """What is said of a text that the tokenizer cannot spell, whole or in part."""
+    amount = "less than 0.1%" if share < 0.001 else f"{share:.1%}"
+    return (
+        f"{amount} of the text cannot be spelled by this tokenizer (characters that it lacks, or changes); bits per"
+        " byte count what it costs to correct that, nats per token and perplexity do not"
+    )
 
 
 def _cache(cache_dir: Path | None) -> Path:

@@ -216,7 +216,9 @@ class _Training:
             progress.best_loss, progress.best_step = loss, progress.step
             self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss})
         train_loss = progress.nats / max(1, progress.scored)
-        self._write("valid", train_loss=train_loss, valid_loss=loss, bits_per_byte=valid.bits_per_byte, best=better)
+        bits, share = valid.bits_per_byte, valid.unspelled_share
+        losses = {"train_loss": train_loss, "valid_loss": loss, "bits_per_byte": bits, "unspelled_share": share}
+        self._write("valid", **losses, best=better)
         progress.nats, progress.scored = 0.0, 0
         progress.validated_step = progress.step
         progress.validations += 1
@@ -374,6 +376,8 @@ class _Training:
         rate = progress.tokens / max(progress.seconds, 1e-9)
         floor = self.run.about.get("floor_bits_per_byte")
         against = "" if floor is None else f", the floor is {floor:.3f}"
+        if valid.correction_bits:
+            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot spell"
         bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
         losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
