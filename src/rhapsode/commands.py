@@ -20,10 +20,10 @@ from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say
 from rhapsode.run import Run, new_directory
 from rhapsode.sample import SampleConfig, complete, write
-from rhapsode.sources import SourceConfig, open_source
+from rhapsode.sources import EVALUATION, SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.start import Request, begin, fitted, resume
+from rhapsode.start import Request, begin, fitted, resume, settings_of
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
 from rhapsode.train import Outcome, train
@@ -106,7 +106,7 @@ def generate_command(
     run = Run.open(path)
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.read().removesuffix("\n")  # the line end that `echo` adds
     try:
         prompt.encode()
     except UnicodeEncodeError:  # how Python marks bytes of an argument that are no text
@@ -141,6 +141,7 @@ def evaluate_command(
     path: Path,
     data: list[str],
     source_config: SourceConfig,
+    as_trained: bool,
     checkpoint: str,
     threads: int | None,
     device: str,
@@ -148,7 +149,10 @@ def evaluate_command(
     generate: int,
     sampling: SampleConfig,
 ) -> None:
-    """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can."""
+    """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can.
+
+    as_trained: whether text is cut as the run's own was, rather than guessed anew.
+    """
     device = _use(threads, device)
     run = Run.open(path)
     model = run.load_model(checkpoint, device)
@@ -168,7 +172,7 @@ def evaluate_command(
                 Console().print(table)
         return
     if data:
-        source = open_source(data, source_config)
+        source = open_source(data, source_config, EVALUATION, _read_as_in(run, as_trained))
         store, name = prepare(source, run.tokenizer), source.description
     elif "data" not in run.about:
         raise ValueError(f"{path}: keeps no data of its own: name what to score, rhapsode evaluate {path} DATA")
@@ -179,6 +183,14 @@ def evaluate_command(
         print(json.dumps(about | {"data": name} | score_fields(result), ensure_ascii=False))
     else:
         Console().print(score_table(name, result))
+
+
+def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
+    """The settings by which the run's own data were read, to read others alike; None for a run without data."""
+    if "data" not in run.about:
+        return None
+    settings = settings_of(run.about["data"])
+    return settings if as_trained else replace(settings, split="auto", separator=None)
 
 
 def coherence_of(

@@ -46,7 +46,7 @@ def section_of(name: str, where: str) -> tuple[str, str]:
 def read_toml(path: Path) -> Sections:
     """Reads the tables [model], [optimizer], [train], [batch]; ValueError names file, table and field."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
     sections: Sections = {}
