@@ -18,7 +18,7 @@ SPLIT_WORDS = {
 TRAINING = ("train",)
 EVALUATION = ("validation", "test")
 NOT_DATA = re.compile(
-    r"(readme|licen[cs]e|copying|citation|changelog|contributing|code_of_conduct)\b.*"
+    r"(readme|licen[cs]e|copying|citation|changelog|contributing|code_of_conduct)([\W_].*)?"
     r"|(dataset_infos?|dataset_dict|state|config|metadata|tokenizer\w*|special_tokens_map|package)\.json"
     r"|requirements.*\.txt",
     re.IGNORECASE,

@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,15 @@ _COLUMN_NAME = re.compile(r"\w[\w .-]{0,63}")
 
 
 class Guess(NamedTuple):
-    """A file with its format; by_content: whether that was guessed from what is in it."""
+    """A file with its format.
+
+    by_content: whether that was guessed from what is in it. looks_like: another format that its content has, although
+    its name says text.
+    """
 
     file: InputFile
     by_content: bool
+    looks_like: str = ""
 
 
 def recognise(path: Path, name: str, format: str = "auto", field: str = "text", suffix_of: str | None = None) -> Guess:
@@ -57,7 +63,12 @@ def recognise(path: Path, name: str, format: str = "auto", field: str = "text", 
         if known is None or known in ("json", "jsonl"):
             format = format_of_content(file, field, known)
             by_content = format != (known or "text")
-    return Guess(InputFile(path, name, format, compression, encoding), by_content)
+    looks_like = ""
+    if known == format == "text" and head.lstrip()[:1] in (b"{", b"[", b'"'):
+        with suppress(ValueError):
+            looks_like = format_of_content(file, field)
+    looks_like = looks_like if looks_like in ("json", "jsonl") else ""
+    return Guess(InputFile(path, name, format, compression, encoding), by_content, looks_like)
 
 
 def _begins(path: Path, magic: bytes) -> bool:

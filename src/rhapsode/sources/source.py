@@ -108,7 +108,7 @@ class FileSource:
         named: str | None = config.field or (like.field if like else None)
         self.field, self.column = named or "text", named
         self.kind: Literal["text", "ids"] = "text"
-        notes = [f"read as {format} (guessed; --format says otherwise)" for format in _guessed_formats(guesses)]
+        notes = _about_formats(guesses)
         tables = [file for file in self.files if file.format in TABLES]
         records = [file for file in self.files if file.format not in ("text", *TABLES)]
         plain = [file for file in self.files if file.format == "text"]
@@ -240,8 +240,13 @@ class FileSource:
         return self._digest[1]
 
 
-def _guessed_formats(guesses: Iterable[Guess]) -> list[str]:
-    return list(dict.fromkeys(CALLED[guess.file.format] for guess in guesses if guess.by_content))
+def _about_formats(guesses: Iterable[Guess]) -> list[str]:
+    """What to say of formats that are not what a file's name says."""
+    guessed = dict.fromkeys(CALLED[guess.file.format] for guess in guesses if guess.by_content)
+    others = {guess.looks_like: guess.file.name for guess in guesses if guess.looks_like}
+    return [f"read as {format} (guessed; --format says otherwise)" for format in guessed] + [
+        f"{name} looks like {CALLED[format]} (--format {format} reads it so)" for format, name in others.items()
+    ]
 
 
 def _line_ends(separator: str | None) -> str | None:
