@@ -105,11 +105,11 @@ def generate_command(
     device = _use(threads, device)
     run = Run.open(path)
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
-    if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")  # the line end that `echo` adds
     try:
+        if prompt == "-":
+            prompt = sys.stdin.read().removesuffix("\n")  # the line end that `echo` adds
         prompt.encode()
-    except UnicodeEncodeError:  # how Python marks bytes of an argument that are no text
+    except UnicodeError:  # of standard input, or how Python marks bytes of an argument that are no text
         raise ValueError("the prompt is not valid UTF-8") from None
     texts = [""] * samples
     steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
