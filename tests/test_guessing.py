@@ -46,6 +46,9 @@ CASES = {
     "one line of speech": ('"Hello there."\nTom smiled.\n', ['"Hello there."', "Tom smiled."]),
     "a table": ('id,text\n1,one\n2,two\n3,"three, four"\n', ["one", "two", "three, four"]),
     "a table with tabs": ("text\tid\none\t1\ntwo\t2\n", ["one", "two"]),
+    "a table without text": ("id,story\n1,one\n2,two\n", ["one", "two"]),
+    "a table of words": ("name;story\n" + "x;a b c\n" * 20, ["a b c"] * 20),
+    "rhymes": ("Row, row\nyour, boat\n", ["Row, row", "your, boat"]),
     "commas": ("Once, text was rare.\nNow, text is not.\n", ["Once, text was rare.", "Now, text is not."]),
 }
 
@@ -76,6 +79,15 @@ def test_a_pipe_is_read_once_and_kept(tmp_path: Path) -> None:
     threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"one\n\ntwo\n",)).start()
     source = open_source([str(tmp_path / "pipe")])
     assert list(source.stories()) == list(source.stories()) == ["one", "two"]
+
+
+def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input .-. is closed"):
+        open_source(["-"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one")))
+    with pytest.raises(ValueError, match="can be named once only"):
+        open_source(["-", "-"])
 
 
 @pytest.mark.parametrize(
@@ -134,8 +146,25 @@ def test_what_may_be_either_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a").write_text('"one"\n"two"\nthree"\n')
     with pytest.raises(ValueError, match=r"the first 2 lines are JSON.*--format text or --format jsonl"):
         open_source([str(tmp_path / "a")])
-    (tmp_path / "a").write_text('{"text": "one"}\n{"text": two}\n')
-    with pytest.raises(ValueError, match="a, line 2: not JSON"):
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "one"}\n{"text": two}\n', "a, line 2: not JSON"),
+        ('{"text": "one}\n{"text": "two"}\n{"text": "three"}\n', "a, line 1: not JSON"),
+        ('{"text": "one"}{"text": "two"}', "a, line 1: not JSON: Extra data"),
+        ('[{"text": "one"},\n{"text": two}]', "a, line 2: not JSON"),
+        ('["one", "two",\n', "a, line 2: not JSON: the file ends where an element should stand"),
+        ("[[1, 2],\n", "a, line 2: not JSON: the file ends where an element should stand"),
+        ("[[1, 2]", "a, line 1: not JSON: the file ends where , or ] should stand"),
+        ('{\n"text": "one"\n}\n', "a: one object over several lines"),
+    ],
+)
+def test_broken_json_is_not_raw_text(tmp_path: Path, content: str, message: str) -> None:
+    """Would catch records with one fault in them that are trained on with their braces and quotation marks."""
+    (tmp_path / "a").write_text(content)
+    with pytest.raises(ValueError, match=message):
         list(open_source([str(tmp_path / "a")]).stories())
 
 

@@ -177,7 +177,7 @@ def evaluate_command(
     elif "data" not in run.about:
         raise ValueError(f"{path}: keeps no data of its own: name what to score, rhapsode evaluate {path} DATA")
     else:
-        store, name = resume(path, Request()).valid, "the run's own validation data"
+        store, name = resume(path, Request(), as_begun=True).valid, "the run's own validation data"
     result = scored(model, store)
     if as_json:
         print(json.dumps(about | {"data": name} | score_fields(result), ensure_ascii=False))

@@ -24,6 +24,7 @@ from rhapsode.sources import (
     files_state,
     is_place,
     open_source,
+    shown,
 )
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource
@@ -166,10 +167,11 @@ def create_run(out: Path, configs: dict[str, Any], tokenizer: Tokenizer, more: d
     return Run.create(out, {**about, "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
 
 
-def resume(out: Path, request: Request) -> Ready:
+def resume(out: Path, request: Request, as_begun: bool = False) -> Ready:
     """Opens a run to go on with; what the request names must be what the run was begun with.
 
-    Raises ValueError for another request or for data that have changed since.
+    as_begun: whether to take data that have changed since from the cache, as they were, and to say so. Raises
+    ValueError for another request, or for such data otherwise.
     """
     run = Run.open(out)
     if run.about.get("request") is None:
@@ -193,25 +195,27 @@ def resume(out: Path, request: Request) -> Ready:
                 f"{out} was begun with {name} {_plain(begun[name])!r}, not {_plain(value)!r};"
                 " a resumed run cannot change it"
             )
-    train_store, valid_store = reopen_data(run.about["data"], run.tokenizer, run.about["train"]["seed"], str(out))
+    train_store, valid_store = reopen_data(data, run.tokenizer, run.about["train"]["seed"], str(out), as_begun)
     return Ready(run, train_store, valid_store)
 
 
-def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str) -> tuple[TokenStore, TokenStore]:
+def reopen_data(
+    about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str, as_begun: bool = False
+) -> tuple[TokenStore, TokenStore]:
     """The (train, valid) stores that `open_data` told of in `about`; ValueError where the data are others by now.
 
     Files with the size and time of change that they had are not read. Of others the contents decide. What is gone, or
-    came from standard input, is taken from the cache as long as that has it.
+    came from standard input, is taken from the cache as long as that has it; with as_begun, what changed is too.
     """
     settings = settings_of(about)
     config = SourceConfig(field=settings.field, format=settings.format)
 
     def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
-        found = _find_store(fingerprint)
+        found, called = _find_store(fingerprint), ", ".join(map(shown, locations))
         state = files_state(locations, wanted, settings.format)
         known = about.get(f"{part}files_state")
         if found is not None and state is None:
-            say(f"{', '.join(locations)}: gone; going on with what the cache has of it ({found.description})")
+            say(f"{called}: gone; using what the cache has of it ({found.description})")
         if found is not None and (state is None or known in (None, state)):
             return found
         if "-" in locations:
@@ -220,7 +224,9 @@ def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: s
         if found is None:
             return prepare(source, tokenizer)
         if source.fingerprint() != about[f"{part}source_fingerprint"]:
-            raise ValueError(_changed(where, source.description))
+            if not as_begun:
+                raise ValueError(_changed(where, source.description))
+            say(f"{called}: changed since; using what the cache has of it, as it was")
         return found
 
     if "valid" in about:

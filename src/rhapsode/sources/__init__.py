@@ -41,6 +41,7 @@ __all__ = [
     "files_state",
     "is_place",
     "open_source",
+    "shown",
 ]
 
 MOST_NAMED = 4  # files in a description
@@ -78,6 +79,8 @@ def open_source(
         if location == "-":
             if locations.count("-") > 1:
                 raise ValueError("standard input (-) can be named once only")
+            if sys.stdin is None:
+                raise ValueError("standard input (-) is closed: there is nothing to read")
             temporary.append(_spool(sys.stdin.buffer))
             guesses.append(recognise(Path(temporary[-1].name), "standard input", config.format, field, suffix_of=""))
         elif location.startswith("hub:"):

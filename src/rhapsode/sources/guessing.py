@@ -22,7 +22,10 @@ STANDARD_SEPARATOR = "<|endoftext|>"
 SPLIT_FILES = 16  # of a source, whose beginnings tell how text is cut
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_COLUMN_NAME = re.compile(r"\w[\w .-]{0,63}")
+_COLUMN_NAME = re.compile(r"[^\W\d][\w-]{0,40}( [\w-]{1,40}){0,2}")
+_NUMBER = re.compile(r"\s*[-+]?\d[\d.]*\s*")
+TABLE_ROWS = 64  # of a possible table that are looked at
+MOST_UNSURE_ROWS = 8  # with as many cells each, where no column has only numbers in it
 
 
 class Guess(NamedTuple):
@@ -126,9 +129,9 @@ class _Head:
                 return None, len(self.text)
             self.extend(len(self.text))
 
-    def lines(self, position: int) -> list[str]:
-        """The lines from here on that are not blank and that end within the head."""
-        lines = self.text[position:].split("\n")
+    def lines_after(self, position: int) -> list[str]:
+        """The lines after the one that ends here that are not blank and that end within the head."""
+        lines = self.text[position:].split("\n")[1:]
         return [line for line in (lines if self.complete else lines[:-1]) if line.strip()]
 
 
@@ -156,14 +159,21 @@ def format_of_content(file: InputFile, field: str, known: str | None = None) -> 
 
 def _object(head: _Head, begin: int) -> str | None:
     found = head.value(begin)
-    if found is None:
-        return None
+    if found is None:  # perhaps the one broken line of many
+        return "jsonl" if _is_object(next(iter(head.lines_after(begin)), "")) else None
     value, end = found
     if value is None:
         return "jsonl"
     if "\n" in head.text[begin:end]:
         return "json"
-    return "jsonl" if _line_ends(head, end) else None
+    follows = head.text[end:].lstrip(" \t\r")[:1]
+    return "jsonl" if follows in ("", "\n", "{", ",") else None
+
+
+def _is_object(line: str) -> bool:
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(line), dict)
+    return False
 
 
 def _string(head: _Head, begin: int) -> str | None:
@@ -183,16 +193,15 @@ def _list(head: _Head, begin: int) -> str | None:
             if found is None:
                 return None
             position = head.after_space(found[1])
-            if head.text[position : position + 1] != ",":
+            sign = head.text[position : position + 1]
+            if sign and (sign not in ",]" or (sign == "]" and head.after_space(position + 1) < len(head.text))):
+                return None
+            if sign != "," or isinstance(found[0], dict):
                 break
             position = head.after_space(position + 1)
-        else:
-            return "json"
-        if position == len(head.text):
-            return "json"  # cut short, in the middle of a record that is very long
-        if head.text[position] != "]":
-            return None
-        return "json" if head.after_space(position + 1) == len(head.text) else None
+            if position == len(head.text):
+                break
+        return "json"  # perhaps a broken one, of which its reader tells where
     found = head.value(begin)  # ids, or nothing
     if found is None:
         return None
@@ -203,7 +212,7 @@ def _list(head: _Head, begin: int) -> str | None:
         return "json" if head.after_space(end) == len(head.text) else None
     if not _line_ends(head, end):
         return None
-    return "jsonl" if not head.lines(end) or _following(head, end, list) else None
+    return "jsonl" if not head.lines_after(end) or _following(head, end, list) else None
 
 
 def _other(head: _Head, begin: int) -> str | None:
@@ -216,7 +225,7 @@ def _line_ends(head: _Head, position: int) -> bool:
 
 def _following(head: _Head, position: int, kind: type) -> bool:
     """Whether the lines after the first are JSON of this kind too; ValueError where only some of them are."""
-    for number, line in enumerate(lines := head.lines(position)):
+    for number, line in enumerate(lines := head.lines_after(position)):
         try:
             right = isinstance(json.loads(line), kind)
         except (ValueError, RecursionError):
@@ -232,20 +241,26 @@ def _following(head: _Head, position: int, kind: type) -> bool:
 
 
 def _table(head: _Head, field: str) -> str | None:
-    """csv or tsv where the first line names the field among other columns, and all rows have as many of them."""
+    """csv or tsv where the first line is names of columns and all rows have as many cells; None for other text.
+
+    One of the names must be the field, or one of the columns be numbers, or the rows be many: a line of prose may
+    well have the one comma that the lines after it have.
+    """
     lines = head.text.split("\n")
     for format, delimiter in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
-        names = lines[0].split(delimiter)
-        cells = [name.strip('" ') for name in names]
-        if len(names) < 2 or field not in cells or not all(map(_COLUMN_NAME.fullmatch, cells)):
+        names = [name.strip('" ') for name in lines[0].split(delimiter)]
+        if len(names) < 2 or not all(map(_COLUMN_NAME.fullmatch, names)):
             continue
-        rows: list[int] = []
+        rows: list[list[str]] = []
         try:
-            reader = csv.reader((f"{line}\n" for line in lines[:64]), delimiter=delimiter, strict=True)
-            rows.extend(len(row) for row in reader)
+            reader = csv.reader((f"{line}\n" for line in lines[1:TABLE_ROWS]), delimiter=delimiter, strict=True)
+            rows.extend(row for row in reader if row)
         except csv.Error:  # also where a row's end is out of sight
             pass
-        if len(rows) > 1 and all(count in (0, len(names)) for count in rows):
+        if not rows or any(len(row) != len(names) for row in rows):
+            continue
+        numbers = any(all(map(_NUMBER.fullmatch, column)) for column in zip(*rows, strict=True))
+        if field in names or numbers or len(rows) > MOST_UNSURE_ROWS:
             return format
     return None
 

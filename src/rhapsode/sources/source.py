@@ -134,7 +134,7 @@ class FileSource:
         if self.column is None:
             raise ValueError(
                 f"{file.name}: no column 'text', and no other that alone has text in it; there are: {columns} (choose"
-                " one with --field)"
+                " one with --field, or say --format text if it is no table)"
             )
         said = f"a story per row, column {self.column!r} of {columns}"
         return said + (" (guessed; --field says otherwise)" if guessed else "")
