@@ -215,7 +215,7 @@ def test_what_was_guessed_may_be_said(folder: Path) -> None:
 def test_runs_of_before(folder: Path, description: str, source: dict[str, str], settings: SourceConfig) -> None:
     """Would catch a run that cannot be opened because its run.json lacks what is kept since."""
     data = begin(asked(), folder / "run").run.about["data"]
-    new = ("files_state", "source_fingerprint")
+    new = ("files_state", "source_fingerprint", "reading_version")
     old = {name: value for name, value in data.items() if name not in new} | {
         "description": description,
         "source": {"split": "auto", "separator": "<|endoftext|>", "field": "text"} | source,
@@ -226,6 +226,9 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
     run.update(data=old, request=begun)
     assert settings_of(Run.open(folder / "run").about["data"]) == settings
     assert resume(folder / "run", asked()).valid.num_stories == 2
+    shutil.rmtree(cache_root())
+    with pytest.raises(ValueError, match="run: another version of rhapsode read the data for this run"):
+        resume(folder / "run", asked())
 
 
 @pytest.mark.parametrize(

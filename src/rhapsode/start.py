@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rhapsode import storyworld
 from rhapsode.configs import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
@@ -16,6 +16,7 @@ from rhapsode.run import Run, check_free
 from rhapsode.sources import (
     CUT_AT,
     EVALUATION,
+    READING_VERSION,
     TRAINING,
     FileSource,
     Source,
@@ -108,7 +109,8 @@ def open_data(request: Request, seed: int) -> Data:
     """
     asked = SourceConfig(request.split, request.separator, request.field, request.format)
     locations = absolute(request.data) or [STORYWORLD]
-    about: dict[str, Any] = {"locations": locations, "files_state": files_state(locations, TRAINING, asked.format)}
+    about: dict[str, Any] = {"locations": locations, "reading_version": READING_VERSION}
+    about["files_state"] = files_state(locations, TRAINING, asked.format)
     source = open_source(list(request.data) or locations, asked)
     say(source.description)
     settled = source.resolved if isinstance(source, FileSource) else asked
@@ -221,13 +223,22 @@ def reopen_data(
         if "-" in locations:
             raise ValueError(f"{where}: was begun on standard input, which the cache no longer has; begin a new run")
         source = open_source(locations, config, wanted, settings)
+        same = source.fingerprint() == about.get(f"{part}source_fingerprint")
         if found is None:
-            return prepare(source, tokenizer)
-        if source.fingerprint() != about[f"{part}source_fingerprint"]:
+            if not same and about.get("reading_version") == READING_VERSION:
+                raise ValueError(_changed(where, source.description))
+            return prepare(source, tokenizer) if same else other_version()
+        if not same:
             if not as_begun:
                 raise ValueError(_changed(where, source.description))
             say(f"{called}: changed since; using what the cache has of it, as it was")
         return found
+
+    def other_version() -> NoReturn:
+        raise ValueError(
+            f"{where}: another version of rhapsode read the data for this run, which the cache no longer has; begin a"
+            " new run"
+        )
 
     if "valid" in about:
         locations = [about["valid"]] if isinstance(about["valid"], str) else about["valid"]
@@ -236,9 +247,8 @@ def reopen_data(
     else:
         whole = reopened(about["locations"], TRAINING, "", about["store_fingerprint"])
         train_store, valid_store = whole.hold_out(about["held_out"], seed)
-    for name, found in (("train", train_store), ("valid", valid_store)):
-        if found.fingerprint != about[f"{name}_fingerprint"]:
-            raise ValueError(_changed(where, found.description))
+    if [train_store.fingerprint, valid_store.fingerprint] != [about["train_fingerprint"], about["valid_fingerprint"]]:
+        other_version()
     return train_store, valid_store
 
 

@@ -24,12 +24,13 @@ from rhapsode.sources.folders import EVALUATION, TRAINING, files_in
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
 from rhapsode.sources.guessing import Guess, recognise
 from rhapsode.sources.records import Record
-from rhapsode.sources.source import CUT_AT, TABLES, FileSource, Source, SourceConfig
+from rhapsode.sources.source import CUT_AT, READING_VERSION, TABLES, FileSource, Source, SourceConfig
 from rhapsode.sources.tables import shape_of, text_column
 
 __all__ = [
     "CUT_AT",
     "EVALUATION",
+    "READING_VERSION",
     "TRAINING",
     "FileSource",
     "GeneratedSource",
