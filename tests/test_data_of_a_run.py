@@ -93,6 +93,11 @@ def test_validation_without_the_run_s_separator(folder: Path) -> None:
     data = open_data(asked("s.txt", valid="v.txt"), 0)
     assert (data.train.num_stories, data.valid.num_stories) == (40, 1)
     assert settings_of(data.about) == SourceConfig(split="separator", separator="<|endoftext|>")
+    (folder / "h.txt").write_text("one ## two\n")
+    assert list(open_source(["h.txt"], SourceConfig("separator"), like=SourceConfig("separator", "##")).stories()) == [
+        "one",
+        "two",
+    ]
     like = open_source(["v.txt"], like=settings_of(data.about))
     assert like.description.endswith("as the training text is (it does not occur: one story per file)")
 

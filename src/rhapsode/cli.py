@@ -135,7 +135,7 @@ def evaluate(
 
     source = SourceConfig(split or "auto", separator, field, format)
     sampling = SampleConfig(max_tokens=600, temperature=temperature, seed=seed)
-    as_trained = split is None and separator is None
+    as_trained = split != "auto"
     evaluate_command(run, data or [], source, as_trained, checkpoint, threads, device, as_json, generate, sampling)
 
 

@@ -151,7 +151,7 @@ def evaluate_command(
 ) -> None:
     """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can.
 
-    as_trained: whether text is cut as the run's own was, rather than guessed anew.
+    as_trained: whether what source_config leaves open of cutting is as for the run's own text, or guessed anew.
     """
     device = _use(threads, device)
     run = Run.open(path)

@@ -104,7 +104,9 @@ class FileSource:
         self._digest: tuple[list[tuple[int, int]], str] | None = None
         self._temporary: list[Any] = []  # keeps spooled inputs on disk as long as the source lives
 
-        self.split, self.separator = config.split, _line_ends(config.separator)
+        self.split, self.separator = config.split, _with_newlines(config.separator)
+        if self.split == "separator" and self.separator is None and like is not None:
+            self.separator = like.separator
         named: str | None = config.field or (like.field if like else None)
         self.field, self.column = named or "text", named
         self.kind: Literal["text", "ids"] = "text"
@@ -143,8 +145,9 @@ class FileSource:
         """How plain text is cut, and how to say so; ValueError for a separator that was asked for and is not there."""
         if self.split == "auto" and self.separator is None and like is not None and like.split != "auto":
             self.split, self.separator = like.split, like.separator
-            said = CUT_AT.get(self.split, f"cut at {self.separator!r}") + ", as the training text is"
-            if self.split == "separator" and not _occurs_in(plain, self.separator or STANDARD_SEPARATOR):
+            separator = self.separator or STANDARD_SEPARATOR
+            said = CUT_AT.get(self.split, f"cut at {separator!r}") + ", as the training text is"
+            if self.split == "separator" and not _occurs_in(plain, separator):
                 said += " (it does not occur: one story per file)"
             return said
         guessed = self.split == "auto" and self.separator is None
@@ -249,7 +252,7 @@ def _about_formats(guesses: Iterable[Guess]) -> list[str]:
     ]
 
 
-def _line_ends(separator: str | None) -> str | None:
+def _with_newlines(separator: str | None) -> str | None:
     """A separator as it stands in a text whose lines end with \\n."""
     return separator and separator.replace("\r\n", "\n").replace("\r", "\n")
 
