@@ -52,7 +52,7 @@ def test_records_beside_text(folder: Path) -> None:
     """Would catch a guess for validation text that is not kept where the training data need none."""
     (folder / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES.split("\n\n")))
     data = open_data(asked("t.jsonl", valid="a.txt"), 0)
-    assert settings_of(data.about) == SourceConfig(split="paragraph")
+    assert settings_of(data.about, "run") == SourceConfig(split="paragraph")
     assert data.valid.num_stories == 40
 
 
@@ -92,13 +92,13 @@ def test_validation_without_the_run_s_separator(folder: Path) -> None:
     (folder / "v.txt").write_text("One story.\n\nIts second half.\n")
     data = open_data(asked("s.txt", valid="v.txt"), 0)
     assert (data.train.num_stories, data.valid.num_stories) == (40, 1)
-    assert settings_of(data.about) == SourceConfig(split="separator", separator="<|endoftext|>")
+    assert settings_of(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
     (folder / "h.txt").write_text("one ## two\n")
     assert list(open_source(["h.txt"], SourceConfig("separator"), like=SourceConfig("separator", "##")).stories()) == [
         "one",
         "two",
     ]
-    like = open_source(["v.txt"], like=settings_of(data.about))
+    like = open_source(["v.txt"], like=settings_of(data.about, "run"))
     assert like.description.endswith("as the training text is (it does not occur: one story per file)")
 
 
@@ -229,11 +229,17 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
     run = Run.open(folder / "run")
     begun = {name: value for name, value in run.about["request"].items() if name != "format"} | request
     run.update(data=old, request=begun)
-    assert settings_of(Run.open(folder / "run").about["data"]) == settings
+    assert settings_of(Run.open(folder / "run").about["data"], "run") == settings
     assert resume(folder / "run", asked()).valid.num_stories == 2
     shutil.rmtree(cache_root())
     with pytest.raises(ValueError, match="run: another version of rhapsode read the data for this run"):
         resume(folder / "run", asked())
+
+
+def test_settings_that_are_damaged() -> None:
+    for source in ({"splot": "line", "format": "auto"}, {"split": "chapter", "format": "auto"}):
+        with pytest.raises(ValueError, match=r"^run: data\.source: "):
+            settings_of({"source": source}, "run")
 
 
 @pytest.mark.parametrize(

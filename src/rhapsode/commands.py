@@ -189,7 +189,7 @@ def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
     """The settings by which the run's own data were read, to read others alike; None for a run without data."""
     if "data" not in run.about:
         return None
-    settings = settings_of(run.about["data"])
+    settings = settings_of(run.about["data"], str(run.path))
     return settings if as_trained else replace(settings, split="auto", separator=None)
 
 

@@ -186,7 +186,7 @@ def resume(out: Path, request: Request, as_begun: bool = False) -> Ready:
     # What was not asked for was chosen all the same, and may be asked for by its name.
     preset = begun["preset"] or preset_of(Request(data=tuple(begun["data"])))
     begun |= {"seed": run.about["train"]["seed"], "preset": preset}
-    chosen = asdict(settings_of(data))
+    chosen = asdict(settings_of(data, str(out)))
     asked = asdict(_from_anywhere(request))
     if digest and asked["config"] == begun["config"] and _digest(request.config) != digest:
         raise ValueError(f"{request.config} has changed since {out} was begun; a resumed run cannot change its configs")
@@ -209,7 +209,7 @@ def reopen_data(
     Files with the size and time of change that they had are not read. Of others the contents decide. What is gone, or
     came from standard input, is taken from the cache as long as that has it; with as_begun, what changed is too.
     """
-    settings = settings_of(about)
+    settings = settings_of(about, where)
     config = SourceConfig(field=settings.field, format=settings.format)
 
     def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
@@ -256,8 +256,8 @@ def _changed(where: str, what: str) -> str:
     return f"{where}: the data have changed since the run began ({what}); begin a new run"
 
 
-def settings_of(about: dict[str, Any]) -> SourceConfig:
-    """How a run's data were read, guesses included, from what `open_data` told of in `about`."""
+def settings_of(about: dict[str, Any], where: str) -> SourceConfig:
+    """How a run's data were read, guesses included, from what `open_data` told of in `about`; `where` is for errors."""
     source = dict(about["source"])
     if "format" not in source:  # runs made before guesses were kept tell of them at the end of the description only
         description = about["description"].removesuffix(" (guessed; --split says otherwise)")
@@ -265,7 +265,10 @@ def settings_of(about: dict[str, Any]) -> SourceConfig:
         split = next((name for name, words in told.items() if description.endswith(f": {words}")), source["split"])
         separator = source["separator"] if split == "separator" else None
         source = {"split": split, "separator": separator, "field": source["field"]}
-    return SourceConfig(**source)
+    try:
+        return SourceConfig(**source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: data.source: {error}") from None
 
 
 def preset_of(request: Request) -> str:
