@@ -238,7 +238,7 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
 
 def test_settings_that_are_damaged() -> None:
     for source in ({"splot": "line", "format": "auto"}, {"split": "chapter", "format": "auto"}):
-        with pytest.raises(ValueError, match=r"^run: data\.source: "):
+        with pytest.raises(ValueError, match=r"^run: data\.source"):
             settings_of({"source": source}, "run")
 
 
