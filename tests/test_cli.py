@@ -1,5 +1,6 @@
 """The command line as its user meets it: in a process of its own."""
 
+import io
 import json
 import math
 import os
@@ -175,12 +176,12 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     lines = result.out.splitlines()
     read = f"{0.75 * 0.75 * 600 * PACE['coffee']:,.0f}"
     assert re.match(rf"[\d,]+ tokens to train on; coffee would read {read}, which makes [\d,.]+ epochs$", lines[0])
-    assert "hidden_dim 8: as asked for" in lines
+    assert "hidden_dim 8: your choice" in lines
     assert "key_dim 64: as in coffee" in lines
     assert any(
         re.match(r"num_layers 2: in more than 5 epochs \([\d,.]+ at .*\) a second block pays$", x) for x in lines
     )
-    assert any(line.startswith("embed_dim 192: instead of 224") for line in lines)
+    assert any(line.startswith("embed_dim 192: reduced from 224: a wider model") for line in lines)
     told = dict(line.partition(":")[0].split(" ") for line in lines[1:])
     begun = call("train", *arguments, "--set", "validations=1", "--epochs", "0.01")
     about = Run.open(Path(begun.out.strip())).about
@@ -232,6 +233,8 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--vocab-size", "5"], "vocab_size must be >= 258"),
         (["good.txt", "--split", "chapter"], "split must be one of"),
         (["good.txt", "--valid", "none.txt"], r"none\.txt: no such file"),
+        (["good.txt", "--separator", "##"], "the separator '##' does not occur in it"),
+        (["good.txt", "--format", "xml"], "format must be one of auto, text, jsonl"),
         (["good.txt", "--vocab-size", "300", "--out", "good.txt"], r"good\.txt is there already"),
         (["good.txt", "--vocab-size", "300", "--out", "good.txt/run"], r"good\.txt/run: .*directory"),
         (
@@ -280,6 +283,19 @@ def test_generate(call: Call, trained: Path) -> None:
     emoji = call("generate", str(trained), "🎉 Hé! ☂", "--max-tokens", "3")
     assert emoji.out.startswith("🎉 Hé! ☂")
     assert call("generate", str(trained), "--max-tokens", "3").code == 0
+
+
+def test_a_prompt_from_standard_input(call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch the line end that `echo` adds, after which a model writes another story than after the words."""
+    greedy = ("--temperature", "0", "--max-tokens", "12")
+    expected = call("generate", str(trained), "Once upon", *greedy).out
+    for given, prompt in ((b"Once upon\n", "Once upon"), (b"Once upon\r\n", "Once upon"), (b"Once upon", "Once upon")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        assert call("generate", str(trained), "-", *greedy).out == expected, prompt
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once\n\n"), encoding="utf-8"))
+    assert json.loads(call("generate", str(trained), "-", *greedy, "--json").out)["prompt"] == "Once\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once \xff"), encoding="utf-8"))
+    assert_refused(call("generate", str(trained), "-"), "the prompt is not valid UTF-8")
 
 
 def test_generate_json(call: Call, trained: Path) -> None:
@@ -345,6 +361,31 @@ def test_evaluate(call: Call, trained: Path, small: Any) -> None:
     assert f"{nats:.4f}" in table
     assert_refused(call("evaluate", str(trained), "missing.txt"), "no such file")
     assert_refused(call("evaluate", "missing"), "no such directory")
+
+
+def test_evaluate_reads_as_the_run_does(call: Call, tmp_path: Path) -> None:
+    """Would catch another score for the run's own text because it is cut into other stories than it was."""
+    text = "".join(f"Story {i} is here.\nIt has two lines.\n\n" for i in range(40))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("One story.\nIt has no blank line.\n")
+    (tmp_path / "b.csv").write_text("n,story\n1,One story of a table.\n")
+    begun = call("train", "a.txt", "--split", "line", "--field", "story", "--out", "run", "--sequences", "8", *TINY)
+    assert begun.code == 0, begun.err
+
+    def scored(*arguments: str) -> dict[str, Any]:
+        result = call("evaluate", "run", *arguments, "--json")
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    own = scored("a.txt")
+    assert own["stories"] == 80
+    assert own["data"] == "a.txt: a story per line, as the training text is"
+    assert scored("a.txt", "--split", "auto")["stories"] == scored("a.txt", "--split", "paragraph")["stories"] == 40
+    assert scored("b.txt")["stories"] == 2
+    assert scored("b.txt", "--separator", "It")["stories"] == 2
+    assert scored("b.csv")["stories"] == 1
+    assert scored("b.csv", "--format", "text")["data"] == "b.csv: a story per line, as the training text is"
+    assert_refused(call("evaluate", "run", "b.txt", "--separator", "##"), "the separator '##' does not occur in it")
 
 
 def test_resume_is_exact_through_the_command_line(call: Call, trained: Path, small: Any, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_folder_file_and_config_reach_the_reader(fake_hub: FakeHub) -> None:
         ("hub:org/nothing", "no such data set"),
         ("hub:org/tales@nowhere", "no revision 'nowhere'"),
         ("hub:org/tales:test", "no file of split 'test'; there are: train.jsonl"),
-        ("hub:org/tales/empty", "no text, JSON, JSONL or Parquet file"),
+        ("hub:org/tales/empty", "no text, JSON, JSONL, CSV or Parquet file"),
     ],
 )
 def test_what_is_not_there_is_said(fake_hub: FakeHub, location: str, message: str) -> None:

@@ -28,6 +28,11 @@ def test_toml(tmp_path: Path) -> None:
     assert build(TrainConfig, sections["train"]) == TrainConfig(tokens=1000)
 
 
+def test_toml_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Would catch a file as Windows' editors save it that is refused as no TOML."""
+    assert read_toml(toml(tmp_path, "\ufeff[train]\r\ntokens = 9\r\n")) == {"train": {"tokens": 9}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -43,7 +48,9 @@ def test_toml(tmp_path: Path) -> None:
         ('[train]\nminutes = "5"', "minutes must be a number, got '5'"),
         ("[train]\nminutes = false", "minutes must be a number, got False"),
         ("[train\nminutes = 5", r"config\.toml: not TOML"),
-        ("\ufeff[train]\nminutes = \x00", "not TOML"),
+        ("[train]\nminutes = \x00", "not TOML"),
+        (f"[train]\nminutes = {'1' * 5000}", r"config\.toml: not TOML: Exceeds the limit"),
+        (f"[train]\nminutes = {'[' * 5000}", r"config\.toml: not TOML: .*recursion"),
     ],
 )
 def test_toml_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:

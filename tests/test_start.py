@@ -202,7 +202,7 @@ def test_data_are_found_from_another_folder(request_: Request, tmp_path: Path, m
     shutil.rmtree(cache_root())
     assert resume(tmp_path / "run", Request()).train.num_stories == 95
     assert Run.open(tmp_path / "s").about["data"]["locations"] == ["storyworld:40"]
-    assert Run.open(tmp_path / "s").about["data"]["valid"] == str(tmp_path / "stories.jsonl")
+    assert Run.open(tmp_path / "s").about["data"]["valid"] == [str(tmp_path / "stories.jsonl")]
 
 
 def test_run_that_train_did_not_begin(tmp_path: Path) -> None:

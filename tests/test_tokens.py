@@ -381,7 +381,7 @@ def test_one_long_story_is_cut_in_two(tmp_path: Path, bpe: Tokenizer) -> None:
 
 
 def test_one_short_story_cannot_be_divided() -> None:
-    with pytest.raises(ValueError, match="cannot hold out a share of one story: give validation data"):
+    with pytest.raises(ValueError, match="cannot hold out a share of one story"):
         id_store([50]).hold_out(0.1, seed=0)
 
 

@@ -26,13 +26,18 @@ app.add_typer(study_app, name="study")
 
 UsageError: Any = typer.BadParameter.__base__  # of all mistakes in options; typer itself names only this kind of it
 
+FORMAT_HELP = "What files hold: auto, text, jsonl, json, csv, tsv or parquet."
+SEPARATOR_HELP = "What stands between stories of text files; otherwise <|endoftext|> where the text has it."
+FIELD_HELP = "Where the text is in JSON objects and tables, as story or story.body; otherwise text."
 PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
 
 
 @app.command()
 def train(
     data: list[str] = typer.Argument(None, help="Files, folders, hub:NAME, storyworld[:COUNT] or - for stdin."),
-    valid: str = typer.Option(None, help="Data to validate on; otherwise a seeded share of the stories is held out."),
+    valid: str = typer.Option(
+        None, help="Data to validate on; otherwise a folder's validation split, or a seeded share of the stories."
+    ),
     out: Path = typer.Option(None, help="The run directory; otherwise a new one under runs/."),
     preset: str = typer.Option(None, help=PRESET_HELP),
     minutes: float = typer.Option(None, help="Budget: minutes of training (validation comes on top)."),
@@ -46,9 +51,10 @@ def train(
     seed: int = typer.Option(None, help="Seed of weights, order and dropout (0)."),
     threads: int = typer.Option(None, min=1, help="CPU threads; otherwise PyTorch's own choice."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
+    format: str = typer.Option("auto", help=FORMAT_HELP),
     split: str = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file."),
-    separator: str = typer.Option("<|endoftext|>", help="What stands between stories."),
-    field: str = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text."),
+    separator: str = typer.Option(None, help=SEPARATOR_HELP),
+    field: str = typer.Option(None, help=FIELD_HELP),
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard files too."),
     explain_preset: bool = typer.Option(
         False, "--explain-preset", help="Only print what the preset chooses for this text, and why."
@@ -73,6 +79,7 @@ def train(
         split=split,
         separator=separator,
         field=field,
+        format=format,
     )
     if explain_preset:
         explain_preset_command(request)
@@ -116,9 +123,10 @@ def evaluate(
     checkpoint: str = typer.Option("best", help="best or last."),
     threads: int = typer.Option(None, min=1, help="CPU threads."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or mps."),
-    split: str = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file."),
-    separator: str = typer.Option("<|endoftext|>", help="What stands between stories."),
-    field: str = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text."),
+    format: str = typer.Option("auto", help=FORMAT_HELP),
+    split: str = typer.Option(None, help="As for train; otherwise text files are cut as the run's own were."),
+    separator: str = typer.Option(None, help="As for train; otherwise the run's own."),
+    field: str = typer.Option(None, help="As for train; otherwise the run's own."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Nats per token, perplexity and bits per byte over all of the data; on storyworld, the distance to the floor."""
@@ -126,9 +134,10 @@ def evaluate(
     from rhapsode.decode import SampleConfig
     from rhapsode.sources import SourceConfig
 
-    source = SourceConfig(split, separator, field)
+    source = SourceConfig(split or "auto", separator, field, format)
     sampling = SampleConfig(max_tokens=600, temperature=temperature, seed=seed)
-    evaluate_command(run, data or [], source, checkpoint, threads, device, as_json, generate, sampling)
+    as_trained = split != "auto"
+    evaluate_command(run, data or [], source, as_trained, checkpoint, threads, device, as_json, generate, sampling)
 
 
 @app.command()

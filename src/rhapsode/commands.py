@@ -20,10 +20,10 @@ from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
 from rhapsode.seeds import check_seed
-from rhapsode.sources import SourceConfig, open_source
+from rhapsode.sources import EVALUATION, SourceConfig, open_source
 from rhapsode.sources.generated import NAME as STORYWORLD
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.start import Request, begin, fitted, resume
+from rhapsode.start import Request, begin, fitted, resume, settings_of
 from rhapsode.terminal import print_json
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
@@ -107,7 +107,10 @@ def generate_command(
     run = Run.open(path)
     tokenizer, model = run.tokenizer, run.load_model(checkpoint, device)
     if prompt == "-":
-        prompt = sys.stdin.read()
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")  # the line end that `echo` adds
+        except UnicodeDecodeError:
+            raise ValueError("the prompt is not valid UTF-8") from None
     prompt = _as_text(prompt)
     texts = [""] * samples
     steps: list[list[dict[str, Any]]] = [[] for _ in range(samples)]
@@ -151,6 +154,7 @@ def evaluate_command(
     path: Path,
     data: list[str],
     source_config: SourceConfig,
+    as_trained: bool,
     checkpoint: str,
     threads: int | None,
     device: str,
@@ -158,7 +162,10 @@ def evaluate_command(
     generate: int,
     sampling: SampleConfig,
 ) -> None:
-    """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can."""
+    """Scores a run's model on data, by default on what it was validated on; on storyworld, tells all that it can.
+
+    as_trained: whether what source_config leaves open of cutting is as for the run's own text, or guessed anew.
+    """
     device = _use(threads, device)
     check_seed(sampling.seed, count=max(1, generate))
     run = Run.open(path)
@@ -179,17 +186,25 @@ def evaluate_command(
                 show(table)
         return
     if data:
-        source = open_source(data, source_config)
+        source = open_source(data, source_config, EVALUATION, _read_as_in(run, as_trained))
         store, name = prepare(source, run.tokenizer), source.description
     elif "data" not in run.about:
         raise ValueError(f"{path}: keeps no data of its own: name what to score, rhapsode evaluate {path} DATA")
     else:
-        store, name = resume(path, Request()).valid, "the run's own validation data"
+        store, name = resume(path, Request(), as_begun=True).valid, "the run's own validation data"
     result = scored(model, store)
     if as_json:
         print_json(about | {"data": name} | score_fields(result))
     else:
         show(score_table(name, result))
+
+
+def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
+    """The settings by which the run's own data were read, to read others alike; None for a run without data."""
+    if "data" not in run.about:
+        return None
+    settings = settings_of(run.about["data"], str(run.path))
+    return settings if as_trained else replace(settings, split="auto", separator=None)
 
 
 def coherence_of(

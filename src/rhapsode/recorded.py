@@ -104,7 +104,7 @@ RUN: Mapping[str, Shape] = {
         "store_fingerprint": str,
         "train_fingerprint": str,
         "valid_fingerprint": str,
-        "valid?": str,
+        "valid?": (str, list),
         "held_out?": float,
     },
     "study?": str,

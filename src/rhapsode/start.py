@@ -3,9 +3,9 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rhapsode import storyworld
 from rhapsode.model import ModelConfig
@@ -14,11 +14,23 @@ from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import SECTIONS, Sections, build, lay, merge, read_assignments, read_toml
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.recipe.rules import TextSize, fit_preset
-from rhapsode.recorded import read_config
 from rhapsode.run import Run, check_free
-from rhapsode.sources import Source, SourceConfig, cache_root, open_source
+from rhapsode.sources import (
+    CUT_AT,
+    EVALUATION,
+    READING_VERSION,
+    TRAINING,
+    FileSource,
+    Source,
+    SourceConfig,
+    cache_root,
+    files_state,
+    is_place,
+    open_source,
+    shown,
+)
 from rhapsode.sources.generated import NAME as STORYWORLD
-from rhapsode.sources.generated import GeneratedSource, is_generated
+from rhapsode.sources.generated import GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
@@ -43,8 +55,9 @@ class Request:
     assignments: tuple[str, ...] = ()
     seed: int | None = None
     split: str = "auto"
-    separator: str = "<|endoftext|>"
-    field: str = "text"
+    separator: str | None = None
+    field: str | None = None
+    format: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def begin(request: Request, out: Path) -> Ready:
     model = build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size})
     first_plan(training, optimizer.warmup_steps, Batcher(data.train, batch, training.seed))  # raises what train would
     configs = {"model": model, "optimizer": optimizer, "train": training, "batch": batch}
-    asked = asdict(request) | {"config_digest": _digest(request.config)}
+    asked = asdict(_from_anywhere(request)) | {"config_digest": _digest(request.config)}
     more = {"data": data.about, "request": asked, "floor_bits_per_byte": data.floor_bits_per_byte}
     run = create_run(out, configs, data.tokenizer, more)
     return Ready(run, data.train, data.valid)
@@ -95,36 +108,60 @@ def open_data(request: Request, seed: int) -> Data:
 
     Raises ValueError or OSError with one line.
     """
-    source_config = SourceConfig(request.split, request.separator, request.field)
-    locations = list(request.data) or [STORYWORLD]
-    source = open_source(locations, source_config)
+    asked = SourceConfig(request.split, request.separator, request.field, request.format)
+    locations = absolute(request.data) or [STORYWORLD]
+    about: dict[str, Any] = {"locations": locations, "reading_version": READING_VERSION}
+    about["files_state"] = files_state(locations, TRAINING, asked.format)
+    source = open_source(list(request.data) or locations, asked)
     say(source.description)
+    settled = source.resolved if isinstance(source, FileSource) else asked
     tokenizer = tokenizer_of(request, source)
     store = prepare(source, tokenizer)
-    about: dict[str, Any] = {
-        "locations": [_absolute(location) for location in locations],
-        "source": asdict(source_config),
-    }
-    valid_location = request.valid or (STORYWORLD_VALID if isinstance(source, GeneratedSource) else None)
+    about["source_fingerprint"] = source.fingerprint()
+    valid = [request.valid] if request.valid else []
+    if not valid and isinstance(source, GeneratedSource):
+        valid = [STORYWORLD_VALID]
+    elif not valid and isinstance(source, FileSource):
+        valid = list(source.validation)
     floor = None
-    if valid_location:
-        about["valid"] = _absolute(valid_location)
-        valid_source = open_source([valid_location], source_config)
+    if valid:
+        about["valid"] = absolute(valid)
+        about["valid_files_state"] = files_state(about["valid"], EVALUATION, asked.format)
+        valid_source = open_source(valid, asked, EVALUATION, settled)
+        otherwise = "" if request.valid else " (--valid says otherwise)"
+        say(f"validation: {valid_source.description}{otherwise}")
+        if isinstance(valid_source, FileSource) and settled.split == "auto":  # the training data are no plain text
+            settled = replace(settled, split=valid_source.resolved.split, separator=valid_source.resolved.separator)
         train_store, valid_store = store, prepare(valid_source, tokenizer)
+        about["valid_source_fingerprint"] = valid_source.fingerprint()
         if isinstance(valid_source, GeneratedSource):
             floor = storyworld.entropy(valid_source.split).bits_per_byte
     else:
         share = min(HELD_OUT, MOST_HELD_OUT_BYTES / max(1, store.num_bytes))
         about["held_out"] = share
-        train_store, valid_store = store.hold_out(share, seed)
+        try:
+            train_store, valid_store = store.hold_out(share, seed)
+        except ValueError as error:
+            raise ValueError(f"{source.description}: {error}; {_instead_of_holding_out(source)}") from None
         count = valid_store.num_stories
         what = "the end" if store.num_stories == 1 else "1 story" if count == 1 else f"{count:,} stories"
         size = f"{what}, {valid_store.num_bytes:,} bytes"
         say(f"held out for validation: {size} (seed {seed}; --valid says otherwise)")
+    about["source"] = asdict(settled)
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
     about["store_fingerprint"] = store.fingerprint
     about["description"] = source.description
     return Data(train_store, valid_store, tokenizer, about, floor)
+
+
+def _instead_of_holding_out(source: Source) -> str:
+    """What to do where there is one story that cannot be cut in two."""
+    by_itself = "give validation data with --valid"
+    if not isinstance(source, FileSource) or all(file.format != "text" for file in source.files):
+        return by_itself
+    if source.split == "file":
+        return f"the text is too short for that: {by_itself}"
+    return f"{by_itself}, or, if it is one long text, --split file"
 
 
 def create_run(out: Path, configs: dict[str, Any], tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
@@ -133,50 +170,107 @@ def create_run(out: Path, configs: dict[str, Any], tokenizer: Tokenizer, more: d
     return Run.create(out, {**about, "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
 
 
-def resume(out: Path, request: Request) -> Ready:
+def resume(out: Path, request: Request, as_begun: bool = False) -> Ready:
     """Opens a run to go on with; what the request names must be what the run was begun with.
 
-    Raises ValueError for another request or for data that have changed since.
+    as_begun: whether to take data that have changed since from the cache, as they were, and to say so. Raises
+    ValueError for another request, or for such data otherwise.
     """
     run = Run.open(out)
-    begun, asked = run.about.get("request"), asdict(request)
-    if begun is None:
+    if run.about.get("request") is None:
         raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to go on with")
+    begun, data = {**asdict(Request()), **run.about["request"]}, run.about["data"]
+    digest = begun.pop("config_digest", None)
+    begun = asdict(_from_anywhere(Request(**begun)))
+    if begun["data"]:
+        begun["data"] = data["locations"]
     # What was not asked for was chosen all the same, and may be asked for by its name.
     preset = begun["preset"] or preset_of(Request(data=tuple(begun["data"])))
     seed = run.config("train", TrainConfig).seed
-    begun = {**asdict(Request()), **begun, "seed": seed, "preset": preset}
-    digest = begun.get("config_digest")
-    if digest and request.config == begun["config"] and _digest(request.config) != digest:
+    begun |= {"seed": seed, "preset": preset}
+    chosen = asdict(settings_of(data, str(out)))
+    asked = asdict(_from_anywhere(request))
+    if digest and asked["config"] == begun["config"] and _digest(request.config) != digest:
         raise ValueError(f"{request.config} has changed since {out} was begun; a resumed run cannot change its configs")
     for name, value in asked.items():
-        default = Request.__dataclass_fields__[name]
-        unasked = value in (None, (), {}) or value == default.default
-        if not unasked and _plain(value) != _plain(begun[name]):
+        unasked = value in (None, (), {}) or value == Request.__dataclass_fields__[name].default
+        if not unasked and _plain(value) not in (_plain(begun[name]), chosen.get(name)):
             raise ValueError(
-                f"{out} was begun with {name} {begun[name]!r}, not {_plain(value)!r}; a resumed run cannot change it"
+                f"{out} was begun with {name} {_plain(begun[name])!r}, not {_plain(value)!r};"
+                " a resumed run cannot change it"
             )
-    train_store, valid_store = reopen_data(run.about["data"], run.tokenizer, seed, str(out))
+    train_store, valid_store = reopen_data(data, run.tokenizer, seed, str(out), as_begun)
     return Ready(run, train_store, valid_store)
 
 
-def reopen_data(about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str) -> tuple[TokenStore, TokenStore]:
-    """The (train, valid) stores that `open_data` told of in `about`; ValueError where the data are others by now."""
-    config = read_config(SourceConfig, about["source"], where, "data.source")
-    store = _find_store(about["store_fingerprint"]) or prepare(open_source(about["locations"], config), tokenizer)
-    if "valid" in about:
-        train_store = store
-        valid_store = _find_store(about["valid_fingerprint"]) or prepare(
-            open_source([about["valid"]], config), tokenizer
+def reopen_data(
+    about: dict[str, Any], tokenizer: Tokenizer, seed: int, where: str, as_begun: bool = False
+) -> tuple[TokenStore, TokenStore]:
+    """The (train, valid) stores that `open_data` told of in `about`; ValueError where the data are others by now.
+
+    Files with the size and time of change that they had are not read. Of others the contents decide. What is gone, or
+    came from standard input, is taken from the cache as long as that has it; with as_begun, what changed is too.
+    """
+    settings = settings_of(about, where)
+    config = SourceConfig(field=settings.field, format=settings.format)
+
+    def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
+        found, called = _find_store(fingerprint), ", ".join(map(shown, locations))
+        state = files_state(locations, wanted, settings.format)
+        known = about.get(f"{part}files_state")
+        if found is not None and state is None:
+            say(f"{called}: gone; using what the cache has of it ({found.description})")
+        if found is not None and (state is None or known in (None, state)):
+            return found
+        if "-" in locations:
+            raise ValueError(f"{where}: was begun on standard input, which the cache no longer has; begin a new run")
+        source = open_source(locations, config, wanted, settings)
+        same = source.fingerprint() == about.get(f"{part}source_fingerprint")
+        if found is None:
+            if not same and about.get("reading_version") == READING_VERSION:
+                raise ValueError(_changed(where, source.description))
+            return prepare(source, tokenizer) if same else other_version()
+        if not same:
+            if not as_begun:
+                raise ValueError(_changed(where, source.description))
+            say(f"{called}: changed since; using what the cache has of it, as it was")
+        return found
+
+    def other_version() -> NoReturn:
+        raise ValueError(
+            f"{where}: another version of rhapsode read the data for this run, which the cache no longer has; begin a"
+            " new run"
         )
+
+    if "valid" in about:
+        locations = [about["valid"]] if isinstance(about["valid"], str) else about["valid"]
+        train_store = reopened(about["locations"], TRAINING, "", about["train_fingerprint"])
+        valid_store = reopened(locations, EVALUATION, "valid_", about["valid_fingerprint"])
     else:
-        train_store, valid_store = store.hold_out(about["held_out"], seed)
-    for name, found in (("train", train_store), ("valid", valid_store)):
-        if found.fingerprint != about[f"{name}_fingerprint"]:
-            raise ValueError(
-                f"{where}: the data have changed since the run began ({found.description}); begin a new run"
-            )
+        whole = reopened(about["locations"], TRAINING, "", about["store_fingerprint"])
+        train_store, valid_store = whole.hold_out(about["held_out"], seed)
+    if [train_store.fingerprint, valid_store.fingerprint] != [about["train_fingerprint"], about["valid_fingerprint"]]:
+        other_version()
     return train_store, valid_store
+
+
+def _changed(where: str, what: str) -> str:
+    return f"{where}: the data have changed since the run began ({what}); begin a new run"
+
+
+def settings_of(about: dict[str, Any], where: str) -> SourceConfig:
+    """How a run's data were read, guesses included, from what `open_data` told of in `about`; `where` is for errors."""
+    source = dict(about["source"])
+    if "format" not in source:  # runs made before guesses were kept tell of them at the end of the description only
+        description = about["description"].removesuffix(" (guessed; --split says otherwise)")
+        told = {**CUT_AT, "separator": f"cut at {source['separator']!r}"}
+        split = next((name for name, words in told.items() if description.endswith(f": {words}")), source["split"])
+        separator = source["separator"] if split == "separator" else None
+        source = {"split": split, "separator": separator, "field": source["field"]}
+    try:
+        return SourceConfig(**source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: data.source: {error}") from None
 
 
 def preset_of(request: Request) -> str:
@@ -204,7 +298,7 @@ def fitted(request: Request) -> tuple[Data, Sections, list[str]]:
     lines = [recipe.text]
     for section, fields in sections.items():
         for key, value in fields.items():
-            why = "as asked for" if key in own[section] else recipe.reasons.get(key, f"as in {name}")
+            why = "your choice" if key in own[section] else recipe.reasons.get(key, f"as in {name}")
             lines.append(f"{key} {value}: {why}")
     return data, sections, lines
 
@@ -238,9 +332,21 @@ def _find_store(fingerprint: str) -> TokenStore | None:
         return None
 
 
-def _absolute(location: str) -> str:
-    """A location that means the same from another working directory."""
-    return os.path.abspath(location) if os.path.exists(location) and not is_generated(location) else location
+def absolute(locations: Sequence[str]) -> list[str]:
+    """Locations that mean the same from another working directory."""
+    return [os.path.abspath(location) if is_place(location) else location for location in locations]
+
+
+def _from_anywhere(request: Request) -> Request:
+    """The request with locations and paths that mean the same from another working directory."""
+    tokenizer = request.tokenizer
+    return replace(
+        request,
+        data=tuple(absolute(request.data)),
+        valid=request.valid and absolute([request.valid])[0],
+        tokenizer=tokenizer if tokenizer is None or tokenizer in KINDS else os.path.abspath(tokenizer),
+        config=request.config and os.path.abspath(request.config),
+    )
 
 
 def _digest(config: str | None) -> str | None:

@@ -63,8 +63,8 @@ def section_of(name: str, where: str) -> tuple[str, str]:
 def read_toml(path: Path) -> Sections:
     """Reads the tables [model], [optimizer], [train], [batch]; ValueError names file, table and field."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too long a number; nested too deep
         raise ValueError(f"{path}: not TOML: {error}") from None
     sections: Sections = {}
     for section, fields in content.items():

@@ -1,42 +1,37 @@
-"""Where text comes from: files, folders, JSON, JSONL, Parquet, standard input, the Hugging Face Hub, storyworld.
+"""Where text comes from: files, folders, JSON, JSONL, tables, Parquet, standard input, the Hub, storyworld.
 
     source = open_source(["stories.jsonl", "more/"], SourceConfig(field="story"))
     print(source.description)
     for story in source.stories(): ...
 
 A source is a list of files and a way to cut them into stories, or a share of the corpus inside the package. It
-streams; it can be read again and again.
+streams; it can be read again and again. What is guessed is told in its description, and `docs/inputs.md` says how.
 """
 
 import hashlib
-import json
-import re
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from rhapsode.sources import hub
-from rhapsode.sources.cutting import Piece, cut, pieces_of
-from rhapsode.sources.files import (
-    CHUNK_BYTES,
-    FORMATS,
-    InputFile,
-    OnRead,
-    cache_root,
-    has_known_suffix,
-    input_file,
-    open_bytes,
-    read_text,
-)
+from rhapsode.sources.cutting import Piece
+from rhapsode.sources.files import cache_root, shown
+from rhapsode.sources.folders import EVALUATION, TRAINING, files_in
 from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.sources.records import Record, read_records
+from rhapsode.sources.guessing import Guess, recognise
+from rhapsode.sources.records import Record
+from rhapsode.sources.source import CUT_AT, READING_VERSION, TABLES, FileSource, Source, SourceConfig
+from rhapsode.sources.tables import shape_of, text_column
 
 __all__ = [
+    "CUT_AT",
+    "EVALUATION",
+    "READING_VERSION",
+    "TRAINING",
     "FileSource",
     "GeneratedSource",
     "Piece",
@@ -44,171 +39,30 @@ __all__ = [
     "Source",
     "SourceConfig",
     "cache_root",
+    "files_state",
+    "is_place",
     "open_source",
+    "shown",
 ]
 
-SPLITS = ("auto", "separator", "paragraph", "line", "file")
-CUT_AT = {
-    "paragraph": "cut at blank lines",
-    "line": "a story per line",
-    "file": "the whole file is one story",
-}
+MOST_NAMED = 4  # files in a description
+ALL_GUESSED = SourceConfig()
 
 
-@dataclass(frozen=True)
-class SourceConfig:
-    """How to cut text into stories.
-
-    split: for plain text: `separator`, `paragraph` (blocks between blank lines), `line`, `file` (each file is
-        one story), or `auto`: separator if the text has it, else paragraph if it has blank lines, else line.
-    separator: what stands between stories.
-    field: the field of JSON objects, or the Parquet column, that holds the text or the token ids.
-    """
-
-    split: str = "auto"
-    separator: str = "<|endoftext|>"
-    field: str = "text"
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        if not self.separator.strip():
-            raise ValueError(f"separator must have a visible character, got {self.separator!r}")
-        if not self.field:
-            raise ValueError("field must not be empty")
-
-
-class Source(Protocol):
-    """Stories, or lists of token ids: a `FileSource` or a `GeneratedSource`, as `open_source` finds them.
-
-    description: one line for the user: what it is and, where that was guessed, how it is cut.
-    kind: "text" or "ids".
-    files: what is read; nothing for what is generated.
-    total_bytes: bytes on disk, the scale of what `on_read` reports; None where that is not known.
-    """
-
-    description: str
-    kind: Literal["text", "ids"]
-    files: tuple[InputFile, ...]
-    total_bytes: int | None
-
-    def stories(self) -> Iterator[str] | Iterator[list[int]]:
-        """Yields each story's text, or each list of ids; a file that is one story comes whole."""
-
-    def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
-        """Yields the stories in pieces of bounded length; on_read is told of bytes read."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of what decides the stories, in order."""
-
-
-class FileSource:
-    """Stories, or lists of token ids, out of files that were found and recognised by `open_source`."""
-
-    def __init__(self, files: Sequence[InputFile], config: SourceConfig, called: str) -> None:
-        self.files = tuple(files)
-        self.config = config
-        self.total_bytes: int | None = sum(file.path.stat().st_size for file in self.files)
-        if self.total_bytes == 0:
-            raise ValueError(f"{called}: empty, there is nothing to read")
-        self._digest: tuple[list[tuple[int, int]], str] | None = None
-        self._temporary: Any = None  # keeps a spooled standard input on disk as long as the source lives
-
-        self.split = config.split
-        self.kind: Literal["text", "ids"] = "text"
-        plain = [file for file in self.files if file.format == "text"]
-        self.description = called
-        if plain:
-            guessed = config.split == "auto"
-            if guessed:
-                self.split = _guess_split(plain, config.separator)
-            cut_at = CUT_AT.get(self.split, f"cut at {config.separator!r}")
-            self.description += f": {cut_at}" + (" (guessed; --split says otherwise)" if guessed else "")
-        else:
-            first = next(read_records(self.files[0], config.field), None)
-            if first is not None and not isinstance(first.value, str):
-                self.kind = "ids"
-                self.description += ": lists of token ids"
-
-    def stories(self) -> Iterator[str] | Iterator[list[int]]:
-        """Yields each story's text, or each list of ids; a file that is one story comes whole."""
-        if self.kind == "ids":
-            return (record.value.tolist() for record in self.sequences())  # type: ignore[union-attr]
-        return self._whole_stories()
-
-    def _whole_stories(self) -> Iterator[str]:
-        parts: list[str] = []
-        for text, ends_story in self.pieces():
-            parts.append(text)
-            if ends_story:
-                yield "".join(parts)
-                parts.clear()
-
-    def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
-        """Yields the stories in pieces of bounded length; on_read is told of bytes read from disk.
-
-        Raises ValueError naming file and line where something cannot be read, and where there is no
-        story at all.
-        """
-        empty = True
-        for file in self.files:
-            if file.format == "text":
-                for piece in cut(read_text(file, on_read), self.split, self.config.separator):
-                    empty = False
-                    yield piece
-            else:
-                for record in read_records(file, self.config.field, on_read):
-                    if not isinstance(record.value, str):
-                        raise ValueError(f"{record.where}: token ids, where the items before it are texts")
-                    empty = False
-                    yield from pieces_of(record.value)
-        if empty:
-            raise ValueError(f"{self.description}: no story in it, only blank ones or none")
-
-    def sequences(self, on_read: OnRead | None = None) -> Iterator[Record]:
-        """Yields the id lists of a source of kind "ids", each with its place for error messages."""
-        empty = True
-        for file in self.files:
-            if file.format == "text":
-                raise ValueError(f"{file.name}: text, where the files before it hold token ids")
-            for record in read_records(file, self.config.field, on_read):
-                if isinstance(record.value, str):
-                    raise ValueError(f"{record.where}: a text, where the items before it are lists of token ids")
-                empty = False
-                yield record
-        if empty:
-            raise ValueError(f"{self.description}: no list of token ids in it")
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all files' contents, in order, and of what decides how they are cut.
-
-        Within one process, files whose size and time of change stayed the same are not read twice.
-        """
-        stats = [(stat.st_size, stat.st_mtime_ns) for stat in (file.path.stat() for file in self.files)]
-        if self._digest is None or self._digest[0] != stats:
-            how: dict[str, str] = {}
-            if any(file.format == "text" for file in self.files):
-                how["split"] = self.split
-                if self.split == "separator":
-                    how["separator"] = self.config.separator
-            if any(file.format != "text" for file in self.files):
-                how["field"] = self.config.field
-            digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-            for file in self.files:
-                with file.path.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                digest.update(f"\n{file.format} {file.compression} {content}".encode())
-            self._digest = (stats, digest.hexdigest())
-        return self._digest[1]
-
-
-def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig()) -> Source:
+def open_source(
+    locations: Sequence[str],
+    config: SourceConfig = ALL_GUESSED,
+    wanted: Sequence[str] = TRAINING,
+    like: SourceConfig | None = None,
+) -> Source:
     """Finds the files behind the locations and tells what they hold.
 
     locations: files, folders (all files of known kinds in them, sorted), `-` (standard input), `hub:NAME` (a
     dataset of the Hugging Face Hub, see `rhapsode.sources.hub`). Files may be packed with gzip or zstandard. Or
     alone, `storyworld[:COUNT][:SPLIT]` (the corpus inside the package, see `rhapsode.sources.generated`).
-    Raises ValueError, or an OSError, with one line that says which location cannot be used and why.
+    wanted: TRAINING or EVALUATION: which files of a folder whose file names tell of splits. like: how the training
+    text was read, for what `config` leaves open. Raises ValueError, or an OSError, with one line that says which
+    location cannot be used and why.
     """
     if not locations:
         raise ValueError("no data: name a file, a folder, hub:NAME, storyworld, or - for standard input")
@@ -216,78 +70,93 @@ def open_source(locations: Sequence[str], config: SourceConfig = SourceConfig())
         if len(locations) > 1:
             raise ValueError(f"storyworld cannot be mixed with other data, got {', '.join(locations)}")
         return open_generated(locations[0])
-    files: list[InputFile] = []
-    temporary = None
-    ignored = 0
+    field = config.field or "text"
+    guesses: list[Guess] = []
+    left_out: list[str] = []
+    validation: list[str] = []
+    temporary: list[Any] = []
     for location in locations:
+        path = Path(location)
         if location == "-":
-            if temporary is not None:
+            if locations.count("-") > 1:
                 raise ValueError("standard input (-) can be named once only")
-            temporary, file = _spool_standard_input()
-            files.append(file)
+            if sys.stdin is None:
+                raise ValueError("standard input (-) is closed: there is nothing to read")
+            temporary.append(_spool(sys.stdin.buffer))
+            guesses.append(recognise(Path(temporary[-1].name), "standard input", config.format, field, suffix_of=""))
         elif location.startswith("hub:"):
-            files += hub.download(location)
-        elif Path(location).is_dir():
-            found, others = _files_in(Path(location))
-            files += found
-            ignored += others
+            guesses += [recognise(path, name, config.format, field) for path, name in hub.download(location)]
+        elif path.is_dir():
+            found = files_in(path, wanted, config.format)
+            taken = [recognise(file, shown(file), config.format, field) for file in found.files]
+            taken, tables = _without_other_tables(taken, config)
+            guesses += taken
+            left_out += found.left_out + tables
+            validation += [location] if found.has_validation else []
+        elif path.is_file():
+            guesses.append(recognise(path, shown(path), config.format, field))
+        elif path.exists():  # a pipe, such as a shell makes of <(command): it can be read once
+            with path.open("rb") as stream:
+                temporary.append(_spool(stream))
+            guesses.append(recognise(Path(temporary[-1].name), shown(path), config.format, field, suffix_of=path.name))
         else:
-            if not Path(location).exists():
-                raise FileNotFoundError(f"{location}: no such file or folder")
-            files.append(input_file(Path(location)))
-    called = ", ".join("standard input" if location == "-" else location for location in locations[:3])
-    if len(locations) > 3:
-        called += f" and {len(locations) - 3} more"
-    if len(files) > len(locations):
-        called += f" ({len(files)} files{f'; {ignored} of other kinds left out' if ignored else ''})"
-    source = FileSource(files, config, called)
-    source._temporary = temporary
+            raise FileNotFoundError(f"{shown(location)}: no such file or folder")
+    called = _named(["standard input" if location == "-" else shown(location) for location in locations])
+    if len(guesses) > len(locations):
+        called += f" ({len(guesses)} files{f'; left out: {_named(left_out)}' if left_out else ''})"
+    elif left_out:
+        called += f" ({_named([Path(guess.file.name).name for guess in guesses])}; left out: {_named(left_out)})"
+    source = FileSource(guesses, config, called, like)
+    source.validation, source._temporary = tuple(validation), temporary
     return source
 
 
-def _files_in(folder: Path) -> tuple[list[InputFile], int]:
-    """The files of known kinds below the folder, sorted by path, and the number of others not hidden."""
-    visible = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    known = [input_file(path) for path in visible if has_known_suffix(path)]
-    if not known:
-        raise ValueError(f"{folder}: no file in it ends in one of {' '.join(FORMATS)} (or these with .gz, .zst)")
-    return known, len(visible) - len(known)
+def _without_other_tables(guesses: list[Guess], config: SourceConfig) -> tuple[list[Guess], list[str]]:
+    """A folder's files without the tables, such as labels.csv, that have no text; and these in words."""
+    others = set()
+    if config.field is None and config.format == "auto":
+        for guess in guesses:
+            if guess.file.format in TABLES:
+                shape = shape_of(guess.file)
+                if "text" not in shape.columns and text_column(guess.file, shape) is None:
+                    others.add(guess)
+    if len(others) == len(guesses):
+        return guesses, []
+    words = [f"{Path(guess.file.name).name} (no column of text)" for guess in guesses if guess in others]
+    return [guess for guess in guesses if guess not in others], words
 
 
-def _spool_standard_input() -> tuple[Any, InputFile]:
-    """Copies standard input into a temporary file, to be read more than once, and looks at how it begins."""
-    temporary = tempfile.NamedTemporaryFile(prefix="rhapsode-stdin-")  # noqa: SIM115 (lives with the source)
-    shutil.copyfileobj(sys.stdin.buffer, temporary)
+def _named(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _spool(stream: Any) -> Any:
+    """Copies what can be read once into a temporary file, to be read more than once."""
+    temporary = tempfile.NamedTemporaryFile(prefix="rhapsode-input-")  # noqa: SIM115 (lives with the source)
+    shutil.copyfileobj(stream, temporary)
     temporary.flush()
-    path = Path(temporary.name)
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    compression = "gzip" if magic[:2] == b"\x1f\x8b" else "zstd" if magic == b"\x28\xb5\x2f\xfd" else ""
-    format = "parquet" if magic == b"PAR1" else "text"
-    if format == "text":
-        with open_bytes(InputFile(path, "standard input", "text", compression)) as unpacked:
-            head = unpacked.readline(CHUNK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if head.startswith(b"{"):
-            try:
-                format = "jsonl" if isinstance(json.loads(head), dict) else "text"
-            except ValueError:
-                format = "text"
-        elif re.match(rb'\[\s*(["\[{]|$)', head):
-            format = "json"
-    return temporary, InputFile(path, "standard input", format, compression)
+    return temporary
 
 
-def _guess_split(files: Sequence[InputFile], separator: str) -> str:
-    """Looks at the first two megabytes of the first files."""
-    guess = "line"
-    for file in files[:16]:
-        head = "".join(islice(read_text(file), 2))
-        if separator in head:
-            return "separator"
-        if re.search(r"\S[^\S\n]*\n\s*\n\s*\S", head):
-            guess = "paragraph"
-    return guess
+def is_place(location: str) -> bool:
+    """Whether a location is a path, which means another place in another working directory."""
+    return location != "-" and not location.startswith("hub:") and not is_generated(location)
+
+
+def files_state(locations: Sequence[str], wanted: Sequence[str] = TRAINING, format: str = "auto") -> str | None:
+    """SHA-256 of names, sizes and times of change of the files that these places lead to; None where one is gone.
+
+    While it stays the same the contents are taken to be the same; where it differs, the contents decide.
+    """
+    digest = hashlib.sha256()
+    try:
+        for location in filter(is_place, locations):
+            path = Path(location)
+            for file in files_in(path, wanted, format).files if path.is_dir() else [path]:
+                stat = file.stat()
+                digest.update(b"%s\0%d %d\n" % (os.fsencode(file), stat.st_size, stat.st_mtime_ns))
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()

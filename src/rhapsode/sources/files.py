@@ -1,4 +1,4 @@
-"""Opens one file of a source: tells its format, unpacks it, and reads it as text, a megabyte at a time."""
+"""Opens one file of a source: unpacks it, turns it into UTF-8, and reads it as text, a megabyte at a time."""
 
 import codecs
 import gzip
@@ -23,11 +23,21 @@ FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# A mark of UTF-32 begins with one of UTF-16, so it comes first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 CHUNK_BYTES = 1 << 20
+LARGEST_WINDOW = 1 << 31  # bytes of memory, all that `zstd --long=31` needs; the library alone stops at 1 << 27
 
 OnRead = Callable[[float], None]
 
@@ -42,29 +52,27 @@ def cache_root() -> Path:
 class InputFile:
     """A file to read: where it lies, what the user calls it, and how to read it.
 
-    format: text, jsonl, json or parquet; compression: gzip, zstd or "".
+    format: text, jsonl, json, csv, tsv or parquet; compression: gzip, zstd or ""; encoding: utf-8, utf-16 or utf-32,
+    of all formats but Parquet.
     """
 
     path: Path
     name: str
     format: str
     compression: str
+    encoding: str = "utf-8"
 
 
-def input_file(path: Path, name: str | None = None) -> InputFile:
-    """Tells format and compression by the suffixes; what has no known suffix is taken for plain text."""
-    compression = COMPRESSIONS.get(path.suffix.lower(), "")
-    inner = path.with_suffix("") if compression else path
-    format = FORMATS.get(inner.suffix.lower(), "text")
-    name = name or str(path)
-    if format == "parquet" and compression:
-        raise ValueError(f"{name}: Parquet is compressed inside; unpack the {compression} around it first")
-    return InputFile(path, name, format, compression)
-
-
-def has_known_suffix(path: Path) -> bool:
+def format_of_name(name: str | Path) -> str | None:
+    """The format that a file's name tells, with .gz or .zst behind it or not; None for a name that tells none."""
+    path = Path(name)
     inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
-    return inner.suffix.lower() in FORMATS
+    return FORMATS.get(inner.suffix.lower())
+
+
+def shown(name: str | Path) -> str:
+    r"""A file's name as it can be printed and stored: bytes that are not UTF-8 as \xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class _Counted(io.RawIOBase):
@@ -101,7 +109,7 @@ class _Zstd(io.RawIOBase):
                     raise EOFError("the file ends in the middle of a frame")
                 return 0
             if self.frame is None:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
+                self.frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
             self.ready, self.left = memoryview(self.frame.decompress(data)), b""
             if self.frame.eof:
                 self.left, self.frame = self.frame.unused_data, None
@@ -111,9 +119,36 @@ class _Zstd(io.RawIOBase):
         return count
 
 
+class _Utf8(io.RawIOBase):
+    """What stands in another encoding, with a byte-order mark, as UTF-8 without one."""
+
+    def __init__(self, stream: BinaryIO, encoding: str, name: str) -> None:
+        self.stream, self.encoding, self.name = stream, encoding, name
+        self.decoder = codecs.getincrementaldecoder(encoding)()
+        self.offset, self.ended, self.ready = 0, False, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready and not self.ended:
+            data = self.stream.read(CHUNK_BYTES)
+            pending = len(self.decoder.getstate()[0])
+            try:
+                text = self.decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                where = self.offset - pending + error.start
+                raise ValueError(f"{self.name}: not {self.encoding.upper()} at byte {where} ({error.reason})") from None
+            self.offset, self.ended, self.ready = self.offset + len(data), not data, memoryview(text.encode())
+        count = min(len(buffer), len(self.ready))
+        buffer[:count] = self.ready[:count]
+        self.ready = self.ready[count:]
+        return count
+
+
 @contextmanager
 def open_bytes(file: InputFile, on_read: OnRead | None = None) -> Iterator[io.BufferedReader]:
-    """Opens the file's unpacked bytes; on_read is told how many (packed) bytes were read from disk."""
+    """Opens the file's unpacked bytes, UTF-8 where it is text; on_read is told of (packed) bytes read from disk."""
     with file.path.open("rb", buffering=0) as raw:
         stream = io.BufferedReader(_Counted(raw, on_read) if on_read else raw, CHUNK_BYTES)
         unpacked: Any = stream
@@ -121,6 +156,8 @@ def open_bytes(file: InputFile, on_read: OnRead | None = None) -> Iterator[io.Bu
             unpacked = io.BufferedReader(gzip.GzipFile(fileobj=stream), CHUNK_BYTES)
         elif file.compression == "zstd":
             unpacked = io.BufferedReader(_Zstd(stream), CHUNK_BYTES)
+        if file.encoding != "utf-8":
+            unpacked = io.BufferedReader(_Utf8(unpacked, file.encoding, file.name), CHUNK_BYTES)
         try:
             yield unpacked
         except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
@@ -140,7 +177,8 @@ def read_text(file: InputFile, on_read: OnRead | None = None) -> Iterator[str]:
             data = stream.read(CHUNK_BYTES)
             if offset == 0 and (zero := data.find(b"\0", 0, 8192)) >= 0:
                 raise ValueError(
-                    f"{file.name}: not a text file, byte {zero} is zero; give text, JSON, JSONL or Parquet"
+                    f"{file.name}: not a text file, byte {zero} is zero; give text, JSON, JSONL, CSV or Parquet"
+                    " (UTF-16 is read where it begins with its byte-order mark)"
                 )
             pending = len(decoder.getstate()[0])
             try:

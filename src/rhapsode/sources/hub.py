@@ -22,10 +22,10 @@ from filelock import FileLock
 
 from rhapsode.atomic import write_text
 from rhapsode.progress import say
-from rhapsode.sources.files import InputFile, cache_root, has_known_suffix, input_file
+from rhapsode.sources.files import cache_root, format_of_name
+from rhapsode.sources.folders import EVALUATION, SPLIT_WORDS, words_of
 
 SHORT_NAMES = {"tinystories": "roneneldan/TinyStories"}
-SPLIT_WORDS = ({"train", "training"}, {"validation", "valid", "val", "dev"}, {"test", "testing"})
 NOT_DATA = re.compile(r"(^|/)(\.|readme|license|dataset_infos?\.json|requirements|config)|\.md$", re.IGNORECASE)
 FRUITLESS_ATTEMPTS = 3
 SECONDS_BETWEEN_ATTEMPTS = 1.0
@@ -53,8 +53,8 @@ def parse(location: str) -> Address:
     return Address(repo, (inside or "").strip("/"), revision or "main", split or "train")
 
 
-def download(location: str) -> list[InputFile]:
-    """The data set's files, downloaded where they are not in the cache.
+def download(location: str) -> list[tuple[Path, str]]:
+    """The data set's files with what they are called, downloaded where they are not in the cache.
 
     Raises ValueError where the name leads to nothing readable, OSError where the network fails.
     """
@@ -83,36 +83,36 @@ def download(location: str) -> list[InputFile]:
             with FileLock(f"{path}.lock"):
                 if not path.exists():
                     _fetch(hub, address, commit, name, endpoint, path)
-        files.append(input_file(path, f"hub:{address.repo}/{name}"))
+        files.append((path, f"hub:{address.repo}/{name}"))
     return files
 
 
 def choose(names: list[str], inside: str, split: str, location: str) -> list[str]:
     """Which of a data set's files hold the split: those whose path says so, in the best of its formats.
 
-    Parquet comes before JSONL, text and JSON: the Hub itself makes it of a data set, a record per story.
+    Parquet comes before JSONL, tables, text and JSON: the Hub itself makes it of a data set, a record per story.
     Files in different folders are different variants of a data set, so the user has to choose one.
     """
     if inside in names:
         return [inside]
-    data = [name for name in names if has_known_suffix(Path(name)) and not NOT_DATA.search(name)]
+    data = [name for name in names if format_of_name(name) and not NOT_DATA.search(name)]
     if inside:
         data = [name for name in data if name.startswith(inside + "/")]
     if not data:
         there = ", ".join(names[:8]) or "none"
-        raise ValueError(f"{location}: no text, JSON, JSONL or Parquet file; there are: {there}")
+        raise ValueError(f"{location}: no text, JSON, JSONL, CSV or Parquet file; there are: {there}")
 
     def words(name: str) -> set[str]:
-        return set(re.split(r"[^a-z]+", name[len(inside) :].lower()))
+        return set(words_of(name[len(inside) :]))
 
-    meant = next((synonyms for synonyms in SPLIT_WORDS if split.lower() in synonyms), {split.lower()})
+    meant = next((synonyms for synonyms in SPLIT_WORDS.values() if split.lower() in synonyms), {split.lower()})
     chosen = [name for name in data if words(name) & meant]
     if not chosen and split == "train":
-        chosen = [name for name in data if not words(name) & (SPLIT_WORDS[1] | SPLIT_WORDS[2])]
+        chosen = [name for name in data if not any(words(name) & SPLIT_WORDS[other] for other in EVALUATION)]
     if not chosen:
         raise ValueError(f"{location}: no file of split {split!r}; there are: {', '.join(data[:8])}")
-    formats = {name: input_file(Path(name), name).format for name in chosen}
-    best = next(format for format in ("parquet", "jsonl", "text", "json") if format in formats.values())
+    formats = {name: format_of_name(name) for name in chosen}
+    best = next(format for format in ("parquet", "jsonl", "csv", "tsv", "text", "json") if format in formats.values())
     chosen = sorted(name for name in chosen if formats[name] == best)
     folders = sorted({str(PurePosixPath(name).parent) for name in chosen})
     if len(folders) > 1:

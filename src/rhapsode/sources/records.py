@@ -1,13 +1,19 @@
-"""Reads the records of JSONL, JSON and Parquet files: texts or lists of token ids, one at a time."""
+"""Reads the records of JSONL, JSON, CSV, TSV and Parquet files: texts or lists of token ids, one at a time."""
 
 import json
 import re
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_text
+from rhapsode.sources.guessing import is_cut_short
+from rhapsode.sources.tables import read_table, shape_of
+
+MOST_NAMED = 20  # fields in an error
 
 
 class Record(NamedTuple):
@@ -18,15 +24,18 @@ class Record(NamedTuple):
 
 
 def read_records(file: InputFile, field: str, on_read: OnRead | None = None) -> Iterator[Record]:
-    """Yields the stories or id lists of a JSONL, JSON or Parquet file; blank and null ones are skipped."""
-    read = {"jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}[file.format]
-    for value, where in read(file, field, on_read):
+    """Yields the stories or id lists of a file that is not plain text; blank and null ones are skipped.
+
+    field: of JSON objects, or the column, that holds them; `story.body` is the field body of the objects in story.
+    Line ends inside a text become \\n, as those of text files do.
+    """
+    read = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_table, "tsv": _read_table, "parquet": _read_parquet}
+    for value, where in read[file.format](file, field, on_read):
         if isinstance(value, dict):
-            if field not in value:
-                there = ", ".join(map(str, value)) or "none"
-                raise ValueError(f"{where}: no field {field!r}; there are: {there} (choose one with --field)")
-            value = value[field]
+            value = _at(value, field, where)
         if isinstance(value, str):
+            if "\r" in value:
+                value = value.replace("\r\n", "\n").replace("\r", "\n")
             if value and not value.isspace():
                 try:
                     value.encode()
@@ -40,6 +49,37 @@ def read_records(file: InputFile, field: str, on_read: OnRead | None = None) -> 
             raise ValueError(f"{where}: a {type(value).__name__} where a text or a list of token ids should stand")
 
 
+def _at(record: dict[Any, Any], field: str, where: str) -> Any:
+    """What stands in the field, or at the end of the path `story.body`; None where something on the way is null."""
+    value: Any = record
+    rest = field
+    while rest:
+        if value is None:
+            return None
+        if isinstance(value, dict) and rest in value:
+            value, rest = value[rest], ""
+        else:
+            name, _, rest = rest.partition(".")
+            if not isinstance(value, dict) or name not in value or not rest:
+                there = ", ".join(islice(_paths(record), MOST_NAMED)) or "none"
+                raise ValueError(f"{where}: no field {field!r}; there are: {there} (choose one with --field)")
+            value = value[name]
+    if isinstance(value, dict):
+        paths = islice(_paths(value, f"{field}."), MOST_NAMED)
+        there = " or ".join(f"--field {path}" for path in paths) or "nothing"
+        raise ValueError(f"{where}: {field!r} holds an object, not a text; name what is in it: {there}")
+    return value
+
+
+def _paths(record: dict[Any, Any], before: str = "") -> Iterator[str]:
+    """The names of a record's fields; of those that are objects, the paths to what is in them, a few levels down."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value and before.count(".") < 3:
+            yield from _paths(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
+
+
 def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
     try:
         ids = np.asarray(value)
@@ -47,6 +87,9 @@ def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
         ids = np.empty(0, dtype=object)
     if ids.dtype.kind in "iu" and ids.ndim == 1 and ids.min() >= 0 and ids.dtype != np.uint64:
         return ids.astype(np.int64, copy=False)
+    if isinstance(value[0], dict):
+        there = ", ".join(map(str, value[0]))
+        raise ValueError(f"{where}: a list of objects ({there}) where a text or a list of token ids should stand")
     for position, id in enumerate(value, start=1):
         if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < 2**31:
             raise ValueError(
@@ -68,9 +111,19 @@ def _read_jsonl(file: InputFile, field: str, on_read: OnRead | None) -> Iterator
             if not text.strip():
                 continue
             try:
-                yield json.loads(text), where
+                value = json.loads(text)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
+            except (RecursionError, ValueError) as error:
+                raise ValueError(f"{where}: {_beyond_reading(error)}") from None
+            yield value, where
+
+
+def _beyond_reading(error: Exception) -> str:
+    """What to say of valid JSON that Python does not read."""
+    if isinstance(error, RecursionError):
+        return f"JSON that is nested too deep, over {sys.getrecursionlimit():,} lists or objects in one another"
+    return f"a number of more than {sys.get_int_max_str_digits():,} digits; take it out or make it a text"
 
 
 def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
@@ -90,7 +143,10 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
         sign = buffer[begin : begin + 1]
         if expected == "the list" and sign:
             if sign != "[":
-                raise ValueError(f"{file.name}: not a JSON list (of texts, objects, or lists of token ids)")
+                what = "one object over several lines (or none that is whole)" if sign == "{" else "not a JSON list"
+                raise ValueError(
+                    f"{file.name}: {what}; give a list of texts, of objects or of lists of ids, or one of them per line"
+                )
             begin, expected = begin + 1, "an element or ]"
             continue
         if expected in ("an element or ]", ", or ]") and sign == "]":
@@ -110,9 +166,10 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
             try:
                 value, end = decoder.raw_decode(buffer, begin)
             except json.JSONDecodeError as error:
-                cut_short = error.msg.startswith("Unterminated") or error.pos > len(buffer) - 16
-                if at_end or not cut_short:
+                if at_end or not is_cut_short(error, buffer):
                     raise bad(error.msg, error.pos) from None
+            except (RecursionError, ValueError) as error:
+                raise ValueError(f"{file.name}, item {number + 1}: {_beyond_reading(error)}") from None
             else:
                 number += 1
                 yield value, f"{file.name}, item {number}"
@@ -135,6 +192,10 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+def _read_table(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
+    yield from read_table(file, shape_of(file), field, on_read)
+
+
 def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
     try:
         import pyarrow
@@ -144,15 +205,17 @@ def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterat
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
             columns = table.schema_arrow.names
-            if field not in columns:
+            column = field if field in columns else field.partition(".")[0]
+            if column not in columns:
                 there = ", ".join(columns) or "none"
                 raise ValueError(f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)")
             bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    yield value, f"{file.name}, row {row}"
+                    nested = isinstance(value, dict) or column != field
+                    yield {column: value} if nested else value, f"{file.name}, row {row}"
                 if on_read:
                     on_read(bytes_per_row * batch.num_rows)
     except pyarrow.ArrowException as error:

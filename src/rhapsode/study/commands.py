@@ -26,8 +26,11 @@ SET = typer.Option(None, "--set", help="field=value of any config, the same in a
 VALID_STORIES = typer.Option(None, help="Most stories that a validation scores, 0 for all (1000).")
 PUBLISH = typer.Option(None, help="A folder that gets the report too, as NAME.md with its SVGs in NAME/.")
 SPLIT = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file.")
-SEPARATOR = typer.Option("<|endoftext|>", help="What stands between stories.")
-FIELD = typer.Option("text", help="The field of JSON objects, or Parquet column, with the text.")
+SEPARATOR = typer.Option(
+    None, help="What stands between stories of text files; otherwise <|endoftext|> where the text has it."
+)
+FIELD = typer.Option(None, help="Where the text is in JSON objects and tables, as story or story.body; otherwise text.")
+FORMAT = typer.Option("auto", help="What files hold: auto, text, jsonl, json, csv, tsv or parquet.")
 
 
 def _add(name: str, help_text: str) -> None:
@@ -52,6 +55,7 @@ def _add(name: str, help_text: str) -> None:
         split: str = SPLIT,
         separator: str = SEPARATOR,
         field: str = FIELD,
+        format: str = FORMAT,
     ) -> None:
         asked = {key: value for key, value in locals().items() if key in ASKED}
         _run(name, (), out, jobs, threads, publish, asked)
@@ -65,7 +69,7 @@ _add("all", "All four, in one report; what two of them share is trained once.")
 
 ASKED = (
     *("data", "valid", "tokenizer", "vocab_size", "scale", "minutes", "seeds", "seed", "assignments"),
-    *("valid_stories", "split", "separator", "field"),
+    *("valid_stories", "split", "separator", "field", "format"),
 )
 
 
@@ -89,6 +93,7 @@ def grid(
     split: str = SPLIT,
     separator: str = SEPARATOR,
     field: str = FIELD,
+    format: str = FORMAT,
 ) -> None:
     """Any other study: all combinations of the values of any fields, with mean and spread over seeds."""
     asked = {key: value for key, value in locals().items() if key in ASKED}

@@ -18,6 +18,7 @@ from typing import Any
 from rhapsode.atomic import write_text
 from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
 from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
+from rhapsode.start import absolute
 from rhapsode.study.plans import Cell, Plan, Request, plan_of
 from rhapsode.tokenizer import Tokenizer
 
@@ -44,6 +45,9 @@ class Study:
         where = str(path / "study.json")
         check_shape(about, STUDY, where)
         request = {name: _tuples(value) for name, value in about["request"].items()}
+        if "format" not in request:  # begun when these two had defaults in words
+            given = {name: request[name] for name in ("separator", "field")}
+            request |= {name: None for name, value in given.items() if value in ("<|endoftext|>", "text")}
         self.request = read_config(Request, request, where, "request")
         self.plan: Plan = plan_of(self.request, about["scale"])
 
@@ -71,9 +75,12 @@ class Study:
         """Raises ValueError with one line where the study was begun with another request."""
         begun, asked = asdict(self.request), asdict(request)
         for name in asked:
-            if begun[name] != asked[name]:
+            before, now = begun[name], asked[name]
+            same_place = name == "data" and absolute(before) == absolute(now)
+            same_place |= name == "valid" and absolute([before or ""]) == absolute([now or ""])
+            if before != now and not same_place:
                 raise ValueError(
-                    f"{self.path} holds a study with {name} {begun[name]!r}, not {asked[name]!r};"
+                    f"{self.path} holds a study with {name} {before!r}, not {now!r};"
                     " go on with that one or choose another directory with --out"
                 )
 

@@ -81,8 +81,9 @@ class Request:
     seed: int = 0
     valid_stories: int | None = None
     split: str = "auto"
-    separator: str = "<|endoftext|>"
-    field: str = "text"
+    separator: str | None = None
+    field: str | None = None
+    format: str = "auto"
 
     def __post_init__(self) -> None:
         if self.study not in STUDIES:

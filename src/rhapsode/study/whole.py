@@ -68,6 +68,7 @@ def _begin(request: Request, out: Path, jobs: int) -> Study:
         split=request.split,
         separator=request.separator,
         field=request.field,
+        format=request.format,
     )
     data = start.open_data(wanted, request.seed)
     plan = plan_of(request)
@@ -98,7 +99,7 @@ def _begin(request: Request, out: Path, jobs: int) -> Study:
             **data.about,
             "num_stories": data.train.num_stories,
             "valid_stories_there": data.valid.num_stories,
-            "valid_description": data.valid.description if request.valid else "held out of the same",
+            "valid_description": data.valid.description if "valid" in data.about else "held out of the same",
         },
         "tokenizer_fingerprint": data.tokenizer.fingerprint,
         "tokenizer_kind": data.tokenizer.kind,

@@ -103,8 +103,8 @@ class TokenStore:
         """Two views (rest, held out): a seeded draw of stories, in file order, at least one in each.
 
         A store of one story that was read with --split file is cut in two instead, the end held out, at the
-        nearest of the places where the text was cut for the tokenizer (about every 2,048 characters, before
-        whitespace). Raises ValueError where there is nothing to divide.
+        nearest of the places where the text was cut for the tokenizer (about every 2,048 characters, in a short text
+        more often; before whitespace where there is any). Raises ValueError where there is nothing to divide.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the share to hold out must be between 0 and 1, got {fraction}")
@@ -125,10 +125,7 @@ class TokenStore:
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         marks = self._marks[(self._marks[:, 0] > begin) & (self._marks[:, 0] < end)]
         if not len(marks):
-            raise ValueError(
-                "cannot hold out a share of one story: give validation data with --valid,"
-                " or, if it is one long text, --split file"
-            )
+            raise ValueError("cannot hold out a share of one story")
         wanted = begin + (1 - fraction) * (end - begin)
         cut, byte_cut, *unspelled_cut = marks[np.argmin(np.abs(marks[:, 0] - wanted))].tolist()
         byte_count, unspelled = int(self.byte_counts[index]), self.unspelled[index]
