@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rhapsode.configs import SECTIONS, build
+from rhapsode.machine import device_name
 from rhapsode.run import Run
 from rhapsode.sample import SampleConfig, write
 from rhapsode.start import create_run, reopen_data
@@ -52,29 +53,35 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
             section: build(kind, {**cell.sections[section], **sizes.get(section, {})})
             for section, kind in SECTIONS.items()
         }
-        run = create_run(path, configs, tokenizer, {"study": study.identity(cell), "threads": threads})
+        more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
+        run = create_run(path, configs, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run of another plan; remove it to begin this cell anew")
-    outcome = _train_when_free(run, train_store, view)
+    outcome = _train_when_free(run, train_store, view, study.device)
     if outcome.ended != "interrupted":
-        study.finish(cell, _result(run, outcome, cell, train_store, threads))
+        study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))
     return outcome.ended
 
 
-def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore) -> Outcome:
+def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore, device: str) -> Outcome:
     """Trains; waits first for the process of a killed study, which saves and goes when it finds itself alone."""
     deadline = time.monotonic() + SECONDS_FOR_ANOTHER
     while True:
         try:
-            return train(run, train_store, valid_store, show=False)
+            return train(run, train_store, valid_store, device, show=False)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
-def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, threads: int) -> dict[str, Any]:
-    """What the report needs. Losses are nats per token; seconds are of training, without validation."""
+def _result(
+    run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, threads: int, device: str
+) -> dict[str, Any]:
+    """What the report needs. Losses are nats per token; seconds are of training, without validation.
+
+    Completions are written on the CPU whatever the device: one token at a time there is nothing to win elsewhere.
+    """
     keys = ("step", "sequences", "tokens", "seconds", "train_loss", "valid_loss")
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
@@ -88,6 +95,8 @@ def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, thr
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": threads,
         "threads_begun": run.about["threads"],
+        "device": device_name(device),
+        "device_begun": run.about.get("device", "cpu"),
         "completions": [_completions(model, run.tokenizer, t, cell.seed) for t in TEMPERATURES]
         if cell.completions
         else [],

@@ -240,7 +240,7 @@ def _marginal(name: str, found: list[Outcomes]) -> str:
 
 
 def _common(found: list[Outcomes]) -> list[str]:
-    return [sentences.walked([result["epochs"] for outcomes in found for result in outcomes.results])]
+    return [sentences.times_read([result["epochs"] for outcomes in found for result in outcomes.results])]
 
 
 def _labels(found: list[Outcomes]) -> list[str]:

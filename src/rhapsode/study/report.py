@@ -11,7 +11,7 @@ from typing import Any
 from rhapsode.atomic import write_text
 from rhapsode.study import sentences
 from rhapsode.study.chapters import Table, chapter_of
-from rhapsode.study.directory import Study
+from rhapsode.study.directory import Study, devices_of
 from rhapsode.study.plans import TITLES, shown
 
 
@@ -135,7 +135,7 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
     data = about["data"]
     valid = f"{data['valid_stories_there']:,} stories, {about['valid_sequences']:,} scored"
     source = f"{data['description']} ({data['num_stories']:,} stories)"
-    results = [result for cell in study.plan.cells.values() if (result := study.result(cell))]
+    results = study.results()
     used = sorted({result["threads"] for result in results} | {result["threads_begun"] for result in results})
     rows = [
         ["training data", source],
@@ -145,6 +145,7 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
         ["scale", f"{about['scale']:g} of the full number of sequences{_minutes(study)}"],
         ["seeds", f"{request.seeds}, from {request.seed} on"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
+        ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
         ["threads of a cell", ", ".join(map(str, used)) or "-"],
         *([name, value] for name, value in facts.items()),
     ]

@@ -100,19 +100,19 @@ def gap(label: str, train: Measured, valid: Measured) -> str:
     return f"At {label} validation is {distance:.3f} nats above training."
 
 
-def walked(epochs: Sequence[float]) -> str:
-    """How often the data were walked through.
+def times_read(epochs: Sequence[float]) -> str:
+    """How often the data were read.
 
-    >>> walked([0.5, 0.9])
-    'No sequence was seen twice: the data were walked 0.50 to 0.90 times.'
-    >>> walked([0.5, 2.34])
-    'The data were walked 0.50 to 2.34 times, each time in a new order.'
+    >>> times_read([0.5, 0.9])
+    'No sequence was seen twice: the data were read 0.50 to 0.90 times.'
+    >>> times_read([0.5, 2.34])
+    'The data were read 0.50 to 2.34 times, each time in a new order.'
     """
     low, high = min(epochs), max(epochs)
     between = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     if high <= 1:
-        return f"No sequence was seen twice: the data were walked {between} times."
-    return f"The data were walked {between} times, each time in a new order."
+        return f"No sequence was seen twice: the data were read {between} times."
+    return f"The data were read {between} times, each time in a new order."
 
 
 def best(labels: Sequence[str], values: Sequence[Measured]) -> str:
