@@ -20,7 +20,7 @@ from rhapsode.configs import SECTIONS, build
 from rhapsode.machine import device_name
 from rhapsode.run import Run
 from rhapsode.sample import SampleConfig, write
-from rhapsode.start import create_run, reopen_data
+from rhapsode.start import create_run
 from rhapsode.study.data import valid_view
 from rhapsode.study.directory import Study
 from rhapsode.study.plans import Cell
@@ -43,7 +43,7 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
     tokenizer = Tokenizer.load(study.path / "tokenizer")
-    train_store, valid_store = reopen_data(about["data"], tokenizer, study.request.seed, str(study.path))
+    train_store, valid_store = study.stores()
     view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
     if (path / "run.json").exists():
         run = Run.open(path)

@@ -8,6 +8,7 @@ from typing import Any
 from rhapsode.study import sentences
 from rhapsode.study.directory import Study
 from rhapsode.study.figures import MOST_LINES, Figure, Line, dots, lines
+from rhapsode.study.markdown import one_line, table
 from rhapsode.study.plans import TITLES, Part, Setting, shown
 from rhapsode.study.statistics import Measured, measured
 
@@ -38,6 +39,12 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    def markdown(self) -> str:
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"**{self.title}**\n\n{table(self.header, self.rows)}{note}"
+
+    _repr_markdown_ = markdown  # how a notebook shows it
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -47,6 +54,13 @@ class Completions:
     prompt: str
     texts: Sequence[str]
     note: str = ""
+
+    def markdown(self) -> str:
+        head = f"**Temperature {self.temperature:g}**" + (f" {self.note}" if self.note else "")
+        texts = (f"- **{one_line(self.prompt)}**{one_line(text)}" for text in self.texts)
+        return "\n".join([head, "", *texts])
+
+    _repr_markdown_ = markdown  # how a notebook shows them
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,11 @@ class Outcomes:
         if len(self.results) == 1:
             return Line(self.setting.label, x, y)
         return Line(self.setting.label, x, y, [min(column) for column in columns], [max(c) for c in columns])
+
+
+def chapters_of(study: Study) -> dict[str, Chapter]:
+    """All chapters, by the names of the plan's parts."""
+    return {part.name: chapter_of(study, part) for part in study.plan.parts}
 
 
 def chapter_of(study: Study, part: Part) -> Chapter:

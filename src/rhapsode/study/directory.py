@@ -17,8 +17,10 @@ from typing import Any
 
 from rhapsode.atomic import write_text
 from rhapsode.run import as_json, held, read_versioned, whole_directory
+from rhapsode.start import reopen_data
 from rhapsode.study.plans import Cell, Plan, Request, plan_of
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
 
 FORMAT_VERSION = 1
 
@@ -59,6 +61,11 @@ class Study:
     def device(self) -> str:
         """Where its cells train: `cpu`, `cuda` or `mps`. Studies that do not say so trained on the CPU."""
         return str(self.about.get("device", "cpu"))
+
+    def stores(self) -> tuple[TokenStore, TokenStore]:
+        """The (train, valid) stores of all its cells; ValueError where the data are others by now."""
+        tokenizer = Tokenizer.load(self.path / "tokenizer")
+        return reopen_data(self.about["data"], tokenizer, self.request.seed, str(self.path))
 
     def cell_path(self, cell: Cell) -> Path:
         return self.path / "cells" / cell.name

@@ -6,7 +6,7 @@ Lines differ in colour, dashes and markers, and each is in the legend.
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,12 @@ class Figure:
     name: str
     title: str
     alt: str
-    svg: str
-    png: bytes
+    svg: str = field(repr=False)
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it."""
+        return self.png
 
     def save(self, folder: Path) -> None:
         """Writes NAME.svg and NAME.png."""

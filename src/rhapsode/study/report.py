@@ -10,8 +10,9 @@ from typing import Any
 
 from rhapsode.atomic import write_text
 from rhapsode.study import sentences
-from rhapsode.study.chapters import Table, chapter_of
+from rhapsode.study.chapters import Table, chapters_of
 from rhapsode.study.directory import Study, devices_of
+from rhapsode.study.markdown import one_line, table
 from rhapsode.study.plans import TITLES, shown
 
 
@@ -21,12 +22,14 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
     facts: what is to be told of machine, versions and commit. publish: a folder that gets NAME.md and NAME/*.svg
     as well, NAME being that of the study's directory. Raises ValueError where matplotlib or jinja2 is missing.
     """
-    chapters = [chapter_of(study, part) for part in study.plan.parts]
+    chapters = list(chapters_of(study).values())
     for chapter in chapters:
         for figure in chapter.figures:
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
-    about = {"study": study, "chapters": chapters, "settings": settings_of(study, facts), "failed": failed}
+    settings = settings_of(study, facts)
+    about = {"study": study, "chapters": chapters, "settings": settings, "failed": failed}
+    about |= {"settings_table": table(settings.header, settings.rows)}
     about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
@@ -57,15 +60,8 @@ def _render(template: str, about: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("rhapsode.study"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["cell"] = _markdown_cell
+    environment.filters["one_line"] = one_line
     return environment.get_template(template).render(about).rstrip() + "\n"
-
-
-def _markdown_cell(text: str) -> str:
-    """A text for a cell of a Markdown table, or for one line of a list."""
-    for character in ("\\", "|", "*", "_", "`", "<", ">", "#"):
-        text = text.replace(character, "\\" + character)
-    return " " * text[:1].isspace() + " ".join(text.split())  # a completion may go on in the middle of a word
 
 
 def title_of(study: Study) -> str:

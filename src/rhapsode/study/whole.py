@@ -14,10 +14,11 @@ from rhapsode import start
 from rhapsode.configs import build
 from rhapsode.machine import choose_device, commit, device_name, processor
 from rhapsode.progress import say
+from rhapsode.study.chapters import Chapter, Table, chapters_of
 from rhapsode.study.data import VALID_STORIES, valid_view
 from rhapsode.study.directory import Study, devices_of
 from rhapsode.study.plans import Request, plan_of
-from rhapsode.study.report import check_extras, write_report
+from rhapsode.study.report import check_extras, settings_of, write_report
 from rhapsode.study.runner import Interrupted, run_cells
 from rhapsode.study.timing import fit
 from rhapsode.tokens import BatchConfig, Batcher
@@ -32,6 +33,16 @@ class Finished(NamedTuple):
     study: Study
     failed: dict[str, str]
     page: Path
+
+    @property
+    def chapters(self) -> dict[str, Chapter]:
+        """What was found, by the names of the plan's parts: sentences, figures, tables, completions."""
+        return chapters_of(self.study)
+
+    @property
+    def settings(self) -> Table:
+        """What it was run with, and on."""
+        return settings_of(self.study, _facts())
 
 
 def study_command(
@@ -78,7 +89,7 @@ def run_study(
                 failed = run_cells(study, jobs, threads_each)
             except Interrupted:
                 raise Interrupted(f"stopped and saved; go on with: {study.about['command']}") from None
-            page = write_report(study, failed, _facts(study), publish)
+            page = write_report(study, failed, _facts(), publish)
     finally:
         torch.set_num_threads(threads_before)
     say(f"report: {page} (and report.md, points.csv, figures/)")
@@ -188,7 +199,7 @@ def command_of(request: Request, out: Path, device: str = "auto") -> str:
     return shlex.join(words)
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts() -> dict[str, str]:
     """Machine, versions and commit, as the report tells them."""
     system = f"{platform.system()} {platform.machine()}"
     versions = f"rhapsode {rhapsode.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
