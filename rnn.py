@@ -1,41 +1,44 @@
-"""The course's door to Rhapsode: `python3 rnn.py --train_data F --val_data F ...`, or `from rnn import *`.
+"""The course's door to Rhapsode, for every semester: `python3 rnn.py ...`, or `from rnn import *`.
 
-Everything is in `rhapsode.course`; `python3 rnn.py --help` lists the flags.
+    rnn.py --train_data F --val_data F ...      autumn 2024, spring 2025; also `rnn.py F F ...`
+    rnn.py train --train_data F ...             from autumn 2025 on
+    rnn.py generate --model_path P --prefix S ...
+
+Everything is in `rhapsode.course`; docs/course.md says what each semester is served.
 """
 
-import sys
+# ruff: noqa: F401  (all of these are what `from rnn import *` brings)
+import json
+import sys as _sys
+import time
+from typing import Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn, optim
 
-from rhapsode.course import (
+torch.manual_seed(10601)
+
+from rhapsode import course as _course  # noqa: E402
+from rhapsode.course import (  # noqa: E402
+    DEVICE,
     RNN,
+    AutoTokenizer,
+    HybridLanguageModel,
     RNNCell,
     RNNLanguageModel,
     SelfAttention,
     SentenceDataset,
-    command,
     complete,
+    generate,
     main,
     train,
+    train_mod,
     validate,
 )
 
-__all__ = [
-    "RNN",
-    "RNNCell",
-    "RNNLanguageModel",
-    "SelfAttention",
-    "SentenceDataset",
-    "complete",
-    "main",
-    "nn",
-    "torch",
-    "train",
-    "validate",
-]
-
-torch.manual_seed(10601)
+device = DEVICE
+_course.let_torch_load()
+_course.keep_last_run_in(globals())  # `lm` and `tokenizer`, after a run
 
 if __name__ == "__main__":
-    sys.exit(command(sys.argv[1:]))
+    _sys.exit(_course.command(_sys.argv[1:]))

@@ -97,6 +97,8 @@ def test_rnn_step_is_forward(activation: nn.Module, B: int, t: int) -> None:
             assert hidden.shape == output.shape == (B, HIDDEN)
             torch.testing.assert_close(hidden, hidden_states[:, n], rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(output, outputs[:, n], rtol=1e-10, atol=1e-12)
+        if n:  # two dimensions: the last hidden state itself
+            assert torch.equal(rnn.step(sequence[:, n], noise[:, -1])[0], hidden)
 
 
 @SHAPES
@@ -219,9 +221,13 @@ def test_generate_sizes() -> None:
     lm = made()
     assert lm.generate(tokens_of(1, 1)).shape == (10,)
     assert lm.generate(tokens_of(1, 3), max_tokens=0).shape == (0,)
+    assert torch.equal(lm.generate(tokens_of(1, 3), max_tokens=16.0), lm.generate(tokens_of(1, 3), max_tokens=16))
     for tokens in (tokens_of(2, 3), tokens_of(1, 0), torch.tensor([1, 2])):
         with pytest.raises(ValueError, match=r"tokens must be of shape \(1, n\)"):
             lm.generate(tokens)
+    for number in (2.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"max_tokens must be a whole number, got {number}"):
+            lm.generate(tokens_of(1, 3), max_tokens=number)
     with pytest.raises(ValueError, match="max_tokens must be >= 0, got -1"):
         lm.generate(tokens_of(1, 3), max_tokens=-1)
 

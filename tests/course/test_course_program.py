@@ -23,7 +23,7 @@ STORY = "Tom the cat saw a red hat. The hat sat on the mat, and Tom sat on the h
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with data of 12 sequences of 5 ids."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(program, "_trained", None)
+    monkeypatch.setattr(program, "_last_run", {})
     torch.manual_seed(1)
     for name in ("train", "valid"):
         write(f"{name}.json", torch.randint(15, (12, 5)).tolist())
@@ -75,8 +75,8 @@ def test_main_takes_any_object_and_complete_continues_its_model(folder: Path) ->
     text = complete("Tom the cat", num_tokens=8)
     assert text
     assert text == complete("Tom the cat", num_tokens=8)
-    lm, tokenizer = program._trained  # type: ignore[misc]
-    ids = lm.generate(torch.tensor([tokenizer.encode("Tom the cat")]), 8)
+    lm, tokenizer = program._last_run["lm"], program._last_run["tokenizer"]
+    ids = lm.generate(torch.tensor([tokenizer.encode("Tom the cat", add_special_tokens=False)]), 8)
     assert text == tokenizer.decode(ids.tolist())
     assert isinstance(complete("😀 🎈", 5, temperature=0.9), str)
     assert complete("Tom", 0) == ""
@@ -131,6 +131,74 @@ def test_training_ends_with_the_data(folder: Path) -> None:
     assert len(Path("train_losses.txt").read_text().splitlines()) == 1
 
 
+def test_a_batch_larger_than_the_file_is_one_short_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All 12 sequences, once, whatever num_sequences is; the same losses as with a batch of just 12."""
+    losses = []
+    for batch_size, num_sequences in (("12", "12"), ("13", "10"), ("16", "12"), ("5000", "50000")):
+        torch.manual_seed(3)
+        argv = ["train.json", "valid.json", *SIZES[:-1], num_sequences, "--batch_size", batch_size]
+        assert command(argv) == 0
+        told = (
+            f"batch_size is {int(batch_size):,}, but train.json has only 12 sequences: all of them are one short batch"
+        )
+        assert capsys.readouterr().err == ("" if batch_size == "12" else f"{told}\n")
+        losses.append([Path(name).read_text() for name in FILES[:3]])
+    assert losses[0][0].count("\n") == 1
+    assert losses[1:] == losses[:1] * 3
+
+
+def test_a_short_last_batch_is_trained_on(folder: Path) -> None:
+    """12 sequences in batches of 5: three, reported each where num_sequences spaces them so."""
+    assert command(["train.json", "valid.json", *SIZES[:-1], "15", "--batch_size", "5"]) == 0
+    assert len(Path("train_losses.txt").read_text().splitlines()) == 3
+
+
+def test_lengths_may_differ_from_batch_to_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One length in each batch, which one sequence always has; else both sequences are named."""
+    write("train.json", [[1, 2, 3], [4, 5, 6], [1, 2], [3, 4], [5, 6, 7, 8]])
+    argv = ["train.json", "valid.json", *SIZES[:-1], "5"]
+    for batch_size, lengths in (("1", [3, 3, 2, 2, 4]), ("2", [3, 2])):
+        assert command([*argv, "--batch_size", batch_size]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Batch: ")]
+        assert [int(line.split("length: ")[1].split()[0]) for line in lines] == lengths
+    message = "sequence 2 has 2 ids, sequence 0 of the same batch 3; lengths that differ need --batch_size 1"
+    refused([*argv, "--batch_size", "3"], f"rnn.py: train.json: {message}", capsys)
+
+
+ODD: list[Any] = [[], [7], [1, 2, 3], [1, -2, 3, 4, 5], [1, 2.5], "a text", None, 3, [1, 10**30], {"a": 1}]
+
+
+def test_what_is_never_read_is_no_reason_to_refuse(folder: Path) -> None:
+    """Sequences beyond num_sequences, and those of the validation file behind its first batch; alike the losses."""
+    losses = []
+    for odd in ([], ODD):
+        for name in ("train", "valid"):
+            torch.manual_seed(1)
+            write(f"{name}.json", torch.randint(15, (12, 5)).tolist() + odd)
+        torch.manual_seed(3)
+        assert command(["train.json", "valid.json", *SIZES[:-1], "12", "--batch_size", "2"]) == 0
+        losses.append([Path(name).read_text() for name in FILES[:3]])
+    assert losses[0] == losses[1]
+    dataset = SentenceDataset("train.json")
+    assert len(dataset) == len(dataset.data) == 12 + len(ODD)
+    assert torch.equal(dataset.data[3], dataset[3])
+    with pytest.raises(ValueError, match=r"train\.json: sequence 15, position 1: not a token id: -2"):
+        dataset[15]
+    with pytest.raises(ValueError, match=r"train\.json: sequence 21 must be a list of token ids, got"):
+        dataset[-1]
+
+
+def test_sizes_may_be_floats_of_whole_numbers(folder: Path) -> None:
+    """From a notebook's arithmetic, 50_000 / 5."""
+    names = "train_data val_data train_losses_out val_losses_out metrics_out embed_dim hidden_dim dk dv"
+    Arguments = namedtuple("Arguments", f"{names} num_sequences batch_size")
+    arguments = Arguments("train.json", "valid.json", "a.txt", "b.txt", "c.txt", 4.0, 6, 3, 2, 10 / 1, 2.0)
+    main(arguments)
+    assert len(Path("a.txt").read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match=r"num_sequences must be a whole number, got 2\.5"):
+        main(arguments._replace(num_sequences=2.5))
+
+
 BAD_DATA = {
     "missing": (None, "train.json: no such file"),
     "not json": ("{1, 2", "train.json: not JSON"),
@@ -141,8 +209,7 @@ BAD_DATA = {
     "no sequence": ([], "train.json: must hold a JSON list of sequences"),
     "flat": ([1, 2], "train.json: sequence 0 must be a list of token ids, got 1"),
     "mixed": ([[1, 2], "a"], 'train.json: sequence 1 must be a list of token ids, got "a"'),
-    "empty sequence": ([[1, 2], []], "train.json: sequence 1 is empty"),
-    "ragged": ([[1, 2], [1, 2], [1, 2, 3]], "train.json: sequence 2 has 3 ids, those before it 2"),
+    "empty sequence": ([[1, 2], []], "train.json: sequence 1 has no ids"),
     "one id": ([[1], [2]], "train.json: sequence 0 has one id, so there is nothing to predict"),
     "negative": ([[1, 2], [1, -2]], "train.json: sequence 1, position 1: not a token id: -2"),
     "float": ([[1, 2.5]], "train.json: sequence 0, position 1: not a token id: 2.5"),
@@ -185,7 +252,8 @@ def test_bad_data_is_refused(case: str, folder: Path, capsys: pytest.CaptureFixt
 
 def test_bad_validation_data_name_their_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("valid.json", [[1, 2, 3], [1, 2]])
-    refused(["train.json", "valid.json", *SIZES], "valid.json: sequence 1 has 2 ids", capsys)
+    argv = ["train.json", "valid.json", *SIZES, "--batch_size", "2"]
+    refused(argv, "valid.json: sequence 1 has 2 ids, sequence 0 of the same batch 3", capsys)
 
 
 def test_an_id_outside_the_vocabulary_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +266,7 @@ def test_texts_in_batches_need_equal_lengths(folder: Path, capsys: pytest.Captur
     with_tokenizer()
     write("texts.json", [STORY, STORY[:9]])
     argv = ["texts.json", "texts.json", *SIZES, "--batch_size", "2"]
-    refused(argv, "texts need --batch_size 1", capsys)
+    refused(argv, "lengths that differ need --batch_size 1", capsys)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +276,6 @@ def test_texts_in_batches_need_equal_lengths(folder: Path, capsys: pytest.Captur
         (["--dk", "-3"], "dk must be at least 1, got -3"),
         (["--num_sequences", "0"], "num_sequences must be at least 1, got 0"),
         (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
-        (["--batch_size", "13"], "batch_size is 13, but train.json has only 12 sequences"),
         (["--batch_size", "11"], "batch_size is 11, but num_sequences only 10"),
         (["--hidden_dim", "six"], "invalid int value: 'six'"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
@@ -218,6 +285,7 @@ def test_texts_in_batches_need_equal_lengths(folder: Path, capsys: pytest.Captur
         (["--metrics_out", "."], "metrics_out: . is a directory"),
         (["--metrics_out", "train_losses.txt"], "metrics_out: train_losses.txt is the file of train_losses_out too"),
         (["--metrics_out", "model.pt"], "model.pt: model.pt is the file of metrics_out too"),
+        (["--model_path", "m.pt"], "unrecognized arguments: --model_path m.pt"),
         (["--metrics_out", "./train.json"], "metrics_out: train.json is the file of train_data too"),
         (["--tokenizer", "nowhere"], "nowhere: no such file; a tokenizer is a folder"),
     ],
@@ -298,8 +366,7 @@ def test_the_published_run(shared: Path, folder: Path) -> None:
         assert [label for label, _, _ in ours] == [label for label, _, _ in theirs]
         for (_, _, a), (_, _, b) in zip(ours, theirs, strict=True):
             assert float(a) == pytest.approx(float(b), abs=3e-4)
-    lm, _ = program._trained  # type: ignore[misc]
-    assert lm.embeddings.weight.shape == (1024, 64)
+    assert program._last_run["lm"].embeddings.weight.shape == (1024, 64)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -133,6 +133,44 @@ def test_validate_scores_the_first_batch_without_gradients() -> None:
     assert all(parameter.grad is None for parameter in lm.parameters())
 
 
+class Noisy(nn.Module):
+    """A model with dropout, one part of which is not trained and stays in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm, self.dropout, self.frozen = made(), nn.Dropout(0.5), nn.Dropout(0.5).eval()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, hidden, y = self.lm(tokens)
+        return self.frozen(self.dropout(logits)), hidden, y
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_validate_is_without_dropout_and_puts_the_modes_back(training: bool) -> None:
+    """The same number twice, that of the model without dropout; each module in its mode again, after an error too."""
+    noisy, valid, loss_fn = Noisy().train(training), batches(1), nn.CrossEntropyLoss()
+    noisy.frozen.eval()
+    before = {name: module.training for name, module in noisy.named_modules()}
+    assert validate(noisy, valid, loss_fn) == validate(noisy, valid, loss_fn) == validate(made(), valid, loss_fn)
+    assert {name: module.training for name, module in noisy.named_modules()} == before
+    with pytest.raises(ValueError, match="no batch"):
+        validate(noisy, [], loss_fn)
+    assert {name: module.training for name, module in noisy.named_modules()} == before
+
+
+def test_train_trains_in_training_mode() -> None:
+    """A model that comes from evaluation has its dropout back, in the batch behind each validation too."""
+    noisy, modes = Noisy().eval(), []
+
+    def loss_fn(logits: Tensor, targets: Tensor) -> Tensor:
+        modes.append(noisy.dropout.training)
+        return nn.functional.cross_entropy(logits, targets)
+
+    train(noisy, batches(3), batches(1), loss_fn, SGD(noisy.parameters()), 6, 2)
+    assert modes == [True, False] * 3
+    assert noisy.training
+
+
 def test_nothing_to_score_is_an_error() -> None:
     lm = made()
     optimizer = ADAM(lm.parameters())

@@ -2,79 +2,96 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rhapsode.tokenizer import Tokenizer
+from rhapsode.course.tokenizer import CourseTokenizer
 
 TOKENIZER_FOLDER = Path("my_tokenizer")
 LARGEST_ID = 2**31 - 1
 
 
+class Encoder(Protocol):
+    """What a dataset needs of a tokenizer."""
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
+
+
 class SentenceDataset(Dataset[Tensor]):
     """The sequences of a data file; indexing gives a 1-dimensional int64 tensor of token ids.
 
-    tokenizer cuts a list of texts, without adding anything; None means the one in my_tokenizer/, if that is there.
-    Sequences of different lengths are fine here. Raises FileNotFoundError, or ValueError with one line that names the
-    file and, counted from 0, the sequence and position that are wrong.
+    data: the sequences, as a list; an item that is not a sequence of ids stands there as the file has it, and is an
+    error only when it is read. tokenizer cuts a list of texts, without adding anything; None means the one in
+    my_tokenizer/, if that is there. Sequences of different lengths are fine here. Raises FileNotFoundError, or
+    ValueError with one line that names the file and, counted from 0, the sequence and position that are wrong.
     """
 
-    def __init__(self, path: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, path: str | Path, tokenizer: Encoder | None = None) -> None:
         self.path = Path(path)
         content = read_json(self.path)
         if not isinstance(content, list) or not content:
             raise ValueError(f"{path}: must hold a JSON list of sequences of token ids, at least one")
-        self.is_text = all(isinstance(item, str) for item in content)
+        self.is_text = isinstance(content[0], str)
+        self.data: list[Any] = content
         if self.is_text:
             tokenizer = tokenizer or find_tokenizer()
             if tokenizer is None:
                 raise ValueError(f"{path}: holds texts, and there is no tokenizer; name its folder with --tokenizer")
-            self.sequences = [torch.from_numpy(ids.astype("int64")) for ids in tokenizer.encode_batch(content)]
+            places = [n for n, item in enumerate(content) if isinstance(item, str)]
+            for n, ids in zip(places, tokenizer.encode_batch([content[n] for n in places]), strict=True):
+                content[n] = torch.from_numpy(ids.astype("int64"))
         else:
-            self.sequences = [_token_ids(item, f"{path}: sequence {n}") for n, item in enumerate(content)]
-        for n, sequence in enumerate(self.sequences):
-            if len(sequence) == 0:
-                raise ValueError(f"{path}: sequence {n} is empty")
+            for n, item in enumerate(content):
+                if fault(item) is None:
+                    content[n] = torch.tensor(item, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.sequences[index]
+        item = self.data[index]
+        if isinstance(item, Tensor):
+            return item
+        wrong = " must be a text, as the first is" if self.is_text else fault(item)
+        raise ValueError(f"{self.path}: sequence {range(len(self))[index]}{wrong}")
 
     @property
     def largest_id(self) -> int:
-        """The largest token id in the file."""
-        return max(int(sequence.max()) for sequence in self.sequences)
+        """The largest token id in the file, -1 if it holds none."""
+        return max((int(item.max()) for item in self.data if isinstance(item, Tensor) and len(item)), default=-1)
 
-    def check(self, vocab_size: int, batch_size: int) -> None:
-        """What training needs beyond a readable file; ValueError names the file, sequence and position.
+    def check(self, vocab_size: int, batch_size: int, num_sequences: int) -> None:
+        """What training on the first num_sequences needs; ValueError names the file, sequence and position.
 
-        Every id in the vocabulary, something to predict in every sequence, and one length for all. Texts, whose
-        lengths are what they are, may differ as long as each is a batch of its own.
+        Of these, every id in the vocabulary, something to predict in every sequence, and one length in every batch.
         """
-        length = len(self.sequences[0])
-        for n, sequence in enumerate(self.sequences):
-            where = f"{self.path}: sequence {n}"
-            if len(sequence) != length and not (self.is_text and batch_size == 1):
-                remedy = "texts need --batch_size 1" if self.is_text else "they must be of one length"
-                raise ValueError(f"{where} has {len(sequence)} ids, those before it {length}; {remedy}")
+        first = 0  # of the batch
+        for n in range(min(num_sequences, len(self))):
+            sequence, where = self[n], f"{self.path}: sequence {n}"
+            first = n if n % batch_size == 0 else first
             if len(sequence) < 2:
-                raise ValueError(f"{where} has one id, so there is nothing to predict")
+                has = "one id, so there is nothing to predict" if len(sequence) else "no ids"
+                raise ValueError(f"{where} has {has}")
+            if len(sequence) != len(self[first]):
+                raise ValueError(
+                    f"{where} has {len(sequence)} ids, sequence {first} of the same batch {len(self[first])};"
+                    " lengths that differ need --batch_size 1"
+                )
             if int(sequence.max()) >= vocab_size:
                 position = int((sequence >= vocab_size).nonzero()[0])
                 wrong = f"{where}, position {position}: id {int(sequence[position])}"
                 raise ValueError(f"{wrong} is outside the vocabulary, 0 to {vocab_size - 1}")
 
 
-def find_tokenizer(folder: str | Path | None = None) -> Tokenizer | None:
+def find_tokenizer(folder: str | Path | None = None) -> CourseTokenizer | None:
     """The tokenizer of my_tokenizer/ in the working directory, else that of `folder`, else None."""
     if TOKENIZER_FOLDER.is_dir():
-        return Tokenizer.load(TOKENIZER_FOLDER)
-    return Tokenizer.load(Path(folder)) if folder else None
+        return CourseTokenizer(TOKENIZER_FOLDER)
+    return CourseTokenizer(folder) if folder else None
 
 
 def read_json(path: Path) -> Any:
@@ -89,11 +106,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
-def _token_ids(item: Any, where: str) -> Tensor:
+def fault(item: Any) -> str | None:
+    """What keeps an item from being a sequence of token ids, as the end of a line that names it; None if nothing."""
     if not isinstance(item, list):
-        raise ValueError(f"{where} must be a list of token ids, got {json.dumps(item)[:40]}")
-    if item and (set(map(type, item)) != {int} or min(item) < 0 or max(item) > LARGEST_ID):
-        fits = [type(id) is int and 0 <= id <= LARGEST_ID for id in item]
-        position = fits.index(False)
-        raise ValueError(f"{where}, position {position}: not a token id: {json.dumps(item[position])[:40]}")
-    return torch.tensor(item, dtype=torch.int64)
+        return f" must be a list of token ids, got {json.dumps(item)[:40]}"
+    if not item or (set(map(type, item)) == {int} and min(item) >= 0 and max(item) <= LARGEST_ID):
+        return None
+    position = [type(id) is int and 0 <= id <= LARGEST_ID for id in item].index(False)
+    return f", position {position}: not a token id: {json.dumps(item[position])[:40]}"

@@ -11,10 +11,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.model import Cache, RNNCell, attend
+from rhapsode.model import Cache, attend
 from rhapsode.recurrence import recurrence
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class RNNCell(nn.Module):
+    """One step of the recurrence, h_t = relu(W_i2h i_t + b_i2h + W_h2h h_{t-1} + b_h2h); holds its parameters."""
+
+    def __init__(self, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.i2h = nn.Linear(input_dim, hidden_dim)
+        self.h2h = nn.Linear(hidden_dim, hidden_dim)
+        self.activation: nn.Module = nn.ReLU()
+
+    # Sizes are read off the weights: a model file of another program, or of an earlier version, may lack them.
+    @property
+    def input_dim(self) -> int:
+        """Width of the input."""
+        return self.i2h.weight.shape[1]
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden state."""
+        return self.h2h.weight.shape[1]
+
+    def forward(self, input: Tensor, hidden_state: Tensor) -> Tensor:
+        """input (B, input_dim), hidden_state (B, H) -> the next hidden state (B, H)."""
+        return self.activation(self.i2h(input) + self.h2h(hidden_state))
 
 
 class RNN(nn.Module):
@@ -25,15 +50,26 @@ class RNN(nn.Module):
         self.cell = RNNCell(input_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
 
+    @property
+    def input_dim(self) -> int:
+        """Width of the input."""
+        return self.cell.input_dim
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of hidden states and outputs."""
+        return self.out.weight.shape[1]
+
     def step(self, input: Tensor, hidden_prev: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One timestep: input (B, input_dim) -> (hidden state, output), both (B, H).
 
         hidden_prev (B, t-1, H) holds the hidden states so far, of which only the last row matters; None for none.
+        One of shape (B, H) is that last row itself.
         """
-        if hidden_prev is None or hidden_prev.shape[1] == 0:
+        if hidden_prev is None or hidden_prev.shape[-2] == 0:
             last = input.new_zeros(input.shape[0], self.out.in_features)
         else:
-            last = hidden_prev[:, -1]
+            last = hidden_prev if hidden_prev.ndim == 2 else hidden_prev[:, -1]
         hidden = self.cell(input, last)
         return hidden, self.out(hidden)
 
@@ -78,6 +114,21 @@ class SelfAttention(nn.Module):
         self.key_transform = nn.Linear(hidden_dim, key_dim)
         self.value_transform = nn.Linear(hidden_dim, value_dim)
         self.output_transform = nn.Linear(value_dim, hidden_dim)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of what attention reads and of what it gives."""
+        return self.query_transform.weight.shape[1]
+
+    @property
+    def key_dim(self) -> int:
+        """Width of queries and keys."""
+        return self.key_transform.weight.shape[0]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of values."""
+        return self.value_transform.weight.shape[0]
 
     def step(self, y_all: Tensor) -> Tensor:
         """y_all (B, t, H), the outputs so far -> the attention output (B, H) of the last timestep."""
@@ -132,21 +183,23 @@ class RNNLanguageModel(nn.Module):
 
         The draw is from PyTorch's global generator. Raises ValueError for a negative temperature.
         """
-        if temperature < 0:
+        if not temperature >= 0:  # nan is not either
             raise ValueError(f"temperature must be >= 0, got {temperature}")
         if temperature == 0:
             return token_logits.argmax(-1)
         return torch.multinomial(torch.softmax(token_logits / temperature, -1), 1).squeeze(-1)
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, max_tokens: int = 10, temperature: float = 0.0) -> Tensor:
+    def generate(self, tokens: Tensor, max_tokens: float = 10, temperature: float = 0.0) -> Tensor:
         """Continues tokens (1, n), n >= 1: returns the (max_tokens,) new tokens only.
 
         One timestep per token: the last hidden state and the keys and values so far are carried along.
-        Raises ValueError for another shape of tokens, a negative max_tokens or temperature.
+        max_tokens: a whole number, which may come as a float (16.0).
+        Raises ValueError for another shape of tokens, a max_tokens or temperature that is none.
         """
         if tokens.ndim != 2 or tokens.shape[0] != 1 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be of shape (1, n) with n >= 1, got {tuple(tokens.shape)}")
+        max_tokens = whole("max_tokens", max_tokens)
         if max_tokens < 0:
             raise ValueError(f"max_tokens must be >= 0, got {max_tokens}")
         new = tokens.new_empty(max_tokens)
@@ -162,9 +215,12 @@ class RNNLanguageModel(nn.Module):
         return new
 
 
-# torch.load with its default, weights_only=True, builds objects of registered classes only: a whole model needs these.
-SAFE_CLASSES: list[type[nn.Module]] = [
-    *(RNNCell, RNN, SelfAttention, RNNLanguageModel),
-    *(nn.Embedding, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity),
-]
-torch.serialization.add_safe_globals([*SAFE_CLASSES])
+# The class's name from spring 2026 on.
+HybridLanguageModel = RNNLanguageModel
+
+
+def whole(name: str, number: float) -> int:
+    """The number as an int, 16.0 as 16; ValueError, which names it, for one that is not whole."""
+    if not float(number).is_integer():
+        raise ValueError(f"{name} must be a whole number, got {number}")
+    return int(number)

@@ -1,18 +1,15 @@
-"""The course's program: read two data files, train, write the losses, the metrics and the model; then complete texts.
+"""The course's program: read two data files, train, write the losses, the metrics and the model; complete texts.
 
 Everything that can be wrong with the input is found before training, and every file is written whole after it.
 """
 
-import argparse
 import copy
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +17,13 @@ from torch.utils.data import DataLoader
 
 from rhapsode.atomic import replacing
 from rhapsode.course.data import TOKENIZER_FOLDER, SentenceDataset, find_tokenizer
-from rhapsode.course.model import RNNLanguageModel
+from rhapsode.course.model import RNNLanguageModel, whole
+from rhapsode.course.tokenizer import decode, encode
 from rhapsode.course.training import device_of, train
+from rhapsode.course.weights import load_course_model
 from rhapsode.progress import say
-from rhapsode.tokenizer import Tokenizer
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LEARNING_RATE = 1e-3
 MODEL_FILE = Path("model.pt")
 SIZES = {
@@ -42,14 +41,14 @@ OUTPUTS = {
 }
 
 
-class Trained(NamedTuple):
-    """What the last `main` left for `complete`."""
-
-    lm: RNNLanguageModel
-    tokenizer: Tokenizer | None
+# The model and the tokenizer of the last run, as `lm` and `tokenizer`, for `complete`.
+_last_run: dict[str, Any] = {}
 
 
-_trained: Trained | None = None
+def keep_last_run_in(names: dict[str, Any]) -> None:
+    """Makes `lm` and `tokenizer` of the last run names of a module, of whose globals `names` is."""
+    global _last_run
+    _last_run = names
 
 
 def main(args: Any) -> None:
@@ -60,80 +59,130 @@ def main(args: Any) -> None:
     Raises ValueError or OSError in one line, before training, for input that cannot be trained on and for outputs
     that cannot be written; the files of an earlier run are then as they were.
     """
-    global _trained
+    _run(args, {MODEL_FILE.name: MODEL_FILE})
+
+
+def train_mod(args: Any) -> None:
+    """What `main` does, with the model written to args.model_path, and to no file where that is absent or None."""
+    path = getattr(args, "model_path", None)
+    _run(args, {"model_path": Path(path)} if path else {})
+
+
+def generate(args: Any) -> None:
+    """Prints a prefix and what a model of `train_mod` continues it with, in two lines.
+
+    args: any object with the attributes model_path, prefix, temperature and num_tokens; tokenizer is optional.
+    Draws from PyTorch's global generator as it stands, and nothing but the tokens.
+    Raises ValueError or OSError in one line, before anything is printed.
+    """
+    lm = load_course_model(args.model_path).to(DEVICE)
+    tokenizer = find_tokenizer(getattr(args, "tokenizer", None))
+    try:
+        completion = complete(lm, tokenizer, args.prefix, args.num_tokens, args.temperature)
+    except RuntimeError as error:  # the draw's: weights or a temperature that leave no probabilities
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{args.model_path}: no token at temperature {args.temperature}: {reason}") from None
+    print(f"Prefix:  {args.prefix}\nCompletion:  {completion}")
+
+
+def _run(args: Any, model_file: dict[str, Path]) -> None:
+    """Trains and writes; model_file: the path of the model behind the name of what says so, or nothing."""
     started = time.monotonic()
-    for name in SIZES:
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    outputs = checked_outputs(args)
+    sizes = {name: whole(name, getattr(args, name)) for name in SIZES}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    num_sequences, batch_size = sizes["num_sequences"], sizes["batch_size"]
+    outputs = {name: Path(getattr(args, name)) for name in OUTPUTS}
+    check_outputs(args, outputs | model_file)
     tokenizer = find_tokenizer(getattr(args, "tokenizer", None))
     train_set, valid_set = (SentenceDataset(path, tokenizer) for path in (args.train_data, args.val_data))
     vocab_size = tokenizer.vocab_size if tokenizer else 1 + max(train_set.largest_id, valid_set.largest_id)
-    for dataset in (train_set, valid_set):
-        dataset.check(vocab_size, args.batch_size)
-    if args.batch_size > len(train_set):
-        raise ValueError(f"batch_size is {args.batch_size}, but {args.train_data} has only {len(train_set)} sequences")
-    if args.batch_size > args.num_sequences:
-        raise ValueError(f"batch_size is {args.batch_size}, but num_sequences only {args.num_sequences}")
+    if num_sequences < batch_size <= len(train_set):
+        raise ValueError(f"batch_size is {batch_size}, but num_sequences only {num_sequences}")
+    batches = max(num_sequences // batch_size, 1)
+    train_set.check(vocab_size, batch_size, batches * batch_size)
+    valid_set.check(vocab_size, batch_size, batch_size)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    embed_dim, hidden_dim, key_dim, value_dim = (sizes[name] for name in ("embed_dim", "hidden_dim", "dk", "dv"))
     try:
-        lm = RNNLanguageModel(args.embed_dim, args.hidden_dim, vocab_size, args.dk, args.dv).to(device)
+        lm = RNNLanguageModel(embed_dim, hidden_dim, vocab_size, key_dim, value_dim).to(DEVICE)
     except RuntimeError as error:  # no memory for it
         raise ValueError(f"a model of these sizes cannot be made: {str(error).splitlines()[0]}") from None
-    print(f"Device: {device}")
+    print(f"Device: {DEVICE}")
     if tokenizer is None:
         print(f"No tokenizer ({TOKENIZER_FOLDER}/ or --tokenizer): {vocab_size:,} ids as in the data, no text features")
     print(lm)
     print(f"Number of parameters: {sum(parameter.numel() for parameter in lm.parameters()):,}", flush=True)
     if getattr(args, "tokenizer", None) and TOKENIZER_FOLDER.is_dir():
         say(f"{TOKENIZER_FOLDER}/ is here and comes first: --tokenizer {args.tokenizer} was not read")
-    if args.num_sequences > len(train_set):
+    if batch_size > len(train_set):
+        held = f"{len(train_set):,} sequences"
+        say(f"batch_size is {batch_size:,}, but {args.train_data} has only {held}: all of them are one short batch")
+    elif num_sequences > len(train_set):
         say(f"training ends with the data, after {len(train_set):,} sequences; reports are spaced for num_sequences")
 
     optimizer = torch.optim.Adam(lm.parameters(), lr=LEARNING_RATE, fused=True)
     train_losses, valid_losses = train(
         lm,
-        DataLoader(train_set, args.batch_size),
-        DataLoader(valid_set, args.batch_size),
+        DataLoader(train_set, batch_size),
+        DataLoader(valid_set, batch_size),
         nn.CrossEntropyLoss(),
         optimizer,
-        args.num_sequences,
-        args.batch_size,
+        max(num_sequences, batch_size),  # a batch larger than the file is one batch, too
+        batch_size,
     )
     if not math.isfinite(train_losses[-1]):
         say("the training loss is not a finite number: these weights are of no use")
     final = f"Final Train Loss: {train_losses[-1]}\nFinal Valid Loss: {valid_losses[-1]}\n"
-    texts = ("".join(f"{loss}\n" for loss in losses) for losses in (train_losses, valid_losses))
-    save(lm, dict(zip(outputs, (*texts, final), strict=True)))
-    _trained = Trained(lm, tokenizer)
+    contents = [*("".join(f"{loss}\n" for loss in losses) for losses in (train_losses, valid_losses)), final]
+    save(lm, [*model_file.values()], dict(zip(outputs.values(), contents, strict=True)))
+    _last_run.update(lm=lm, tokenizer=tokenizer)
     print(f"Train losses: {train_losses}\nValid losses: {valid_losses}\n{final}", end="")
     print(f"Time (seconds): {time.monotonic() - started:.2f}")
 
 
-def complete(prefix: str, num_tokens: int = 64, temperature: float = 0.0) -> str:
-    """The text of num_tokens tokens with which the model of the last `main` goes on after the prefix.
+def complete(*args: Any, **named: Any) -> str:
+    """complete(prefix, num_tokens=64, temperature=0.0), or complete(lm, tokenizer, prefix, num_tokens, temperature).
 
-    A character that the tokenizer does not know is read as its unknown token.
-    Raises ValueError before the first `main`, after one without a tokenizer, and for a prefix without a token.
+    The text of num_tokens tokens with which a model goes on after the prefix: the model and tokenizer of the last run,
+    or those given. tokenizer: what AutoTokenizer.from_pretrained returned, of transformers itself too, or a Tokenizer
+    of this package. Special tokens are kept, and spaces cleaned up if the tokenizer's folder says so.
+    Raises ValueError before the first run, after one without a tokenizer, for a prefix without a token, and for
+    one with a token that the model does not know.
     """
-    if _trained is None:
+    if "lm" in named or "tokenizer" in named or (args and not isinstance(args[0], str)):
+        return _completion(*args, **named)
+    if "lm" not in _last_run:
         raise ValueError("complete needs a trained model: call main first")
-    lm, tokenizer = _trained
+    return _completion(_last_run["lm"], _last_run.get("tokenizer"), *args, **named)
+
+
+def _completion(
+    lm: RNNLanguageModel, tokenizer: Any, prefix: str, num_tokens: float = 64, temperature: float = 0.0
+) -> str:
     if tokenizer is None:
-        raise ValueError(f"complete needs a tokenizer, and main found none ({TOKENIZER_FOLDER}/ or --tokenizer)")
-    ids = tokenizer.encode(prefix)
+        raise ValueError(f"completing a text needs a tokenizer, and there is none ({TOKENIZER_FOLDER}/ or --tokenizer)")
+    num_tokens = whole("num_tokens", num_tokens)
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens must be >= 0, got {num_tokens}")
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prefix is not text: {error.reason} at character {error.start}") from None
+    ids = encode(tokenizer, prefix)
     if not ids:
         raise ValueError("the prefix must hold at least one token, got an empty text")
-    tokens = torch.tensor([ids], device=device_of(lm))
-    return tokenizer.decode(lm.generate(tokens, num_tokens, temperature).tolist())
+    if max(ids) >= (vocab_size := lm.embeddings.weight.shape[0]):
+        raise ValueError(f"the tokenizer gives id {max(ids)}, the model knows 0 to {vocab_size - 1}: it is another's")
+    new = lm.generate(torch.tensor([ids], device=device_of(lm)), num_tokens, temperature)
+    return decode(tokenizer, new.tolist())
 
 
-def checked_outputs(args: Any) -> list[Path]:
-    """The paths of the three text files, once they and model.pt are known to be writable and four different files."""
+def check_outputs(args: Any, paths: dict[str, Path]) -> None:
+    """Raises ValueError or OSError unless the paths, by name, are writable and as many different files."""
     taken = {Path(getattr(args, name)).resolve(): name for name in ("train_data", "val_data")}
-    paths = [Path(getattr(args, name)) for name in OUTPUTS]
-    for name, path in zip((*OUTPUTS, MODEL_FILE.name), (*paths, MODEL_FILE), strict=True):
+    for name, path in paths.items():
         if path.is_dir():
             raise IsADirectoryError(f"{name}: {path} is a directory")
         if is_device(path):
@@ -146,7 +195,6 @@ def checked_outputs(args: Any) -> list[Path]:
                 pass
         except OSError as error:
             raise ValueError(f"{name}: {path} cannot be written: {error.strerror}") from None
-    return paths
 
 
 def is_device(path: Path) -> bool:
@@ -154,54 +202,14 @@ def is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def save(lm: RNNLanguageModel, texts: dict[Path, str]) -> None:
-    """Writes model.pt and the text files; all of them are complete before the first takes its place."""
+def save(lm: RNNLanguageModel, models: list[Path], texts: dict[Path, str]) -> None:
+    """Writes the model and the text files; all of them are complete before the first takes its place."""
+
+    def target(path: Path) -> Path:
+        return path if is_device(path) else stack.enter_context(replacing(path.resolve()))
+
     with ExitStack() as stack:
-        # From the CPU, so that the file can be read where there is no GPU.
-        torch.save(copy.deepcopy(lm).cpu(), stack.enter_context(replacing(MODEL_FILE.resolve())))
+        for path in models:  # from the CPU, so that the file can be read where there is no GPU
+            torch.save(copy.deepcopy(lm).cpu(), target(path))
         for path, text in texts.items():
-            target = path if is_device(path) else stack.enter_context(replacing(path.resolve()))
-            target.write_text(text, encoding="utf-8")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help lists what there is\n")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of the command line; the two data files are named by flags or by position."""
-    parser = _Parser(
-        prog="rnn.py",
-        description="Train the course's recurrent language model with self-attention; writes model.pt here.",
-    )
-    parser.add_argument("data", nargs="*", metavar="DATA", help="training file, validation file", default=[])
-    for name in ("train_data", "val_data"):
-        parser.add_argument(f"--{name}", metavar="FILE", help="JSON: sequences of token ids, or texts")
-    for name, (file, help) in OUTPUTS.items():
-        parser.add_argument(f"--{name}", metavar="FILE", default=file, help=f"{help} ({file})")
-    for name, (size, help) in SIZES.items():
-        parser.add_argument(f"--{name}", metavar="N", type=int, default=size, help=f"{help} ({size:,})")
-    parser.add_argument("--tokenizer", metavar="DIR", help=f"tokenizer folder, unless {TOKENIZER_FOLDER}/ is here")
-    args = parser.parse_intermixed_args(argv)
-    for name in ("train_data", "val_data"):
-        if getattr(args, name) is None:
-            if not args.data:
-                parser.error(f"--{name} is missing")
-            setattr(args, name, args.data.pop(0))
-    if args.data:
-        parser.error(f"unexpected argument {args.data[0]}")
-    return args
-
-
-def command(argv: Sequence[str]) -> int:
-    """The program itself: one line on stderr and exit code 2 for what is wrong, 130 after Ctrl-C."""
-    try:
-        main(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"rnn.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rnn.py: stopped; no file was written", file=sys.stderr)
-        return 130
-    return 0
+            target(path).write_text(text, encoding="utf-8")

@@ -31,8 +31,10 @@ def train(
     decimals: (mean training loss since the last report, validation loss). Every report prints a line.
 
     The sum of losses is divided by the number of batches between reports, by 1 at the first: the course's rule.
+    The model is in training mode for the batches, and afterwards.
     Raises ValueError for a sequence of one token and for validation data without a batch.
     """
+    lm.train()
     batches_per_report = max(int(num_sequences * REPORTS) // batch_size, 1)
     if isinstance(valid_data, Iterator):
         valid_data = list(islice(valid_data, 1))  # can be read once only, and its first batch is what counts
@@ -69,10 +71,17 @@ def train(
 def validate(lm: nn.Module, dataset: Iterable[Tensor], loss_fn: Loss) -> float:
     """The mean loss of the first batch of the dataset, and of that one only: the course's protocol.
 
+    The model is in evaluation mode while it is scored; each of its modules is put back into the mode that it was in.
     Raises ValueError for a dataset without a batch.
     """
-    for tokens in dataset:
-        return next_token_loss(lm, tokens.to(device_of(lm)), loss_fn).item()
+    training = [module for module in lm.modules() if module.training]
+    lm.eval()
+    try:
+        for tokens in dataset:
+            return next_token_loss(lm, tokens.to(device_of(lm)), loss_fn).item()
+    finally:
+        for module in training:
+            module.training = True
     raise ValueError("the validation data hold no batch")
 
 
