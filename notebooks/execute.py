@@ -32,8 +32,14 @@ def execute(notebook: NotebookNode, folder: Path, files: Sequence[Path] = (), se
     """
     for file in (*files, HERE.parent / "rnn.py"):
         (folder / file.name).symlink_to(file.resolve())
-    where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=seconds, kernel_name="python3", record_timing=False, resources=where).execute()
+    NotebookClient(
+        notebook,
+        timeout=seconds,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
 
 
 def assign(notebook: NotebookNode, assignment: str) -> None:
@@ -60,6 +66,9 @@ def tidy(notebook: NotebookNode) -> None:
         if "progress" in cell.metadata.get("tags", ()):
             cell.outputs = [output for output in cell.outputs if output.output_type in RESULTS]
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if output.output_type == "stream":  # `!` runs its command on a terminal
+                output.text = output.text.replace("\r\n", "\n")
 
 
 def main() -> int:
