@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from made_up import made_up_losses, made_up_study
 
+from rhapsode.study.chapters import chapters_of
 from rhapsode.study.directory import Study
 from rhapsode.study.figures import MOST_LINES, Line, dots, lines
+from rhapsode.study.markdown import one_line
 from rhapsode.study.plans import Request
 from rhapsode.study.report import write_report
 
@@ -103,6 +105,22 @@ def test_three_completions_at_each_temperature(everything: Study) -> None:
     markdown = (everything.path / "report.md").read_text(encoding="utf-8")
     assert markdown.count("- **Once upon a time there was a** little girl") == 9
     assert "rises at every step, from 0.225 (temperature 0) to 0.865 (temperature 0.8)" in markdown
+
+
+def test_a_notebook_shows_what_the_report_shows(everything: Study) -> None:
+    """Would catch texts taken for markup, and the bytes of a picture told as text."""
+    chapter = chapters_of(everything)["temperature"]
+    report = (everything.path / "report.md").read_text(encoding="utf-8")
+    shown = [piece._repr_markdown_() for piece in (*chapter.tables, *chapter.completions)]
+    assert len(shown) == 5
+    assert all(piece in report for piece in shown)
+    assert "<named>" not in "".join(shown)
+    assert one_line("costs $5 or $6 | *really* [so] ~~no~~") == (r"costs \$5 or \$6 \| \*really\* \[so\] \~\~no\~\~")
+    for figure in chapter.figures:
+        png, size = figure._repr_png_()
+        assert png == (everything.path / "figures" / f"{figure.name}.png").read_bytes()
+        assert size == {"width": 700}
+        assert len(repr(figure)) < 1_000
 
 
 def test_published_form_is_markdown_with_its_pictures(everything: Study) -> None:
