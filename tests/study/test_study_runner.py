@@ -308,8 +308,7 @@ def test_all_four_of_the_course_in_one_page(tmp_path: Path, cache: Path) -> None
     large = Study.open(out).plan.cells["temperature-large"]
     completions = Study.open(out).result(large)["completions"]  # type: ignore[index]
     assert [entry["temperature"] for entry in completions] == [0.0, 0.3, 0.8]
-    assert [len(entry["texts"]) for entry in completions] == [3, 3, 3]
-    assert len(set(completions[0]["texts"])) == 1
+    assert [len(entry["texts"]) for entry in completions] == [1, 3, 3]
     assert (tmp_path / "all.md").is_file()
 
 

@@ -138,7 +138,7 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
         ["validation data", f"{data['valid_description']} ({valid})"],
         ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
         ["the same in all cells", constants],
-        ["scale", f"{about['scale']:g} of the full number of sequences{_minutes(study)}"],
+        ["scale", _scale(study)],
         ["seeds", f"{request.seeds}, from {request.seed} on"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
         ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
@@ -148,6 +148,7 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
     return Table("Settings", ("what", "value"), rows)
 
 
-def _minutes(study: Study) -> str:
-    minutes = study.request.minutes
-    return "" if minutes is None else f", chosen to fit into {minutes:g} minutes"
+def _scale(study: Study) -> str:
+    scale, minutes = study.about["scale"], study.request.minutes
+    what = "the full number of sequences" if scale == 1 else f"{scale:g} of the full number of sequences"
+    return what + ("" if minutes is None else f", chosen to fit into {minutes:g} minutes")

@@ -100,6 +100,22 @@ def gap(label: str, train: Measured, valid: Measured) -> str:
     return f"At {label} validation is {distance:.3f} nats above training."
 
 
+def lowest(sequences: Sequence[float], losses: Sequence[float]) -> str:
+    """Whether the validation loss of a run was lowest at its end; losses at these numbers of sequences.
+
+    >>> lowest([100, 200, 300], [3.0, 2.0, 2.5])
+    'The validation loss was lowest after 200 sequences, at 2.000, and ends 0.500 nats above that.'
+    >>> lowest([100, 200, 300], [3.0, 2.0, 1.5])
+    'The validation loss was lowest at the end.'
+    """
+    place = min(range(len(losses)), key=lambda i: losses[i])
+    above = losses[-1] - losses[place]
+    if above <= TIE:
+        return "The validation loss was lowest at the end" + (f", within {TIE:g} nats." if above else ".")
+    at = f"after {sequences[place]:,.0f} sequences, at {losses[place]:.3f}"
+    return f"The validation loss was lowest {at}, and ends {above:.3f} nats above that."
+
+
 def times_read(epochs: Sequence[float]) -> str:
     """How often the data were read.
 
