@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story test quick lint format bench docs lock clean
+.PHONY: story test quick lint format bench docs notebooks lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
@@ -42,6 +42,9 @@ docs: .venv/installed         ## write again what is generated: docs/cli.md, doc
 	$(BIN)/python -m rhapsode.textbook.chapters > docs/textbook.md
 	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
 	$(BIN)/python tests/faults/kill_and_resume.py > docs/resume.md
+
+notebooks: .venv/installed    ## run notebooks/course.ipynb in place; FILES: what lies beside it (data, my_tokenizer)
+	$(BIN)/python notebooks/execute.py $(if $(FILES),--files $(FILES))
 
 lock:                         ## resolve requirements.lock anew, in a throw-away environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -13,6 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT: dict[str, set[str]] = {
     "allocator": set(),
     "atomic": set(),
+    "machine": set(),
     "palette": set(),
     "progress": {"terminal"},
     "recorded": set(),

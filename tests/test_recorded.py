@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from rhapsode.model import ModelConfig
+from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recorded import check_run, check_shape, read_config
 from rhapsode.tokens import BatchConfig
-from rhapsode.train import OptimizerConfig, TrainConfig
 
 WHOLE: dict[str, Any] = {
     "format_version": 1,

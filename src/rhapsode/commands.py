@@ -16,6 +16,7 @@ from rhapsode import coherence, storyworld
 from rhapsode.decode import SampleConfig, write, write_texts
 from rhapsode.evaluate import POLICY, Score, score
 from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
+from rhapsode.machine import choose_device
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
@@ -32,18 +33,6 @@ from rhapsode.train import Outcome, train
 EXIT_STOPPED = 130
 STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")
 MOST_ASKED = 300  # stories whose references are asked for
-
-
-def choose_device(wanted: str) -> str:
-    """`auto` is the best there is of cuda, mps, cpu; ValueError for one that this machine lacks."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, available in there.items() if available)
-    if wanted not in there:
-        raise ValueError(f"--device must be one of auto, cpu, cuda, mps, got {wanted!r}")
-    if not there[wanted]:
-        raise ValueError(f"--device {wanted}: PyTorch finds no such device here; there is {choose_device('auto')}")
-    return wanted
 
 
 def _use(threads: int | None, device: str) -> str:

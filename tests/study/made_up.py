@@ -59,12 +59,12 @@ def made_up_result(cell: Cell, train_loss: float, valid_loss: float, seconds: fl
             {"step": step, "sequences": step * batch_size, "tokens": step * batch_size * 127}
             | {"seconds": seconds * share, "train_loss": train_loss + above, "valid_loss": valid_loss + above}
         )
+    walk = "They went to the park. " * 8
+    texts = [f" little girl <named> Lily & her *dog* number {i}. {walk}" for i in (1, 2, 3)]
     completions = [
         {
             "temperature": temperature,
-            "texts": [
-                f" little girl <named> Lily & her *dog* number {i}. " + "They went to the park. " * 8 for i in (1, 2, 3)
-            ],
+            "texts": texts if temperature else texts[:1],
             "distinct": {n: [0.2 + 0.8 * temperature, 0.25 + 0.8 * temperature] for n in ("1", "2", "3")},
             "repetition": [0.8 - temperature, 0.82 - temperature],
             "log_probability": [-0.5 - temperature, -0.6 - temperature],

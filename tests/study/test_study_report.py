@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from made_up import made_up_losses, made_up_study
 
+from rhapsode.study.chapters import chapters_of
 from rhapsode.study.directory import Study
 from rhapsode.study.figures import MOST_LINES, Line, dots, lines
+from rhapsode.study.markdown import one_line
 from rhapsode.study.plans import Request
 from rhapsode.study.report import write_report
 
@@ -99,10 +101,27 @@ def test_the_course_figures_stand_beside_ours_with_their_caveat(everything: Stud
     assert markdown.count("losses on different text cannot be compared") == 2
 
 
-def test_three_completions_at_each_temperature(everything: Study) -> None:
+def test_completions_at_each_temperature(everything: Study) -> None:
+    """Three that were drawn; at temperature 0 one, which three times would be."""
     markdown = (everything.path / "report.md").read_text(encoding="utf-8")
-    assert markdown.count("- **Once upon a time there was a** little girl") == 9
+    assert markdown.count("- **Once upon a time there was a** little girl") == 1 + 3 + 3
     assert "rises at every step, from 0.225 (temperature 0) to 0.865 (temperature 0.8)" in markdown
+
+
+def test_a_notebook_shows_what_the_report_shows(everything: Study) -> None:
+    """Would catch texts taken for markup, and the bytes of a picture told as text."""
+    chapter = chapters_of(everything)["temperature"]
+    report = (everything.path / "report.md").read_text(encoding="utf-8")
+    shown = [piece._repr_markdown_() for piece in (*chapter.tables, *chapter.completions)]
+    assert len(shown) == 5
+    assert all(piece in report for piece in shown)
+    assert "<named>" not in "".join(shown)
+    assert one_line("costs $5 or $6 | *really* [so] ~~no~~") == (r"costs \$5 or \$6 \| \*really\* \[so\] \~\~no\~\~")
+    for figure in chapter.figures:
+        png, size = figure._repr_png_()
+        assert png == (everything.path / "figures" / f"{figure.name}.png").read_bytes()
+        assert size == {"width": 700}
+        assert len(repr(figure)) < 1_000
 
 
 def test_published_form_is_markdown_with_its_pictures(everything: Study) -> None:
@@ -152,6 +171,19 @@ def test_seeds_give_mean_and_spread(tmp_path: Path) -> None:
     assert "which is no more than the spread over seeds below the next" in markdown
     assert "by hidden_dim falls" in markdown
     assert "by activation is the same for all of them" in markdown
+
+
+def test_the_full_scale_with_seeds_reads_right(tmp_path: Path) -> None:
+    """Would catch texts that were written for a part of the scale and one seed."""
+    study = made_up_study(tmp_path / "temperature", Request("temperature", scale=1.0, seeds=2, seed=4), 1.0)
+    write_report(study, {}, {}, None)
+    markdown = (study.path / "report.md").read_text(encoding="utf-8")
+    assert "| scale | the full number of sequences |" in markdown
+    assert "The texts below are by the model of seed 4." in markdown
+    assert "At 250,112 sequences validation is 0.064 nats above training." in markdown
+    (study.cell_path(study.plan.cells["temperature-large-seed4"]) / "result.json").unlink()
+    write_report(study, {"temperature-large-seed4": "killed"}, {}, None)
+    assert "The texts below" not in (study.path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_result_of_another_plan_is_no_result(tmp_path: Path) -> None:

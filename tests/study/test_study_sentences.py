@@ -78,6 +78,13 @@ def test_against_the_course() -> None:
     assert "this machine no faster" in sentences.against(1.01, 6.1, "from a to b")
 
 
-def test_walks_through_the_data() -> None:
-    assert sentences.walked([0.2, 0.2]) == "No sequence was seen twice: the data were walked 0.20 times."
-    assert sentences.walked([1.06]) == "The data were walked 1.06 times, each time in a new order."
+def test_times_the_data_were_read() -> None:
+    assert sentences.times_read([0.2, 0.2]) == "No sequence was seen twice: the data were read 0.20 times."
+    assert sentences.times_read([1.06]) == "The data were read 1.06 times, each time in a new order."
+
+
+def test_lowest_before_and_at_the_end() -> None:
+    """Would catch a model that has overfitted and is told of by its last loss alone."""
+    assert "lowest after 10,000 sequences, at 2.000, and ends 0.100" in sentences.lowest([1e4, 2e4], [2.0, 2.1])
+    assert sentences.lowest([1e4, 2e4], [2.0, 2.004]).endswith("lowest at the end, within 0.005 nats.")
+    assert sentences.lowest([1e4], [2.0]).endswith("lowest at the end.")

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from rhapsode.decode import SampleConfig, write
+from rhapsode.machine import device_name
 from rhapsode.recipe.changes import SECTIONS, build
 from rhapsode.run import Run
-from rhapsode.start import create_run, reopen_data
+from rhapsode.start import create_run
 from rhapsode.study.data import valid_view
 from rhapsode.study.directory import Study
 from rhapsode.study.plans import Cell
@@ -32,7 +33,7 @@ PROMPT = "Once upon a time there was a"
 TEMPERATURES = (0.0, 0.3, 0.8)
 COMPLETIONS = 32  # that are counted, for each temperature above 0
 SHOWN = 3
-COMPLETION_TOKENS = 64
+COMPLETION_TOKENS = 112  # with the prompt and </s>, about the 128 that training reads of a story
 SECONDS_FOR_ANOTHER = 60.0  # to save and go, after the study that it belonged to was killed
 EXIT_STOPPED = 130
 
@@ -42,7 +43,7 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
     tokenizer = study.tokenizer()
-    train_store, valid_store = reopen_data(about["data"], tokenizer, study.request.seed, str(study.path))
+    train_store, valid_store = study.stores()
     view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
     if (path / "run.json").exists():
         run = Run.open(path)
@@ -52,29 +53,35 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
             section: build(kind, {**cell.sections[section], **sizes.get(section, {})})
             for section, kind in SECTIONS.items()
         }
-        run = create_run(path, configs, tokenizer, {"study": study.identity(cell), "threads": threads})
+        more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
+        run = create_run(path, configs, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run of another plan; remove it to begin this cell anew")
-    outcome = _train_when_free(run, train_store, view)
+    outcome = _train_when_free(run, train_store, view, study.device)
     if outcome.ended != "interrupted":
-        study.finish(cell, _result(run, outcome, cell, train_store, threads))
+        study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))
     return outcome.ended
 
 
-def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore) -> Outcome:
+def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore, device: str) -> Outcome:
     """Trains; waits first for the process of a killed study, which saves and goes when it finds itself alone."""
     deadline = time.monotonic() + SECONDS_FOR_ANOTHER
     while True:
         try:
-            return train(run, train_store, valid_store, show=False)
+            return train(run, train_store, valid_store, device, show=False)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
-def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, threads: int) -> dict[str, Any]:
-    """What the report needs. Losses are nats per token; seconds are of training, without validation."""
+def _result(
+    run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, threads: int, device: str
+) -> dict[str, Any]:
+    """What the report needs. Losses are nats per token; seconds are of training, without validation.
+
+    Completions are written on the CPU whatever the device: one token at a time there is nothing to win elsewhere.
+    """
     keys = ("step", "sequences", "tokens", "seconds", "train_loss", "valid_loss")
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
@@ -88,6 +95,8 @@ def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, thr
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": threads,
         "threads_begun": run.about["threads"],
+        "device": device_name(device),
+        "device_begun": run.about.get("device", "cpu"),
         "completions": [_completions(model, run.tokenizer, t, cell.seed) for t in TEMPERATURES]
         if cell.completions
         else [],
@@ -97,9 +106,9 @@ def _result(run: Run, outcome: Outcome, cell: Cell, train_store: TokenStore, thr
 def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int) -> dict[str, Any]:
     """Completions of PROMPT at a temperature: the first texts, and the numbers of each of them all.
 
-    At temperature 0 nothing is drawn: all completions are one, so only those that are shown are made.
+    At temperature 0 nothing is drawn: all completions are one, so one is made.
     """
-    count = COMPLETIONS if temperature else SHOWN
+    count = COMPLETIONS if temperature else 1
     config = SampleConfig(COMPLETION_TOKENS, temperature, seed=seed)
     texts = [""] * count
     ids: list[list[int]] = [[] for _ in range(count)]

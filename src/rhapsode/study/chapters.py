@@ -8,6 +8,7 @@ from typing import Any
 from rhapsode.study import sentences
 from rhapsode.study.directory import Study
 from rhapsode.study.figures import MOST_LINES, Figure, Line, dots, lines
+from rhapsode.study.markdown import one_line, table
 from rhapsode.study.plans import TITLES, Part, Setting, shown
 from rhapsode.study.statistics import Measured, measured
 
@@ -38,6 +39,12 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
+    def markdown(self) -> str:
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"**{self.title}**\n\n{table(self.header, self.rows)}{note}"
+
+    _repr_markdown_ = markdown  # how a notebook shows it
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -47,6 +54,13 @@ class Completions:
     prompt: str
     texts: Sequence[str]
     note: str = ""
+
+    def markdown(self) -> str:
+        head = f"**Temperature {self.temperature:g}**" + (f" {self.note}" if self.note else "")
+        texts = (f"- **{one_line(self.prompt)}**{one_line(text)}" for text in self.texts)
+        return "\n".join([head, "", *texts])
+
+    _repr_markdown_ = markdown  # how a notebook shows them
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,11 @@ class Outcomes:
         if len(self.results) == 1:
             return Line(self.setting.label, x, y)
         return Line(self.setting.label, x, y, [min(column) for column in columns], [max(c) for c in columns])
+
+
+def chapters_of(study: Study) -> dict[str, Chapter]:
+    """All chapters, by the names of the plan's parts."""
+    return {part.name: chapter_of(study, part) for part in study.plan.parts}
 
 
 def chapter_of(study: Study, part: Part) -> Chapter:
@@ -172,11 +191,13 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
 
     own = found[0]
     train, valid, seconds = own.last("train_loss"), own.last("valid_loss"), own.total("seconds")
-    count = own.last("sequences").mean
+    count, curve = own.last("sequences").mean, own.curve("valid_loss")
     theirs = COURSE_LARGE
     told = [
         f"The large model ends at a training loss of {train.text()} and a validation loss of {valid.text()},"
         f" after {count:,.0f} sequences and {seconds.text(1)} s.",
+        sentences.gap(f"{count:,.0f} sequences", train, valid),
+        sentences.lowest(curve.x, curve.y),
         *_trends_of_texts(own),
         *_common(found),
     ]
@@ -194,10 +215,13 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     header = ("", "sequences", "training loss", "validation loss", "s", "sequences/s")
     course = Table("The large model, beside the course's", header, rows, COURSE_CAVEAT)
     note = (
-        f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0"
-        " they are all the same). distinct-n: different n-grams as a share of all, within a completion; repetition:"
-        " share of 4-grams that were there before; log-probability: natural, per token, under the model itself."
+        f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0,"
+        " where nothing is drawn, one). distinct-n: different n-grams as a share of all, within a completion;"
+        " repetition: share of 4-grams that were there before; log-probability: natural, per token, under the model itself."
     )
+    if len(own.results) > 1:
+        cells = [study.plan.cells[name] for name in own.setting.cells]
+        note += f" The texts below are by the model of seed {next(c.seed for c in cells if study.result(c))}."
     numbers = ("temperature", "distinct-1", "distinct-2", "distinct-3", "repetition", "log-probability")
     texts = Table("Variety of the completions", numbers, [_numbers_of_texts(own, i) for i in range(3)], note)
     completions = [
@@ -205,7 +229,7 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
             entry["temperature"],
             PROMPT,
             [_visible(text) for text in entry["texts"]],
-            "" if entry["temperature"] else "At temperature 0 nothing is drawn: all completions are the same.",
+            "" if entry["temperature"] else "Nothing is drawn at temperature 0, so there is one completion only.",
         )
         for entry in own.results[0]["completions"]
     ]
@@ -240,7 +264,7 @@ def _marginal(name: str, found: list[Outcomes]) -> str:
 
 
 def _common(found: list[Outcomes]) -> list[str]:
-    return [sentences.walked([result["epochs"] for outcomes in found for result in outcomes.results])]
+    return [sentences.times_read([result["epochs"] for outcomes in found for result in outcomes.results])]
 
 
 def _labels(found: list[Outcomes]) -> list[str]:

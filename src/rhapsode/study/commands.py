@@ -24,6 +24,7 @@ SEED = typer.Option(0, help="The first seed.")
 THREADS = typer.Option(None, min=1, help="CPU threads in all; otherwise PyTorch's own choice.")
 SET = typer.Option(None, "--set", help="field=value of any config, the same in all cells; repeatable.")
 VALID_STORIES = typer.Option(None, help="Most stories that a validation scores, 0 for all (1000).")
+DEVICE = typer.Option("auto", help="auto, cpu, cuda or mps, for all cells; a study stays where it was begun.")
 PUBLISH = typer.Option(None, help="A folder that gets the report too, as NAME.md with its SVGs in NAME/.")
 SPLIT = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file.")
 SEPARATOR = typer.Option(
@@ -49,6 +50,7 @@ def _add(name: str, help_text: str) -> None:
         seeds: int = SEEDS,
         seed: int = SEED,
         threads: int = THREADS,
+        device: str = DEVICE,
         assignments: list[str] = SET,
         valid_stories: int = VALID_STORIES,
         publish: Path = PUBLISH,
@@ -58,7 +60,7 @@ def _add(name: str, help_text: str) -> None:
         format: str = FORMAT,
     ) -> None:
         asked = {key: value for key, value in locals().items() if key in ASKED}
-        _run(name, (), out, jobs, threads, publish, asked)
+        _run(name, (), out, jobs, threads, device, publish, asked)
 
 
 _add("size", "embed = hidden in 64, 128, 256, 512: losses against sequences seen.")
@@ -87,6 +89,7 @@ def grid(
     seeds: int = SEEDS,
     seed: int = SEED,
     threads: int = THREADS,
+    device: str = DEVICE,
     assignments: list[str] = SET,
     valid_stories: int = VALID_STORIES,
     publish: Path = PUBLISH,
@@ -97,7 +100,7 @@ def grid(
 ) -> None:
     """Any other study: all combinations of the values of any fields, with mean and spread over seeds."""
     asked = {key: value for key, value in locals().items() if key in ASKED}
-    _run("grid", tuple(vary or ()), out, jobs, threads, publish, asked)
+    _run("grid", tuple(vary or ()), out, jobs, threads, device, publish, asked)
 
 
 def _run(
@@ -106,12 +109,13 @@ def _run(
     out: Path | None,
     jobs: int,
     threads: int | None,
+    device: str,
     publish: Path | None,
     asked: dict[str, Any],
 ) -> None:
     from rhapsode.study.plans import Request
-    from rhapsode.study.whole import run_study
+    from rhapsode.study.whole import study_command
 
     asked |= {key: tuple(asked[key] or ()) for key in ("data", "assignments")}
     request = Request(study=name, vary=vary, **asked)
-    run_study(request, out or Path("studies") / name, jobs, threads, publish)
+    study_command(request, out or Path("studies") / name, jobs, threads, device, publish)

@@ -1,6 +1,6 @@
 """A study on disk.
 
-study.json            what was asked, what was decided (scale, validation stories), data, versions, commit
+study.json            what was asked, what was decided (scale, validation stories, device), data
 tokenizer/            the tokenizer of all its cells
 cells/NAME/           a run directory each; result.json in it is written last, and only then is the cell finished
 logs/NAME.txt         what the cell's process said
@@ -18,9 +18,10 @@ from typing import Any
 from rhapsode.atomic import write_text
 from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
 from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
-from rhapsode.start import absolute
+from rhapsode.start import absolute, reopen_data
 from rhapsode.study.plans import Cell, Plan, Request, plan_of
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
 
 FORMAT_VERSION = 1
 STUDY = {
@@ -84,6 +85,15 @@ class Study:
                     " go on with that one or choose another directory with --out"
                 )
 
+    @property
+    def device(self) -> str:
+        """Where its cells train: `cpu`, `cuda` or `mps`. Studies that do not say so trained on the CPU."""
+        return str(self.about.get("device", "cpu"))
+
+    def stores(self) -> tuple[TokenStore, TokenStore]:
+        """The (train, valid) stores of all its cells; ValueError where the data are others by now."""
+        return reopen_data(self.about["data"], self.tokenizer(), self.request.seed, str(self.path))
+
     def cell_path(self, cell: Cell) -> Path:
         return self.path / "cells" / cell.name
 
@@ -105,6 +115,10 @@ class Study:
             return None
         return result if isinstance(result, dict) and result.get("cell") == self.identity(cell) else None
 
+    def results(self) -> list[dict[str, Any]]:
+        """The results of all finished cells, in the order of the plan."""
+        return [result for cell in self.plan.cells.values() if (result := self.result(cell))]
+
     def finish(self, cell: Cell, result: dict[str, Any]) -> None:
         """Marks the cell as finished, in one rename."""
         text = json.dumps({"cell": self.identity(cell), **result}, indent=1, ensure_ascii=False) + "\n"
@@ -113,6 +127,12 @@ class Study:
     def lock(self) -> AbstractContextManager[None]:
         """Holds the study for this process; raises BlockingIOError where another one runs it."""
         return held(self.path, "another process runs this study")
+
+
+def devices_of(result: dict[str, Any]) -> set[str]:
+    """The devices that a cell trained on, by name: two where it was cut off and went on on another GPU."""
+    device = result.get("device", "cpu")
+    return {device, result.get("device_begun", device)}
 
 
 def _tuples(value: Any) -> Any:

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,12 @@ class Figure:
     name: str
     title: str
     alt: str
-    svg: str
-    png: bytes
+    svg: str = field(repr=False)
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """How a notebook shows it: at 100 dots an inch, sharper where the screen is."""
+        return self.png, {"width": round(100 * WIDTH)}
 
     def save(self, folder: Path) -> None:
         """Writes NAME.svg and NAME.png."""

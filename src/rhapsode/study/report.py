@@ -11,10 +11,10 @@ from typing import Any
 
 from rhapsode.atomic import write_text
 from rhapsode.study import sentences
-from rhapsode.study.chapters import Table, chapter_of
-from rhapsode.study.directory import Study
+from rhapsode.study.chapters import Table, chapters_of
+from rhapsode.study.directory import Study, devices_of
+from rhapsode.study.markdown import one_line, table
 from rhapsode.study.plans import TITLES, shown
-from rhapsode.terminal import literal
 
 
 def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
@@ -23,13 +23,15 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
     facts: what is to be told of machine, versions and commit. publish: a folder that gets NAME.md and NAME/*.svg
     as well, NAME being that of the study's directory. Raises ValueError where matplotlib or jinja2 is missing.
     """
-    chapters = [chapter_of(study, part) for part in study.plan.parts]
+    chapters = list(chapters_of(study).values())
     for chapter in chapters:
         for figure in chapter.figures:
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
-    about = {"study": study, "chapters": chapters, "settings": settings_of(study, facts), "failed": failed}
+    settings = settings_of(study, facts)
+    about = {"study": study, "chapters": chapters, "settings": settings, "failed": failed}
     about["fence"] = "`" * max(3, 1 + max(map(len, re.findall("`+", study.about["command"])), default=0))
+    about |= {"settings_table": table(settings.header, settings.rows)}
     about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
@@ -60,16 +62,9 @@ def _render(template: str, about: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("rhapsode.study"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["cell"] = _markdown_cell
+    environment.filters["one_line"] = one_line
     text = environment.get_template(template).render(about).rstrip() + "\n"
     return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no text
-
-
-def _markdown_cell(text: str) -> str:
-    """A text for a cell of a Markdown table, or for one line of a list."""
-    begins = " " * text[:1].isspace()  # a completion may go on in the middle of a word
-    line = re.sub(r"[\\`*\[\]<>#|$~&]|\b_|_\b", r"\\\g<0>", " ".join(text.split()))
-    return begins + literal(line)
 
 
 def title_of(study: Study) -> str:
@@ -139,22 +134,24 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
     data = about["data"]
     valid = f"{data['valid_stories_there']:,} stories, {about['valid_sequences']:,} scored"
     source = f"{data['description']} ({data['num_stories']:,} stories)"
-    results = [result for cell in study.plan.cells.values() if (result := study.result(cell))]
+    results = study.results()
     used = sorted({result["threads"] for result in results} | {result["threads_begun"] for result in results})
     rows = [
         ["training data", source],
         ["validation data", f"{data['valid_description']} ({valid})"],
         ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
         ["the same in all cells", constants],
-        ["scale", f"{about['scale']:g} of the full number of sequences{_minutes(study)}"],
+        ["scale", _scale(study)],
         ["seeds", f"{request.seeds}, from {request.seed} on"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
+        ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
         ["threads of a cell", ", ".join(map(str, used)) or "-"],
         *([name, value] for name, value in facts.items()),
     ]
     return Table("Settings", ("what", "value"), rows)
 
 
-def _minutes(study: Study) -> str:
-    minutes = study.request.minutes
-    return "" if minutes is None else f", chosen to fit into {minutes:g} minutes"
+def _scale(study: Study) -> str:
+    scale, minutes = study.about["scale"], study.request.minutes
+    what = "the full number of sequences" if scale == 1 else f"{scale:g} of the full number of sequences"
+    return what + ("" if minutes is None else f", chosen to fit into {minutes:g} minutes")

@@ -100,19 +100,35 @@ def gap(label: str, train: Measured, valid: Measured) -> str:
     return f"At {label} validation is {distance:.3f} nats above training."
 
 
-def walked(epochs: Sequence[float]) -> str:
-    """How often the data were walked through.
+def lowest(sequences: Sequence[float], losses: Sequence[float]) -> str:
+    """Whether the validation loss of a run was lowest at its end; losses at these numbers of sequences.
 
-    >>> walked([0.5, 0.9])
-    'No sequence was seen twice: the data were walked 0.50 to 0.90 times.'
-    >>> walked([0.5, 2.34])
-    'The data were walked 0.50 to 2.34 times, each time in a new order.'
+    >>> lowest([100, 200, 300], [3.0, 2.0, 2.5])
+    'The validation loss was lowest after 200 sequences, at 2.000, and ends 0.500 nats above that.'
+    >>> lowest([100, 200, 300], [3.0, 2.0, 1.5])
+    'The validation loss was lowest at the end.'
+    """
+    place = min(range(len(losses)), key=lambda i: losses[i])
+    above = losses[-1] - losses[place]
+    if above <= TIE:
+        return "The validation loss was lowest at the end" + (f", within {TIE:g} nats." if above else ".")
+    at = f"after {sequences[place]:,.0f} sequences, at {losses[place]:.3f}"
+    return f"The validation loss was lowest {at}, and ends {above:.3f} nats above that."
+
+
+def times_read(epochs: Sequence[float]) -> str:
+    """How often the data were read.
+
+    >>> times_read([0.5, 0.9])
+    'No sequence was seen twice: the data were read 0.50 to 0.90 times.'
+    >>> times_read([0.5, 2.34])
+    'The data were read 0.50 to 2.34 times, each time in a new order.'
     """
     low, high = min(epochs), max(epochs)
     between = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     if high <= 1:
-        return f"No sequence was seen twice: the data were walked {between} times."
-    return f"The data were walked {between} times, each time in a new order."
+        return f"No sequence was seen twice: the data were read {between} times."
+    return f"The data were read {between} times, each time in a new order."
 
 
 def best(labels: Sequence[str], values: Sequence[Measured]) -> str:

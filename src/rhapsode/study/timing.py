@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from rhapsode.evaluate import score
+from rhapsode.machine import synchronize
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import OptimizerConfig, TrainConfig
@@ -55,6 +56,7 @@ def fit(
     valid_stories: int,
     may_validate_less: bool,
     jobs: int,
+    device: str,
 ) -> Fit:
     """The largest scale, 1 at most, with which the plan should end within so many seconds from now.
 
@@ -64,7 +66,7 @@ def fit(
     began = time.monotonic()
     plan = plan_at(1.0)
     say("timing a few steps of each shape")
-    paces = _paces(plan, train_store, valid_store)
+    paces = _paces(plan, train_store, valid_store, device)
     left = MARGIN * (seconds - (time.monotonic() - began))
 
     def needed(scale: float, stories: int) -> float:
@@ -100,30 +102,33 @@ def _shape(cell: Cell) -> str:
     return json.dumps([cell.sections["model"], cell.sections["batch"], cell.sections["optimizer"]], sort_keys=True)
 
 
-def _paces(plan: Plan, train_store: TokenStore, valid_store: TokenStore) -> dict[str, Pace]:
+def _paces(plan: Plan, train_store: TokenStore, valid_store: TokenStore, device: str) -> dict[str, Pace]:
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import rhapsode.study.cell"], check=True)
+    begin = f"import rhapsode.study.cell, torch; torch.zeros(1, device={device!r})"  # a GPU takes seconds to begin
+    subprocess.run([sys.executable, "-c", begin], check=True)
     start = time.monotonic() - started
     few = valid_view(valid_store, TIMED_STORIES, plan.valid_tokens, 0)
     paces: dict[str, Pace] = {}
     for cell in plan.cells.values():
         if _shape(cell) not in paces:
-            paces[_shape(cell)] = _pace(cell, train_store, few, start)
+            paces[_shape(cell)] = _pace(cell, train_store, few, start, device)
     return paces
 
 
-def _pace(cell: Cell, train_store: TokenStore, few: TokenStore, start: float) -> Pace:
-    model = build_model(ModelConfig(**{**cell.sections["model"], "vocab_size": train_store.vocab_size}), seed=0)
+def _pace(cell: Cell, train_store: TokenStore, few: TokenStore, start: float, device: str) -> Pace:
+    config = ModelConfig(**{**cell.sections["model"], "vocab_size": train_store.vocab_size})
+    model = build_model(config, seed=0).to(device)
     optimizers = Optimizers(model, build(OptimizerConfig, cell.sections["optimizer"]))
     batcher = Batcher(train_store, build(BatchConfig, cell.sections["batch"]), 0)
     times: list[float] = []
     while len(times) < 2 or (len(times) <= TIMED_STEPS and sum(times) < TIMED_SECONDS):
         began = time.monotonic()
         batch = batcher.next()
-        loss, _ = model.loss(batch.inputs, batch.targets)
+        loss, _ = model.loss(batch.inputs.to(device), batch.targets.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(1.0)
+        synchronize(device)
         times.append(time.monotonic() - began)
     began = time.monotonic()
     score(model, few)

@@ -3,21 +3,22 @@
 import os
 import platform
 import shlex
-import subprocess
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import rhapsode
 from rhapsode import start
+from rhapsode.machine import choose_device, commit, device_name, processor
 from rhapsode.progress import say
 from rhapsode.recipe.changes import build
+from rhapsode.study.chapters import Chapter, Table, chapters_of
 from rhapsode.study.data import VALID_STORIES, valid_view
-from rhapsode.study.directory import Study
+from rhapsode.study.directory import Study, devices_of
 from rhapsode.study.plans import Request, plan_of
-from rhapsode.study.report import check_extras, write_report
+from rhapsode.study.report import check_extras, settings_of, write_report
 from rhapsode.study.runner import Interrupted, run_cells
 from rhapsode.study.timing import fit
 from rhapsode.tokens import BatchConfig, Batcher
@@ -26,39 +27,104 @@ EXIT_STOPPED = 130
 EXIT_FAILED = 1  # a report there is, but not of all cells
 
 
-def run_study(request: Request, out: Path, jobs: int, threads: int | None, publish: Path | None) -> None:
-    """Begins the study in `out` or goes on with it, and writes its report; prints the page's path to stdout.
+class Finished(NamedTuple):
+    """A study that was run to its end. failed: what went wrong, by the name of the cell; page: the report."""
 
-    Raises ValueError or OSError with one line before anything is trained; exits with 1 where cells failed, and with
-    130 after Ctrl-C.
+    study: Study
+    failed: dict[str, str]
+    page: Path
+
+    @property
+    def chapters(self) -> dict[str, Chapter]:
+        """What was found, by the names of the plan's parts: sentences, figures, tables, completions."""
+        return chapters_of(self.study)
+
+    @property
+    def settings(self) -> Table:
+        """What it was run with, and on."""
+        return settings_of(self.study, _facts())
+
+
+def study_command(
+    request: Request, out: Path, jobs: int, threads: int | None, device: str, publish: Path | None
+) -> None:
+    """Runs the study and prints the report's path to stdout; exits with 1 where cells failed, 130 after Ctrl-C."""
+    try:
+        finished = run_study(request, out, jobs, threads, device, publish)
+    except Interrupted as stopped:
+        say(str(stopped))
+        raise SystemExit(EXIT_STOPPED) from None
+    print(finished.page)
+    if finished.failed:
+        raise SystemExit(EXIT_FAILED)
+
+
+def run_study(
+    request: Request,
+    out: Path,
+    jobs: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    publish: Path | None = None,
+) -> Finished:
+    """Begins the study in `out` or goes on with it, and writes its report; progress goes to stderr.
+
+    jobs: cells at once, which share the threads. device: as in `rhapsode train`; a study that is gone on with stays
+    on the device it was begun on. Raises ValueError or OSError with one line before anything is trained, and
+    Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
     plan = plan_of(request)  # what is wrong with the request is told before data are read
     jobs = min(jobs, len(plan.cells))
-    threads_each = max(1, (threads or torch.get_num_threads()) // jobs)
+    threads_before = torch.get_num_threads()
+    threads_each = max(1, (threads or threads_before) // jobs)
     torch.set_num_threads(threads_each)
-    if (out / "study.json").exists():
-        study = Study.open(out)
-        study.check_same(request)
-    else:
-        study = _begin(request, out, jobs)
-    with study.lock():
-        study.about["jobs"] = jobs
-        say(f"study directory: {out}; {len(study.plan.cells)} cells, {jobs} at once with {threads_each} threads each")
-        try:
-            failed = run_cells(study, jobs, threads_each)
-        except Interrupted:
-            say(f"stopped and saved; go on with: {study.about['command']}")
-            raise SystemExit(EXIT_STOPPED) from None
-        page = write_report(study, failed, _facts(study), publish)
+    try:
+        study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
+        with study.lock():
+            study.about["jobs"] = jobs
+            where = f"{jobs} at once on {device_name(study.device)} with {threads_each} threads each"
+            say(f"study directory: {out}; {len(study.plan.cells)} cells, {where}")
+            try:
+                failed = run_cells(study, jobs, threads_each)
+            except Interrupted:
+                raise Interrupted(f"stopped and saved; go on with: {study.about['command']}") from None
+            page = write_report(study, failed, _facts(), publish)
+    finally:
+        torch.set_num_threads(threads_before)
     say(f"report: {page} (and report.md, points.csv, figures/)")
-    print(page)
     if failed:
         say(f"{len(failed)} of {len(study.plan.cells)} cells failed; the same command tries them again")
-        raise SystemExit(EXIT_FAILED)
+    return Finished(study, failed, page)
 
 
-def _begin(request: Request, out: Path, jobs: int) -> Study:
+def _open(request: Request, out: Path, device: str) -> Study:
+    """The study in `out`, to go on with on the device it was begun on: times of two devices cannot be compared."""
+    study = Study.open(out)
+    study.check_same(request)
+    chosen = choose_device(device)
+    if device not in ("auto", study.device):
+        raise ValueError(
+            f"{out} holds a study on {study.device}, not {device}, and times of two devices cannot be compared;"
+            f" go on with --device {study.device} or choose another directory with --out"
+        )
+    try:
+        choose_device(study.device)
+    except ValueError:
+        raise ValueError(
+            f"{out} holds a study on {study.device}, and PyTorch finds no such device here, only {chosen};"
+            " times of two devices cannot be compared: choose another directory with --out"
+        ) from None
+    if chosen != study.device:
+        say(f"going on on {study.device}, where the study was begun; {chosen} is there too, for a study of its own")
+    before = {name for result in study.results() for name in devices_of(result)} - {device_name(study.device)}
+    if before:
+        say(f"finished cells ran on {', '.join(sorted(before))}, the others run on {device_name(study.device)}")
+    return study
+
+
+def _begin(request: Request, out: Path, jobs: int, device: str) -> Study:
+    chosen = choose_device(device)
     start.check_free(out)
     wanted = start.Request(
         data=request.data,
@@ -80,7 +146,14 @@ def _begin(request: Request, out: Path, jobs: int) -> Study:
         lenient = request.valid_stories is None
 
         found = fit(
-            lambda scale: plan_of(request, scale), data.train, data.valid, 60 * request.minutes, stories, lenient, jobs
+            lambda scale: plan_of(request, scale),
+            data.train,
+            data.valid,
+            60 * request.minutes,
+            stories,
+            lenient,
+            jobs,
+            chosen,
         )
         scale, stories = found.scale, found.valid_stories
         say(
@@ -90,11 +163,12 @@ def _begin(request: Request, out: Path, jobs: int) -> Study:
     view = valid_view(data.valid, stories, plan.valid_tokens, request.seed)
     about: dict[str, Any] = {
         "request": {field.name: getattr(request, field.name) for field in fields(request)},
-        "command": command_of(request, out),
+        "command": command_of(request, out, device),
         "scale": scale,
         "valid_stories": stories,
         "valid_sequences": view.num_stories,
         "jobs": jobs,
+        "device": chosen,
         "data": {
             **data.about,
             "num_stories": data.train.num_stories,
@@ -108,7 +182,7 @@ def _begin(request: Request, out: Path, jobs: int) -> Study:
     return Study.create(out, about, data.tokenizer)
 
 
-def command_of(request: Request, out: Path) -> str:
+def command_of(request: Request, out: Path, device: str = "auto") -> str:
     """The command that makes the study again, without what is as by default."""
     words = ["rhapsode", "study", request.study, *request.data]
     named = {"assignments": "set"}
@@ -121,38 +195,15 @@ def command_of(request: Request, out: Path) -> str:
             words += [option, f"{item:g}" if isinstance(item, float) else str(item)]
     if out != Path("studies") / request.study:
         words += ["--out", str(out)]
+    if device != "auto":
+        words += ["--device", device]
     return shlex.join(words)
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts() -> dict[str, str]:
     """Machine, versions and commit, as the report tells them."""
     system = f"{platform.system()} {platform.machine()}"
     versions = f"rhapsode {rhapsode.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
-    facts = {"machine": f"{_processor()}, {os.cpu_count()} cores, {system}", "versions": versions}
-    commit = _commit()
-    return facts | ({"commit": commit} if commit else {})
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown processor"
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package runs from; None where it is installed from elsewhere."""
-    here = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", str(here))
-        changed = " with uncommitted changes" if git("status", "--porcelain", "--", str(here.parents[1])) else ""
-        return git("rev-parse", "--short=12", "HEAD") + changed
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    facts = {"machine": f"{processor()}, {os.cpu_count()} cores, {system}", "versions": versions}
+    found = commit()
+    return facts | ({"commit": found} if found else {})

@@ -1,0 +1,58 @@
+"""What a computation runs on: device, processor, and the commit of the code."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` is the best there is of cuda, mps, cpu; ValueError for one that this machine lacks."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, available in there.items() if available)
+    if wanted not in there:
+        raise ValueError(f"--device must be one of auto, cpu, cuda, mps, got {wanted!r}")
+    if not there[wanted]:
+        raise ValueError(f"--device {wanted}: PyTorch finds no such device here; there is {choose_device('auto')}")
+    return wanted
+
+
+def device_name(device: str) -> str:
+    """The device, for people: `cpu`, `mps`, `cuda (NVIDIA H100 80GB HBM3)`."""
+    return f"{device} ({torch.cuda.get_device_name()})" if device == "cuda" else device
+
+
+def synchronize(device: str) -> None:
+    """Waits until the device has done what it was given; a clock that is read before that times only the asking."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def processor() -> str:
+    """The model of the CPU, as the system names it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from; None where it is installed from elsewhere."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(here))
+        changed = " with uncommitted changes" if git("status", "--porcelain", "--", str(here.parent)) else ""
+        return git("rev-parse", "--short=12", "HEAD") + changed
+    except (OSError, subprocess.CalledProcessError):
+        return None
