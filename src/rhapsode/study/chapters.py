@@ -217,7 +217,8 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     note = (
         f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0,"
         " where nothing is drawn, one). distinct-n: different n-grams as a share of all, within a completion;"
-        " repetition: share of 4-grams that were there before; log-probability: natural, per token, under the model itself."
+        " repetition: share of 4-grams that were there before; log-probability: natural, per token, under the model"
+        " itself."
     )
     if len(own.results) > 1:
         cells = [study.plan.cells[name] for name in own.setting.cells]
