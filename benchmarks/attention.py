@@ -19,33 +19,35 @@ import torch
 from pool import at_once
 from report import FIGURES, about, write
 
-from rhapsode import coherence, storyworld
-from rhapsode.evaluate import score
+from rhapsode import storyworld
+from rhapsode.evaluation import score
 from rhapsode.inspection.cost import parameters_by_part
 from rhapsode.progress import say
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.sources import open_source
-from rhapsode.start import Request, begin
-from rhapsode.storyworld import Accuracy
+from rhapsode.storyworld import Accuracy, judge, report
 from rhapsode.tokens import prepare
-from rhapsode.train import train
+from rhapsode.training import train
+from rhapsode.training.data import DataRequest
+from rhapsode.training.start import TrainingRequest, begin
 
 FIGURE = FIGURES / "storyworld-recall.svg"
 STORIES = 300
+STORYWORLD = DataRequest(("storyworld",))
 
 
 def measure(preset: str, with_attention: bool, folder: Path, threads: int) -> tuple[dict[str, Any], Accuracy]:
     """Trains one of a pair and asks it; returns its row of the table, and its recall."""
     torch.set_num_threads(threads)
-    assignments = () if with_attention else ("attention=none",)
+    own = {} if with_attention else {"model": {"attention": "none"}}
     name = f"{preset}{'' if with_attention else ', no attention'}"
-    ready = begin(Request(("storyworld",), preset=preset, assignments=assignments), folder / name.replace(", ", "-"))
+    ready = begin(TrainingRequest(STORYWORLD, preset, own), folder / name.replace(", ", "-"))
     outcome = train(ready.run, ready.train, ready.valid)
     model, tokenizer = ready.run.load_model(), ready.run.tokenizer
     result = score(model, prepare(open_source([f"storyworld:{STORIES}:valid"]), tokenizer))
-    excess = coherence.excess(result.nats, result.num_bytes, STORIES)
+    excess = judge.excess(result.nats, result.num_bytes, STORIES)
     stories = [storyworld.sample(seed, "valid") for seed in range(STORIES)]
-    recall = coherence.reference_scores(model, tokenizer, stories)
+    recall = judge.reference_scores(model, tokenizer, stories)
     row = {
         "name": name,
         "parameters": sum(parameters_by_part(model).values()),
@@ -69,7 +71,7 @@ def main() -> None:
     recalls: dict[str, Accuracy] = {}
     threads = max(1, torch.get_num_threads() // 2)
     with tempfile.TemporaryDirectory() as folder, at_once(2) as pool:
-        begin(Request(("storyworld",), preset="minute"), Path(folder) / "data")  # so that both find the token store
+        begin(TrainingRequest(STORYWORLD, "minute"), Path(folder) / "data")  # so that both find the token store
         for preset in arguments.presets:
             pair = [pool.submit(measure, preset, with_it, Path(folder), threads) for with_it in (True, False)]
             for row, recall in (future.result() for future in pair):
@@ -77,7 +79,7 @@ def main() -> None:
                 recalls[row["name"]] = recall
     chance = storyworld.chance(storyworld.sample(seed, "valid") for seed in range(STORIES))
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    coherence.plot_recall(recalls, FIGURE, chance)
+    report.plot_recall(recalls, FIGURE, chance)
     write("attention", {**about(), "threads": threads, "stories": STORIES, "rows": rows})
     bins = list(rows[0]["recall_by_distance"])
     print(

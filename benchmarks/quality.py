@@ -31,20 +31,20 @@ from quality_rivals import CONTEXT, LSTM, Transformer
 from report import FIGURES, about, over_seeds, panels, read, save_figure, write
 from torch import nn
 
-from rhapsode.allocator import keep_freed_memory
-from rhapsode.evaluate import bits_per_byte
+from rhapsode.evaluation import bits_per_byte
+from rhapsode.figure import COLOURS, DASHES, MARKERS
+from rhapsode.machine import keep_freed_memory
 from rhapsode.model import ModelConfig
-from rhapsode.palette import COLOURS, DASHES, MARKERS
 from rhapsode.progress import bar, say
-from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe import OptimizerConfig, Recipe
 from rhapsode.recipe.changes import build
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.sources import SourceConfig, open_source
-from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.train import train
+from rhapsode.training import train
+from rhapsode.training.start import create_run
 
 
 class Result(NamedTuple):
@@ -106,14 +106,9 @@ def rival(make: Callable[[], nn.Module], peak: float, data: Data, minutes: float
 def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int) -> Result:
     """Trains by the package's own door, budget as in TrainConfig; the last weights count, as for the rivals."""
     sections = {**sections, "train": {**budget, "seed": seed, "validations": looks, "prompt": ""}}
-    configs = {
-        "model": build(ModelConfig, {**sections["model"], "vocab_size": data.tokenizer.vocab_size}),
-        "optimizer": build(OptimizerConfig, sections["optimizer"]),
-        "train": build(TrainConfig, sections["train"]),
-        "batch": build(BatchConfig, sections["batch"]),
-    }
+    recipe = Recipe.from_sections(sections, data.tokenizer.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        run = create_run(Path(folder) / "run", configs, data.tokenizer, {})
+        run = create_run(Path(folder) / "run", recipe, data.tokenizer, {})
         outcome = train(run, data.train, data.valid)
         parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [

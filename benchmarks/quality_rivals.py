@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhapsode.evaluate import padded_batches
+from rhapsode.evaluation import padded_batches
 from rhapsode.tokens import IGNORED, TokenStore
 
 CONTEXT = 128  # tokens that the transformer sees at most, and of everyone's windows

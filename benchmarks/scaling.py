@@ -24,7 +24,7 @@ from pool import at_once
 from quality import Data, ours, record, same_recipe, share
 from report import FIGURES, about, panels, read, save_figure, write
 
-from rhapsode.palette import COLOURS, MARKERS
+from rhapsode.figure import COLOURS, MARKERS
 from rhapsode.progress import say
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.rules import TextSize, fit_preset, rows_for_pairs

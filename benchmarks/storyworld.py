@@ -23,7 +23,7 @@ from pathlib import Path
 from report import about, write
 
 from rhapsode import storyworld
-from rhapsode.sources import GeneratedSource
+from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import prepare, tokenizer_for
 

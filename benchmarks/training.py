@@ -18,7 +18,7 @@ from report import FIGURES, about, panels, read, save_figure, write
 from rich.console import Console
 
 from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
-from rhapsode.palette import COLOURS, DASHES, MARKERS
+from rhapsode.figure import COLOURS, DASHES, MARKERS
 from rhapsode.progress import say
 
 FIGURE = FIGURES / "growth.svg"

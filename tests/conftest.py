@@ -53,8 +53,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
     """A run directory of a tiny stacked model, trained for ten steps; not to be written to."""
     from rhapsode.recipe import Recipe
-    from rhapsode.start import create_run
-    from rhapsode.train import train
+    from rhapsode.training import train
+    from rhapsode.training.start import create_run
 
     recipe = Recipe.from_sections(
         {
@@ -66,6 +66,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
         small.tokenizer.vocab_size,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    run = create_run(path, vars(recipe), small.tokenizer, {})
+    run = create_run(path, recipe, small.tokenizer, {})
     train(run, small.train, small.valid, show=False)
     return path

@@ -45,7 +45,7 @@ class Mutant:
 
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
-LOOP, OPTIMIZER, WRITING = "train/loop.py", "train/optimizer.py", "decode/continuation.py"
+LOOP, OPTIMIZER, WRITING = "training/loop.py", "training/optimizer.py", "decode/continuation.py"
 
 MUTANTS = [
     Mutant("residual of the recurrent network", MODEL, "x = x + self._drop(y)", "x = self._drop(y)", EQUATIONS),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rhapsode import evaluate
+from rhapsode import evaluation
 from rhapsode.api import Model, load
 from rhapsode.decode import SampleConfig, write_texts
 from rhapsode.run import Run
@@ -143,9 +143,9 @@ def test_scores_are_those_of_evaluate(model: Model, small: Any, tmp_path: Path) 
     texts = ["Once there was a cat. " * 90, *TEXTS[:2]]
     (tmp_path / "texts.txt").write_text("\n".join(text.strip() for text in texts))
     store = prepare(open_source([str(tmp_path / "texts.txt")]), model.tokenizer, tmp_path)
-    expected = evaluate.score(model.network, store)
+    expected = evaluation.score(model.network, store)
     found = model.score([text.strip() for text in texts])
-    assert expected.num_tokens > 2 * evaluate.CHUNK
+    assert expected.num_tokens > 2 * evaluation.CHUNK
     assert (found.tokens, found.bytes) == (expected.num_tokens, expected.num_bytes)
     assert found.nats == pytest.approx(expected.nats, rel=1e-6)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)

@@ -4,19 +4,18 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asking
 import pytest
 
 from rhapsode.run import Run
 from rhapsode.sources import SourceConfig, cache_root, open_source
-from rhapsode.start import Request, begin, open_data, resume, settings_of
 from rhapsode.tokens import prepare
+from rhapsode.training.data import open_data, settings_of
+from rhapsode.training.start import TrainingRequest, begin, resume
 
-TINY = ("embed_dim=4", "hidden_dim=4", "key_dim=4", "value_dim=4", "num_layers=1", "pair_embeddings=0")
-TINY = (*TINY, "window=8", "batch_size=2")
 STORIES = "".join(f"Story {i} has a line.\nAnd another one.\n\n" for i in range(40))
 
 
@@ -28,8 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def asked(*data: str, **more: Any) -> Request:
-    return Request(data or ("a.txt",), budget={"sequences": 4}, vocab_size=300, assignments=TINY, **more)
+def asked(*data: str, **more: Any) -> TrainingRequest:
+    return asking.asked(*(data or ("a.txt",)), budget={"sequences": 4}, vocab_size=300, **more)
 
 
 def test_validation_is_cut_as_training_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +42,7 @@ def test_validation_is_cut_as_training_is(folder: Path, capsys: pytest.CaptureFi
     kept = ready.run.about["data"]["source"]
     assert kept == {"split": "paragraph", "separator": None, "field": None, "format": "auto"}
     shutil.rmtree(cache_root())
-    assert resume(folder / "run", Request()).valid.fingerprint == ready.valid.fingerprint
+    assert resume(folder / "run").valid.fingerprint == ready.valid.fingerprint
     by_line = begin(asked(valid="v.txt", split="line"), folder / "line")
     assert (by_line.train.num_stories, by_line.valid.num_stories) == (80, 4)
 
@@ -51,7 +50,7 @@ def test_validation_is_cut_as_training_is(folder: Path, capsys: pytest.CaptureFi
 def test_records_beside_text(folder: Path) -> None:
     """Would catch a guess for validation text that is not kept where the training data need none."""
     (folder / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES.split("\n\n")))
-    data = open_data(asked("t.jsonl", valid="a.txt"), 0)
+    data = open_data(asked("t.jsonl", valid="a.txt").data, 0)
     assert settings_of(data.about, "run") == SourceConfig(split="paragraph")
     assert data.valid.num_stories == 40
 
@@ -90,7 +89,7 @@ def test_validation_without_the_run_s_separator(folder: Path) -> None:
     """Would catch one story of validation that is refused, or cut at its blank lines, because it has no separator."""
     (folder / "s.txt").write_text(STORIES.replace("\n\n", "\n<|endoftext|>\n"))
     (folder / "v.txt").write_text("One story.\n\nIts second half.\n")
-    data = open_data(asked("s.txt", valid="v.txt"), 0)
+    data = open_data(asked("s.txt", valid="v.txt").data, 0)
     assert (data.train.num_stories, data.valid.num_stories) == (40, 1)
     assert settings_of(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
     (folder / "h.txt").write_text("one ## two\n")
@@ -135,9 +134,9 @@ def test_changed_data_are_refused(folder: Path, cache: str, part: str, capsys: p
     with pytest.raises(
         ValueError, match=r"run: the data have changed since the run began \(.*\.txt: .*begin a new run"
     ):
-        resume(folder / "run", Request())
+        resume(folder / "run")
     if cache == "warm":  # the stories that the run was judged by are there all the same, to be scored
-        assert resume(folder / "run", Request(), as_begun=True).valid.num_stories == 2
+        assert resume(folder / "run", as_begun=True).valid.num_stories == 2
         assert f"{changed}: changed since; using what the cache has of it, as it was" in capsys.readouterr().err
 
 
@@ -146,31 +145,31 @@ def test_a_file_more_in_the_folder_is_a_change(folder: Path) -> None:
     (folder / "set").mkdir()
     shutil.copy("a.txt", "set/a.txt")
     begin(asked("set"), folder / "run")
-    resume(folder / "run", Request())
+    resume(folder / "run")
     (folder / "set" / "b.txt").write_text("One more.\n")
     with pytest.raises(ValueError, match="the data have changed since the run began"):
-        resume(folder / "run", Request())
+        resume(folder / "run")
 
 
 def test_data_that_only_look_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a run that is refused because its text was copied, and a text that is read whole at every resume."""
     begin(asked(), folder / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("rhapsode.start.open_source", lambda *_: pytest.fail("the file was read"))
-        resume(folder / "run", Request())
+        patch.setattr("rhapsode.training.data.open_source", lambda *_: pytest.fail("the file was read"))
+        resume(folder / "run")
     os.utime("a.txt", ns=(1, 1))
-    resume(folder / "run", Request())
+    resume(folder / "run")
 
 
 def test_data_that_are_gone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a run that cannot go on although the cache has all its text, and one that does so silently."""
     begin(asked(), folder / "run")
     os.rename("a.txt", "b.txt")
-    resume(folder / "run", Request())
+    resume(folder / "run")
     assert "a.txt: gone; using what the cache has of it" in capsys.readouterr().err
     shutil.rmtree(cache_root())
     with pytest.raises(FileNotFoundError, match=r"a\.txt: no such file or folder"):
-        resume(folder / "run", Request())
+        resume(folder / "run")
 
 
 def test_standard_input_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,20 +181,20 @@ def test_standard_input_is_not_waited_for(folder: Path, monkeypatch: pytest.Monk
     resume(folder / "run", asked("-"))
     shutil.rmtree(cache_root())
     with pytest.raises(ValueError, match="run: was begun on standard input, which the cache no longer has"):
-        resume(folder / "run", Request())
+        resume(folder / "run")
 
 
 def test_one_file_by_many_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch the same file called other data because it is spelt ./a.txt."""
     (folder / "v.txt").write_text("Once.\n\nTwice.\n")
     (folder / "c.toml").write_text("")
-    begin(asked(valid="v.txt", config="c.toml"), folder / "run")
+    begin(asked(valid="v.txt", config=Path("c.toml")), folder / "run")
     (folder / "sub").mkdir()
     monkeypatch.chdir(folder / "sub")
-    same = asked("../sub/../a.txt", valid="../v.txt", config="./../c.toml")
+    same = asked("../sub/../a.txt", valid="../v.txt", config=Path("./../c.toml"))
     resume(folder / "run", same)
     resume(folder / "run", asked(str(folder / "a.txt")))
-    for other in (asked("a.txt"), replace(same, valid="v.txt"), replace(same, config="c.toml")):
+    for other in (asked("a.txt"), asked("../a.txt", valid="v.txt")):
         with pytest.raises(ValueError, match="a resumed run cannot change it"):
             resume(folder / "run", other)
 

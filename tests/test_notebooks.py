@@ -16,7 +16,7 @@ import pytest
 from rhapsode import storyworld
 from rhapsode.sources import hub
 from rhapsode.sources.files import input_file
-from rhapsode.study.directory import Study
+from rhapsode.studies.directory import Study
 from rhapsode.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from rhapsode.atomic import replacing, write_text
+from rhapsode.files import replacing, write_text
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run, check_free, checksum, load_weights, new_directory, weights_of
 from rhapsode.terminal import told

@@ -8,7 +8,7 @@ from rhapsode.decode import SampleConfig
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.recipe import TrainConfig
 from rhapsode.seeds import LARGEST_SEED, check_seed, seed_everything, seeded_generator
-from rhapsode.study.plans import Request
+from rhapsode.studies.plans import Request
 
 SEEDS = [0, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 7 * 2**32, 2**63, 2**63 + 7, LARGEST_SEED]
 

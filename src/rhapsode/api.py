@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rhapsode.decode import SampleConfig, read_text, write
 from rhapsode.decode.continuation import read_tokens
-from rhapsode.evaluate import token_nats
+from rhapsode.evaluation import token_nats
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe

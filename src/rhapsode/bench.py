@@ -35,8 +35,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from rhapsode.allocator import keep_freed_memory
 from rhapsode.inspection.cost import flops_per_token
+from rhapsode.machine import keep_freed_memory
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say, show
 

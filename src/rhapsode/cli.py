@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from rhapsode import __version__
-from rhapsode.study.commands import app as study_app
+from rhapsode.studies.commands import app as study_app
 from rhapsode.terminal import discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
 
@@ -63,24 +63,16 @@ def train(
 ) -> None:
     """Train a model on text and keep it in a run directory."""
     from rhapsode.commands import explain_preset_command, train_command
-    from rhapsode.start import Request
+    from rhapsode.recipe.changes import own_sections
+    from rhapsode.sources import SourceConfig
+    from rhapsode.training.data import DataRequest
+    from rhapsode.training.start import TrainingRequest
 
     budgets = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
-    request = Request(
-        data=tuple(data or ()),
-        valid=valid,
-        preset=preset,
-        budget={name: value for name, value in budgets.items() if value is not None},
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        config=None if config is None else str(config),
-        assignments=tuple(assignments or ()),
-        seed=seed,
-        split=split,
-        separator=separator,
-        field=field,
-        format=format,
-    )
+    own = own_sections(config, {name: value for name, value in budgets.items() if value is not None}, seed, assignments)
+    reading = SourceConfig(split, separator, field, format)
+    wanted = DataRequest(tuple(data or ()), (valid,) if valid else (), tokenizer, vocab_size, reading)
+    request = TrainingRequest(wanted, preset, own)
     if explain_preset:
         explain_preset_command(request)
         return

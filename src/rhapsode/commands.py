@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from rhapsode import coherence, storyworld
+from rhapsode import storyworld
 from rhapsode.decode import SampleConfig, write, write_texts
-from rhapsode.evaluate import POLICY, Score, score
+from rhapsode.evaluation import POLICY, Score, score
 from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
 from rhapsode.machine import choose_device
 from rhapsode.model import LanguageModel, build_model
@@ -22,13 +22,15 @@ from rhapsode.progress import bar, say, show
 from rhapsode.run import Run, new_directory
 from rhapsode.seeds import check_seed
 from rhapsode.sources import EVALUATION, SourceConfig, open_source
-from rhapsode.sources.generated import NAME as STORYWORLD
-from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
-from rhapsode.start import Request, begin, fitted, resume, settings_of
+from rhapsode.storyworld import judge, report
+from rhapsode.storyworld.source import NAME as STORYWORLD
+from rhapsode.storyworld.source import GeneratedSource, is_generated, open_generated
 from rhapsode.terminal import print_json
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore, prepare
-from rhapsode.train import Outcome, train
+from rhapsode.training import Outcome, train
+from rhapsode.training.data import settings_of
+from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
 EXIT_STOPPED = 130
 STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")
@@ -42,7 +44,7 @@ def _use(threads: int | None, device: str) -> str:
 
 
 def train_command(
-    request: Request, out: Path | None, go_on: bool, threads: int | None, device: str, tensorboard: bool
+    request: TrainingRequest, out: Path | None, go_on: bool, threads: int | None, device: str, tensorboard: bool
 ) -> None:
     """Trains, or goes on training; prints the run directory to stdout when there is a model in it."""
     device = _use(threads, device)
@@ -55,13 +57,15 @@ def train_command(
         raise SystemExit(EXIT_STOPPED)
 
 
-def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, tensorboard: bool = False) -> Outcome:
+def train_to_the_end(
+    request: TrainingRequest, path: Path, go_on: bool, device: str, tensorboard: bool = False
+) -> Outcome:
     """Begins or resumes the run at `path` and trains it; tells how to go on where it was interrupted."""
     if tensorboard and find_spec("tensorboard") is None:
         raise ValueError("--tensorboard needs the package tensorboard: pip install 'rhapsode[tensorboard]'")
     say(f"run directory: {path}")
     # A run that was killed before its directory was there begins anew; a bare --resume names one that must be there.
-    go_on = go_on and (request == Request() or (path / "run.json").exists())
+    go_on = go_on and (request == TrainingRequest() or (path / "run.json").exists())
     ready = resume(path, request) if go_on else begin(request, path)
     how_to_go_on = f"go on with: rhapsode train --resume --out {shlex.quote(str(path))}"
     try:
@@ -75,9 +79,9 @@ def train_to_the_end(request: Request, path: Path, go_on: bool, device: str, ten
     return outcome
 
 
-def explain_preset_command(request: Request) -> None:
+def explain_preset_command(request: TrainingRequest) -> None:
     """Prints what the preset chooses for the request's data, and why, a line each."""
-    for line in fitted(request)[2]:
+    for line in choose_recipe(request).reasons:
         print(line)
 
 
@@ -171,7 +175,7 @@ def evaluate_command(
         if as_json:
             print_json(about | measured)
         else:
-            for table in coherence.tables(measured):
+            for table in report.tables(measured):
                 show(table)
         return
     if data:
@@ -180,7 +184,7 @@ def evaluate_command(
     elif "data" not in run.about:
         raise ValueError(f"{path}: keeps no data of its own: name what to score, rhapsode evaluate {path} DATA")
     else:
-        store, name = resume(path, Request(), as_begun=True).valid, "the run's own validation data"
+        store, name = resume(path, as_begun=True).valid, "the run's own validation data"
     result = scored(model, store)
     if as_json:
         print_json(about | {"data": name} | score_fields(result))
@@ -206,20 +210,20 @@ def coherence_of(
         result = scored(model, prepare(source, tokenizer))
         where = (source.count, source.split, source.seed_start)
         share = result.unspelled_share or 0.0
-        excesses.append(coherence.excess(result.nats_of_text, result.num_bytes, *where, share))
+        excesses.append(judge.excess(result.nats_of_text, result.num_bytes, *where, share))
         asked = min(MOST_ASKED, source.count)
         stories = [
             storyworld.sample(seed, source.split) for seed in range(source.seed_start, source.seed_start + asked)
         ]
         with bar(f"references of {source.split}", asked, "stories") as advance:
-            recall[source.split] = coherence.reference_scores(model, tokenizer, stories, advance)
+            recall[source.split] = judge.reference_scores(model, tokenizer, stories, advance)
         chance[source.split] = storyworld.chance(stories)
     generated = None
     if generate:
         with bar("writing stories", None, "tokens") as advance:
             texts = write_texts(model, tokenizer, "", sampling, generate, advance)
-        generated = coherence.check_stories(texts, *_trained_on(run))
-    return coherence.summary(excesses, recall, chance, generated)
+        generated = judge.check_stories(texts, *_trained_on(run))
+    return judge.summary(excesses, recall, chance, generated)
 
 
 def _trained_on(run: Run) -> tuple[int, str, int]:
@@ -232,7 +236,7 @@ def _trained_on(run: Run) -> tuple[int, str, int]:
 
 
 def scored(model: Any, store: TokenStore) -> Score:
-    """`evaluate.score` with a progress bar."""
+    """`evaluation.score` with a progress bar."""
     with bar("scoring", store.num_tokens, "tokens") as advance:
         return score(model, store, advance)
 
@@ -277,7 +281,7 @@ def story_command(minutes: float, seed: int, out: Path | None) -> None:
     """Trains the minute preset on storyworld, for so many minutes, and prints three stories to stdout."""
     check_seed(seed, count=STORIES)
     path = out or new_directory()
-    outcome = train_to_the_end(Request(budget={"minutes": minutes}, seed=seed), path, False, "cpu")
+    outcome = train_to_the_end(TrainingRequest(own={"train": {"minutes": minutes, "seed": seed}}), path, False, "cpu")
     if outcome.ended == "interrupted":
         raise SystemExit(EXIT_STOPPED)
     run = Run.open(path)

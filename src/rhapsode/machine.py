@@ -1,10 +1,15 @@
-"""What a computation runs on: device, processor, and the commit of the code."""
+"""What a computation runs on: device, processor, memory, and the commit of the code."""
 
+import ctypes
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's names and numbers, malloc.h
+NEVER = 2**31 - 1
 
 
 def choose_device(wanted: str) -> str:
@@ -56,3 +61,17 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to give freed memory back to the system; does nothing where there is another C library.
+
+    A training step frees what the next one asks for again. glibc by itself returns the larger pieces in between,
+    and the system hands them out anew page by page, each filled with zeros first.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, NEVER)
+        mallopt(M_MMAP_MAX, 0)  # large pieces come from the heap too, which is not trimmed

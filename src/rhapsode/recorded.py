@@ -97,7 +97,7 @@ RUN: Mapping[str, Shape] = {
     "plan?": [[int]],
     "threads?": int,
     "floor_bits_per_byte?": (float, NoneType),
-    "request?": {"data": [str], "preset": (str, NoneType), "config": (str, NoneType)},
+    "request?": {"data": [str], "preset": (str, NoneType)},
     "data?": {
         "locations": [str],
         "source": dict,

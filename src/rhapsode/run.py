@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import rhapsode
-from rhapsode.atomic import replacing, write_text
+from rhapsode.files import replacing, write_text
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rhapsode.atomic import replacing
+from rhapsode.files import replacing
 
 FORMAT_VERSION = 1
 FEWEST_ROOM = 64  # tokens that a cache which grows has room for, at least

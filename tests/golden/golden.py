@@ -21,13 +21,13 @@ import torch
 from rhapsode import storyworld
 from rhapsode.decode import SampleConfig, write
 from rhapsode.model import ModelConfig
-from rhapsode.recipe import OptimizerConfig, TrainConfig
+from rhapsode.recipe import OptimizerConfig, Recipe, TrainConfig
 from rhapsode.run import Run
 from rhapsode.sources import open_source
-from rhapsode.start import create_run
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import BatchConfig, TokenStore, prepare
-from rhapsode.train import train
+from rhapsode.training import train
+from rhapsode.training.start import create_run
 
 HERE = Path(__file__).resolve().parent
 STORIES, CURVE, RUN, STORY = HERE / "stories.jsonl", HERE / "curve.json", HERE / "run", HERE / "story.json"
@@ -62,13 +62,13 @@ def stores(tokenizer: Tokenizer, cache: Path) -> tuple[TokenStore, TokenStore]:
 
 def trained(folder: Path, tokenizer: Tokenizer, optimizer: dict[str, Any], batch: BatchConfig, **training: Any) -> Run:
     """A run in `folder`, trained to its end."""
-    configs = {
-        "model": ModelConfig(tokenizer.vocab_size, **MODEL),
-        "optimizer": OptimizerConfig(**optimizer),
-        "train": TrainConfig(seed=7, prompt="", **training),
-        "batch": batch,
-    }
-    run = create_run(folder / "run", configs, tokenizer, {})
+    recipe = Recipe(
+        ModelConfig(tokenizer.vocab_size, **MODEL),
+        OptimizerConfig(**optimizer),
+        TrainConfig(seed=7, prompt="", **training),
+        batch,
+    )
+    run = create_run(folder / "run", recipe, tokenizer, {})
     train(run, *stores(tokenizer, folder / "cache"), show=False)
     return run
 

@@ -18,7 +18,7 @@ from rhapsode.textbook import tape
 from rhapsode.textbook.optimizer import Optimizer, Rates
 from rhapsode.textbook.stacked import StackedModel
 from rhapsode.tokens import BatchConfig, Batcher
-from rhapsode.train import train
+from rhapsode.training import train
 
 SHAPES = {
     "whole": {},

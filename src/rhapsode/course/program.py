@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rhapsode.atomic import replacing
 from rhapsode.course.data import TOKENIZER_FOLDER, SentenceDataset, find_tokenizer
 from rhapsode.course.model import RNNLanguageModel, whole
 from rhapsode.course.tokenizer import decode, encode
 from rhapsode.course.training import device_of, train
 from rhapsode.course.weights import load_course_model
+from rhapsode.files import replacing
 from rhapsode.progress import say
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from rhapsode.allocator import keep_freed_memory
+from rhapsode.machine import keep_freed_memory
 from rhapsode.progress import bar
 
 REPORTS = 0.1  # of the sequences, between two reports

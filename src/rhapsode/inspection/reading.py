@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from rhapsode.atomic import replacing
+from rhapsode.figure import LITERAL_TEXT
+from rhapsode.files import replacing
 from rhapsode.model import LanguageModel, SelfAttention
-from rhapsode.palette import LITERAL_TEXT
 from rhapsode.tokenizer import Tokenizer
 
 SHADES = " ░▒▓█"

@@ -154,3 +154,15 @@ def build(kind: type[Config], fields: Mapping[str, Any], where: str = "config") 
     if unknown:
         raise ValueError(f"{where}: {kind.__name__} has no field {unknown[0]!r} (it has {', '.join(sorted(known))})")
     return kind(**fields)
+
+
+def own_sections(
+    config: Path | None, budgets: Mapping[str, float], seed: int | None, assignments: Iterable[str] | None
+) -> Sections:
+    """The fields that a user chose on the command line: the TOML file, then flags, then `field=value` texts."""
+    own = read_toml(config) if config else {}
+    if len(budgets) > 1:
+        names = " and ".join(f"--{name}" for name in budgets)
+        raise ValueError(f"a budget is one of {', '.join(f'--{name}' for name in BUDGETS)}; got {names}")
+    flags = {**budgets, **({} if seed is None else {"seed": seed})}
+    return lay(lay(own, {"train": flags}), read_assignments(assignments or ()))

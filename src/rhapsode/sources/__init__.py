@@ -21,19 +21,18 @@ from rhapsode.sources import hub
 from rhapsode.sources.cutting import Piece
 from rhapsode.sources.files import cache_root, shown
 from rhapsode.sources.folders import EVALUATION, TRAINING, files_in
-from rhapsode.sources.generated import GeneratedSource, is_generated, open_generated
 from rhapsode.sources.guessing import Guess, recognise
 from rhapsode.sources.records import Record
 from rhapsode.sources.source import CUT_AT, READING_VERSION, TABLES, FileSource, Source, SourceConfig
 from rhapsode.sources.tables import shape_of, text_column
 
 __all__ = [
+    "ALL_GUESSED",
     "CUT_AT",
     "EVALUATION",
     "READING_VERSION",
     "TRAINING",
     "FileSource",
-    "GeneratedSource",
     "Piece",
     "Record",
     "Source",
@@ -59,13 +58,15 @@ def open_source(
 
     locations: files, folders (all files of known kinds in them, sorted), `-` (standard input), `hub:NAME` (a
     dataset of the Hugging Face Hub, see `rhapsode.sources.hub`). Files may be packed with gzip or zstandard. Or
-    alone, `storyworld[:COUNT][:SPLIT]` (the corpus inside the package, see `rhapsode.sources.generated`).
+    alone, `storyworld[:COUNT][:SPLIT]` (the corpus inside the package, see `rhapsode.storyworld.source`).
     wanted: TRAINING or EVALUATION: which files of a folder whose file names tell of splits. like: how the training
     text was read, for what `config` leaves open. Raises ValueError, or an OSError, with one line that says which
     location cannot be used and why.
     """
     if not locations:
         raise ValueError("no data: name a file, a folder, hub:NAME, storyworld, or - for standard input")
+    from rhapsode.storyworld.source import is_generated, open_generated  # which is made of this room's parts
+
     if any(map(is_generated, locations)):
         if len(locations) > 1:
             raise ValueError(f"storyworld cannot be mixed with other data, got {', '.join(locations)}")
@@ -142,6 +143,8 @@ def _spool(stream: Any) -> Any:
 
 def is_place(location: str) -> bool:
     """Whether a location is a path, which means another place in another working directory."""
+    from rhapsode.storyworld.source import is_generated
+
     return location != "-" and not location.startswith("hub:") and not is_generated(location)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from rhapsode.atomic import write_text
+from rhapsode.files import write_text
 from rhapsode.progress import say
 from rhapsode.sources.files import cache_root, format_of_name
 from rhapsode.sources.folders import EVALUATION, SPLIT_WORDS, words_of

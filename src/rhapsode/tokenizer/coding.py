@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from rhapsode.atomic import write_text
+from rhapsode.files import write_text
 from rhapsode.tokenizer import definition as rules
 from rhapsode.tokenizer.corrections import Corrections, corrections
 from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rhapsode.atomic import naming
+from rhapsode.files import naming
 from rhapsode.progress import say
-from rhapsode.sources import GeneratedSource, Source, cache_root
+from rhapsode.sources import Source, cache_root
+from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
 from rhapsode.tokens.writing import FORMAT_VERSION, reading, write_store

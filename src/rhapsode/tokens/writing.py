@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rhapsode.progress import bar
-from rhapsode.sources import FileSource, GeneratedSource, Source
+from rhapsode.sources import FileSource, Source
+from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 2

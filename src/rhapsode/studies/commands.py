@@ -1,0 +1,121 @@
+"""`rhapsode study`: one command per study; torch and the rest are imported only when one of them runs."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+app = typer.Typer(
+    help="Train many small models that differ in one thing, and write a report of them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+DATA = typer.Argument(None, help="Files, folders, hub:NAME or storyworld[:COUNT]; otherwise storyworld.")
+VALID = typer.Option(None, help="Data to validate on; otherwise a seeded share of the stories is held out.")
+TOKENIZER = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters.")
+VOCAB_SIZE = typer.Option(None, help="Size of the tokenizer that is trained (1024).")
+OUT = typer.Option(None, help="The study's directory, studies/NAME by default; the same command goes on in it.")
+SCALE = typer.Option(None, help="Multiplies the sequences of all cells; 0.05 suits a laptop (1).")
+MINUTES = typer.Option(None, help="Choose the scale so that all of it ends in about so many minutes.")
+JOBS = typer.Option(1, min=1, help="How many cells train at once; they share the threads.")
+SEEDS = typer.Option(1, help="How many seeds each setting is trained with.")
+SEED = typer.Option(0, help="The first seed.")
+THREADS = typer.Option(None, min=1, help="CPU threads in all; otherwise PyTorch's own choice.")
+SET = typer.Option(None, "--set", help="field=value of any config, the same in all cells; repeatable.")
+VALID_STORIES = typer.Option(None, help="Most stories that a validation scores, 0 for all (1000).")
+DEVICE = typer.Option("auto", help="auto, cpu, cuda or mps, for all cells; a study stays where it was begun.")
+PUBLISH = typer.Option(None, help="A folder that gets the report too, as NAME.md with its SVGs in NAME/.")
+SPLIT = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file.")
+SEPARATOR = typer.Option(
+    None, help="What stands between stories of text files; otherwise <|endoftext|> where the text has it."
+)
+FIELD = typer.Option(None, help="Where the text is in JSON objects and tables, as story or story.body; otherwise text.")
+FORMAT = typer.Option("auto", help="What files hold: auto, text, jsonl, json, csv, tsv or parquet.")
+
+
+def _add(name: str, help_text: str) -> None:
+    """Adds a command for one of the course's studies, or for all of them."""
+
+    @app.command(name, help=help_text)
+    def command(
+        data: list[str] = DATA,
+        valid: str = VALID,
+        tokenizer: str = TOKENIZER,
+        vocab_size: int = VOCAB_SIZE,
+        out: Path = OUT,
+        scale: float = SCALE,
+        minutes: float = MINUTES,
+        jobs: int = JOBS,
+        seeds: int = SEEDS,
+        seed: int = SEED,
+        threads: int = THREADS,
+        device: str = DEVICE,
+        assignments: list[str] = SET,
+        valid_stories: int = VALID_STORIES,
+        publish: Path = PUBLISH,
+        split: str = SPLIT,
+        separator: str = SEPARATOR,
+        field: str = FIELD,
+        format: str = FORMAT,
+    ) -> None:
+        asked = {key: value for key, value in locals().items() if key in ASKED}
+        _run(name, (), out, jobs, threads, device, publish, asked)
+
+
+_add("size", "embed = hidden in 64, 128, 256, 512: losses against sequences seen.")
+_add("batch", "Batch size 32, 64, 128, 256: losses against sequences seen, and the time of each.")
+_add("sequences", "Final losses after 10,000, 20,000, 50,000 and 100,000 sequences.")
+_add("temperature", "The large model: its losses and time, and what it writes at temperature 0, 0.3 and 0.8.")
+_add("all", "All four, in one report; what two of them share is trained once.")
+
+ASKED = (
+    *("data", "valid", "tokenizer", "vocab_size", "scale", "minutes", "seeds", "seed", "assignments"),
+    *("valid_stories", "split", "separator", "field", "format"),
+)
+
+
+@app.command()
+def grid(
+    data: list[str] = DATA,
+    vary: list[str] = typer.Option(None, "--vary", help="field=value,value of any config; repeatable."),
+    valid: str = VALID,
+    tokenizer: str = TOKENIZER,
+    vocab_size: int = VOCAB_SIZE,
+    out: Path = OUT,
+    scale: float = SCALE,
+    minutes: float = MINUTES,
+    jobs: int = JOBS,
+    seeds: int = SEEDS,
+    seed: int = SEED,
+    threads: int = THREADS,
+    device: str = DEVICE,
+    assignments: list[str] = SET,
+    valid_stories: int = VALID_STORIES,
+    publish: Path = PUBLISH,
+    split: str = SPLIT,
+    separator: str = SEPARATOR,
+    field: str = FIELD,
+    format: str = FORMAT,
+) -> None:
+    """Any other study: all combinations of the values of any fields, with mean and spread over seeds."""
+    asked = {key: value for key, value in locals().items() if key in ASKED}
+    _run("grid", tuple(vary or ()), out, jobs, threads, device, publish, asked)
+
+
+def _run(
+    name: str,
+    vary: tuple[str, ...],
+    out: Path | None,
+    jobs: int,
+    threads: int | None,
+    device: str,
+    publish: Path | None,
+    asked: dict[str, Any],
+) -> None:
+    from rhapsode.studies.plans import Request
+    from rhapsode.studies.whole import study_command
+
+    asked |= {key: tuple(asked[key] or ()) for key in ("data", "assignments")}
+    request = Request(study=name, vary=vary, **asked)
+    study_command(request, out or Path("studies") / name, jobs, threads, device, publish)

@@ -1,0 +1,139 @@
+"""A study on disk.
+
+study.json            what was asked, what was decided (scale, validation stories, device), data
+tokenizer/            the tokenizer of all its cells
+cells/NAME/           a run directory each; result.json in it is written last, and only then is the cell finished
+logs/NAME.txt         what the cell's process said
+report.html, report.md, points.csv, figures/
+.lock                 held by the process that runs the study
+"""
+
+import hashlib
+import json
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rhapsode.files import write_text
+from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
+from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
+from rhapsode.studies.plans import Cell, Plan, Request, plan_of
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
+from rhapsode.training.data import absolute, reopen_data
+
+FORMAT_VERSION = 1
+STUDY = {
+    "request": dict,
+    "command": str,
+    "scale": NUMBER,
+    "valid_stories": int,
+    "valid_sequences": int,
+    "tokenizer_fingerprint": str,
+    "tokenizer_files?": dict,
+    "tokenizer_kind": str,
+    "vocab_size": int,
+    "data": RUN["data?"] | {"num_stories": int, "valid_stories_there": int, "valid_description": str},
+}
+
+
+class Study:
+    """A study directory; about: the contents of study.json."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        where = str(path / "study.json")
+        check_shape(about, STUDY, where)
+        request = {name: _tuples(value) for name, value in about["request"].items()}
+        if "format" not in request:  # begun when these two had defaults in words
+            given = {name: request[name] for name in ("separator", "field")}
+            request |= {name: None for name, value in given.items() if value in ("<|endoftext|>", "text")}
+        self.request = read_config(Request, request, where, "request")
+        self.plan: Plan = plan_of(self.request, about["scale"])
+
+    @classmethod
+    def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer) -> "Study":
+        """A new study; study.json is written last, so that a directory with it is whole."""
+        about = {"format_version": FORMAT_VERSION, **about}
+        with whole_directory(path) as temporary:
+            tokenizer.save(temporary / "tokenizer")
+            about["tokenizer_files"] = file_digests(temporary / "tokenizer")
+            write_text(temporary / "study.json", as_json(about))
+        return cls(path, about)
+
+    @classmethod
+    def open(cls, path: Path) -> "Study":
+        """Opens a study directory; ValueError where it is damaged or of another version."""
+        return cls(path, read_versioned(path / "study.json", FORMAT_VERSION))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of all cells; ValueError where the folder holds another one."""
+        recorded = self.about["tokenizer_fingerprint"], self.about.get("tokenizer_files"), self.about["vocab_size"]
+        return recorded_tokenizer(self.path / "tokenizer", *recorded, self.path / "study.json")
+
+    def check_same(self, request: Request) -> None:
+        """Raises ValueError with one line where the study was begun with another request."""
+        begun, asked = asdict(self.request), asdict(request)
+        for name in asked:
+            before, now = begun[name], asked[name]
+            same_place = name == "data" and absolute(before) == absolute(now)
+            same_place |= name == "valid" and absolute([before or ""]) == absolute([now or ""])
+            if before != now and not same_place:
+                raise ValueError(
+                    f"{self.path} holds a study with {name} {before!r}, not {now!r};"
+                    " go on with that one or choose another directory with --out"
+                )
+
+    @property
+    def device(self) -> str:
+        """Where its cells train: `cpu`, `cuda` or `mps`. Studies that do not say so trained on the CPU."""
+        return str(self.about.get("device", "cpu"))
+
+    def stores(self) -> tuple[TokenStore, TokenStore]:
+        """The (train, valid) stores of all its cells; ValueError where the data are others by now."""
+        return reopen_data(self.about["data"], self.tokenizer(), self.request.seed, str(self.path))
+
+    def cell_path(self, cell: Cell) -> Path:
+        return self.path / "cells" / cell.name
+
+    def log_path(self, cell: Cell) -> Path:
+        return self.path / "logs" / f"{cell.name}.txt"
+
+    def identity(self, cell: Cell) -> str:
+        """SHA-256 of all that decides the cell's result, but for the machine."""
+        data = self.about["data"]
+        parts = [cell.sections, cell.completions, self.about["valid_stories"], self.plan.valid_tokens]
+        parts += [data["train_fingerprint"], data["valid_fingerprint"], self.about["tokenizer_fingerprint"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What a finished cell wrote at its end; None for one that is not finished, or was another cell."""
+        try:
+            result = json.loads((self.cell_path(cell) / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return result if isinstance(result, dict) and result.get("cell") == self.identity(cell) else None
+
+    def results(self) -> list[dict[str, Any]]:
+        """The results of all finished cells, in the order of the plan."""
+        return [result for cell in self.plan.cells.values() if (result := self.result(cell))]
+
+    def finish(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Marks the cell as finished, in one rename."""
+        text = json.dumps({"cell": self.identity(cell), **result}, indent=1, ensure_ascii=False) + "\n"
+        write_text(self.cell_path(cell) / "result.json", text)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Holds the study for this process; raises BlockingIOError where another one runs it."""
+        return held(self.path, "another process runs this study")
+
+
+def devices_of(result: dict[str, Any]) -> set[str]:
+    """The devices that a cell trained on, by name: two where it was cut off and went on on another GPU."""
+    device = result.get("device", "cpu")
+    return {device, result.get("device_begun", device)}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

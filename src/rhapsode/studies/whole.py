@@ -1,0 +1,203 @@
+"""A study from request to report: read the data, decide the scale, run the cells, write the page."""
+
+import os
+import platform
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import rhapsode
+from rhapsode.machine import choose_device, commit, device_name, processor
+from rhapsode.progress import say
+from rhapsode.recipe.changes import build
+from rhapsode.run import check_free
+from rhapsode.sources import SourceConfig
+from rhapsode.studies.chapters import Chapter, Table, chapters_of
+from rhapsode.studies.data import VALID_STORIES, valid_view
+from rhapsode.studies.directory import Study, devices_of
+from rhapsode.studies.plans import Request, plan_of
+from rhapsode.studies.report import check_extras, settings_of, write_report
+from rhapsode.studies.runner import Interrupted, run_cells
+from rhapsode.studies.timing import fit
+from rhapsode.tokens import BatchConfig, Batcher
+from rhapsode.training.data import DataRequest, open_data
+
+EXIT_STOPPED = 130
+EXIT_FAILED = 1  # a report there is, but not of all cells
+
+
+class Finished(NamedTuple):
+    """A study that was run to its end. failed: what went wrong, by the name of the cell; page: the report."""
+
+    study: Study
+    failed: dict[str, str]
+    page: Path
+
+    @property
+    def chapters(self) -> dict[str, Chapter]:
+        """What was found, by the names of the plan's parts: sentences, figures, tables, completions."""
+        return chapters_of(self.study)
+
+    @property
+    def settings(self) -> Table:
+        """What it was run with, and on."""
+        return settings_of(self.study, _facts())
+
+
+def study_command(
+    request: Request, out: Path, jobs: int, threads: int | None, device: str, publish: Path | None
+) -> None:
+    """Runs the study and prints the report's path to stdout; exits with 1 where cells failed, 130 after Ctrl-C."""
+    try:
+        finished = run_study(request, out, jobs, threads, device, publish)
+    except Interrupted as stopped:
+        say(str(stopped))
+        raise SystemExit(EXIT_STOPPED) from None
+    print(finished.page)
+    if finished.failed:
+        raise SystemExit(EXIT_FAILED)
+
+
+def run_study(
+    request: Request,
+    out: Path,
+    jobs: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    publish: Path | None = None,
+) -> Finished:
+    """Begins the study in `out` or goes on with it, and writes its report; progress goes to stderr.
+
+    jobs: cells at once, which share the threads. device: as in `rhapsode train`; a study that is gone on with stays
+    on the device it was begun on. Raises ValueError or OSError with one line before anything is trained, and
+    Interrupted after Ctrl-C, once the cells have saved.
+    """
+    check_extras()
+    plan = plan_of(request)  # what is wrong with the request is told before data are read
+    jobs = min(jobs, len(plan.cells))
+    threads_before = torch.get_num_threads()
+    threads_each = max(1, (threads or threads_before) // jobs)
+    torch.set_num_threads(threads_each)
+    try:
+        study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
+        with study.lock():
+            study.about["jobs"] = jobs
+            where = f"{jobs} at once on {device_name(study.device)} with {threads_each} threads each"
+            say(f"study directory: {out}; {len(study.plan.cells)} cells, {where}")
+            try:
+                failed = run_cells(study, jobs, threads_each)
+            except Interrupted:
+                raise Interrupted(f"stopped and saved; go on with: {study.about['command']}") from None
+            page = write_report(study, failed, _facts(), publish)
+    finally:
+        torch.set_num_threads(threads_before)
+    say(f"report: {page} (and report.md, points.csv, figures/)")
+    if failed:
+        say(f"{len(failed)} of {len(study.plan.cells)} cells failed; the same command tries them again")
+    return Finished(study, failed, page)
+
+
+def _open(request: Request, out: Path, device: str) -> Study:
+    """The study in `out`, to go on with on the device it was begun on: times of two devices cannot be compared."""
+    study = Study.open(out)
+    study.check_same(request)
+    chosen = choose_device(device)
+    if device not in ("auto", study.device):
+        raise ValueError(
+            f"{out} holds a study on {study.device}, not {device}, and times of two devices cannot be compared;"
+            f" go on with --device {study.device} or choose another directory with --out"
+        )
+    try:
+        choose_device(study.device)
+    except ValueError:
+        raise ValueError(
+            f"{out} holds a study on {study.device}, and PyTorch finds no such device here, only {chosen};"
+            " times of two devices cannot be compared: choose another directory with --out"
+        ) from None
+    if chosen != study.device:
+        say(f"going on on {study.device}, where the study was begun; {chosen} is there too, for a study of its own")
+    before = {name for result in study.results() for name in devices_of(result)} - {device_name(study.device)}
+    if before:
+        say(f"finished cells ran on {', '.join(sorted(before))}, the others run on {device_name(study.device)}")
+    return study
+
+
+def _begin(request: Request, out: Path, jobs: int, device: str) -> Study:
+    chosen = choose_device(device)
+    check_free(out)
+    reading = SourceConfig(request.split, request.separator, request.field, request.format)
+    valid = (request.valid,) if request.valid else ()
+    data = open_data(DataRequest(request.data, valid, request.tokenizer, request.vocab_size, reading), request.seed)
+    plan = plan_of(request)
+    for batch in {tuple(cell.sections["batch"].items()) for cell in plan.cells.values()}:
+        Batcher(data.train, build(BatchConfig, dict(batch)), request.seed)  # raises what training would
+    stories = VALID_STORIES if request.valid_stories is None else request.valid_stories
+    scale = 1.0 if request.scale is None else request.scale
+    if request.minutes is not None:
+        lenient = request.valid_stories is None
+
+        found = fit(
+            lambda scale: plan_of(request, scale),
+            data.train,
+            data.valid,
+            60 * request.minutes,
+            stories,
+            lenient,
+            jobs,
+            chosen,
+        )
+        scale, stories = found.scale, found.valid_stories
+        say(
+            f"scale {scale:g}, {stories:,} validation stories: about {found.seconds / 60:.1f} of {request.minutes:g}"
+            " minutes"
+        )
+    view = valid_view(data.valid, stories, plan.valid_tokens, request.seed)
+    about: dict[str, Any] = {
+        "request": {field.name: getattr(request, field.name) for field in fields(request)},
+        "command": command_of(request, out, device),
+        "scale": scale,
+        "valid_stories": stories,
+        "valid_sequences": view.num_stories,
+        "jobs": jobs,
+        "device": chosen,
+        "data": {
+            **data.about,
+            "num_stories": data.train.num_stories,
+            "valid_stories_there": data.valid.num_stories,
+            "valid_description": data.valid.description if "valid" in data.about else "held out of the same",
+        },
+        "tokenizer_fingerprint": data.tokenizer.fingerprint,
+        "tokenizer_kind": data.tokenizer.kind,
+        "vocab_size": data.tokenizer.vocab_size,
+    }
+    return Study.create(out, about, data.tokenizer)
+
+
+def command_of(request: Request, out: Path, device: str = "auto") -> str:
+    """The command that makes the study again, without what is as by default."""
+    words = ["rhapsode", "study", request.study, *request.data]
+    named = {"assignments": "set"}
+    for field in fields(Request):
+        value = getattr(request, field.name)
+        if field.name in ("study", "data") or value == field.default:
+            continue
+        option = f"--{named.get(field.name, field.name).replace('_', '-')}"
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [option, f"{item:g}" if isinstance(item, float) else str(item)]
+    if out != Path("studies") / request.study:
+        words += ["--out", str(out)]
+    if device != "auto":
+        words += ["--device", device]
+    return shlex.join(words)
+
+
+def _facts() -> dict[str, str]:
+    """Machine, versions and commit, as the report tells them."""
+    system = f"{platform.system()} {platform.machine()}"
+    versions = f"rhapsode {rhapsode.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    facts = {"machine": f"{processor()}, {os.cpu_count()} cores, {system}", "versions": versions}
+    found = commit()
+    return facts | ({"commit": found} if found else {})

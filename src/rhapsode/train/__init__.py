@@ -1,7 +1,0 @@
-"""Training: optimiser, how many steps a budget makes (plan), what happens on the way (events), and the loop itself."""
-
-from rhapsode.train.events import Ended, Event, Saved, Started, Step, Validated
-from rhapsode.train.loop import Outcome, train
-from rhapsode.train.optimizer import Optimizers
-
-__all__ = ["Ended", "Event", "Optimizers", "Outcome", "Saved", "Started", "Step", "Validated", "train"]

@@ -1,0 +1,446 @@
+"""Training: one loop, from a run directory and two token stores to a trained model in the same directory.
+
+Whatever decides the next step is either in run.json (configs, the plan of steps) or in the checkpoint (weights,
+optimiser, generators, progress), and nothing else is: so a run that was killed anywhere goes on bit by bit as if it
+had not been, on one kind of machine with as many threads. A budget in minutes becomes a plan of steps: first after
+the warm-up, mended on the way, written down each time before it counts.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.evaluation import Score, score
+from rhapsode.files import naming
+from rhapsode.machine import keep_freed_memory
+from rhapsode.model import build_model
+from rhapsode.progress import TrainingDisplay
+from rhapsode.recipe import BUDGETS
+from rhapsode.recorded import check_shape, read_config
+from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
+from rhapsode.seeds import seed_everything
+from rhapsode.state import State
+from rhapsode.threads import ThreadChooser, chosen_threads
+from rhapsode.tokens import IGNORED, Batcher, TokenStore
+from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
+from rhapsode.training.optimizer import Optimizers, rate_at
+from rhapsode.training.plan import UNKNOWN, first_plan
+
+REPORTS = 100  # reports of the training loss in a whole run
+STEPS_BETWEEN_EARLY_REPORTS = 10  # while the number of steps is not known
+SAMPLE = SampleConfig(max_tokens=60, temperature=0.7)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors of its checkpoint, all that is needed to go on.
+
+    seconds: of training, without validation. nats, scored: since the last validation. Losses are nats per token.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    batcher: dict[str, int] = field(default_factory=lambda: {"epoch": 0, "position": 0})
+    nats: float = 0.0
+    scored: int = 0
+    reported_step: int = 0
+    validated_step: int = 0
+    validations: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    without_gain: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: ended is `budget`, `patience` or `interrupted`."""
+
+    ended: str
+    progress: Progress
+    valid: Score | None
+
+
+class Stopped(Exception):
+    """The user asked to stop while a validation ran."""
+
+
+def train(
+    run: Run,
+    train_store: TokenStore,
+    valid_store: TokenStore,
+    device: str = "cpu",
+    tensorboard: bool = False,
+    show: bool = True,
+    on_event: Callable[[Event], object] | None = None,
+) -> Outcome:
+    """Trains the run to the end of its budget, from its checkpoint if it has one.
+
+    Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
+    progress on stderr. on_event hears of what happens (events.py). Ctrl-C or SIGTERM saves and returns; a second Ctrl-C
+    stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can do harm, and
+    BlockingIOError where another process trains in the directory.
+    """
+    keep_freed_memory()
+    with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
+        return _Training(run, train_store, valid_store, device, writer, asked, show, on_event).go()
+
+
+class _Training:
+    """A run at work: everything that changes while it trains."""
+
+    def __init__(
+        self,
+        run: Run,
+        train_store: TokenStore,
+        valid_store: TokenStore,
+        device: str,
+        writer: Any,
+        asked: threading.Event,
+        show: bool,
+        on_event: Callable[[Event], object] | None,
+    ) -> None:
+        about = run.about
+        self.happened: Callable[[Event], object] = on_event or (lambda event: None)
+        self.run, self.valid_store, self.writer, self.asked = run, valid_store, writer, asked
+        self.device = torch.device(device)
+        if "threads" not in about:
+            run.update(threads=torch.get_num_threads())
+        recipe = run.recipe
+        if recipe is None:
+            raise ValueError(f"{run.path}: its model was trained elsewhere; there is no recipe to train it by")
+        self.config, self.optimizer_config, self.batch_config = recipe.train, recipe.optimizer, recipe.batch
+        self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
+        checkpoint = run.load("last")
+        self.model = build_model(run.model_config, self.config.seed).to(self.device)
+        self.optimizers = Optimizers(self.model, self.optimizer_config)
+        self.state: State | None = None
+        self.progress = Progress()
+        self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
+        self.plan.entries = about.get("plan") or self.plan.entries
+        seed_everything(self.config.seed)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        run.cut_metrics(checkpoint)
+        self.valid: Score | None = None
+        self.saved_at = time.monotonic()
+        past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
+        self.display = TrainingDisplay(past, enabled=show)
+        self.log_path = run.path / "log.txt"
+        self.log = self.log_path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self.metrics = run.metrics_path.open("a", encoding="utf-8")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def go(self) -> Outcome:
+        progress = self.progress
+        logs = naming(self.log_path), self.log, naming(self.run.metrics_path), self.metrics
+        with logs[0], logs[1], logs[2], logs[3], self.display, self._threads() as self.threads:
+            self._tell(self._beginning())
+            sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
+            threads = torch.get_num_threads()
+            self.happened(Started(self.run.path, sum(sizes), device, threads, progress.step, self.known_total))
+            try:
+                while True:
+                    if self._validation_is_due():
+                        self._validate()
+                        self.save()
+                    if progress.step >= self.total and progress.validated_step == progress.step:
+                        return self._end("budget")
+                    if self.config.patience and progress.without_gain >= self.config.patience:
+                        return self._end("patience")
+                    if self.asked.is_set():
+                        raise Stopped
+                    self._step()
+                    if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
+                        self.save()
+            except Stopped:
+                self.save()
+                return self._end("interrupted")
+
+    def _step(self) -> None:
+        """One batch: loss, gradients, update; stops before the update if any of it is not a finite number."""
+        started = time.monotonic()
+        progress, clip = self.progress, self.optimizer_config.clip_norm
+        batch = self.batcher.next()
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        loss, state = self.model.loss(inputs, targets, None if batch.restart else self.state)
+        if self.batch_config.carry_state:
+            self.state = state.recent(self.batch_config.window).apply(Tensor.detach)  # the graph ends here
+        nats = loss.item()
+        if not math.isfinite(nats):
+            self._not_finite(f"the loss became {nats} at step {progress.step + 1}")
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf).item()
+        if not math.isfinite(norm):
+            self._not_finite(f"the norm of the gradient became {norm} at step {progress.step + 1}")
+        self.optimizers.step(rate_at(self.optimizer_config, progress.step, self.total))
+        scored = targets.numel() if self.batch_config.form == "stream" else int((targets != IGNORED).sum())
+        progress.step += 1
+        progress.tokens += scored
+        progress.nats += nats * scored
+        progress.scored += scored
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
+        if self.plan.after_step(progress.step, progress.seconds):
+            self.run.update(plan=self.plan.entries)
+        self._report(nats, norm)
+        self.threads.worked("step", seconds, scored)
+        self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
+        self.happened(Step(progress.step, self.known_total, nats, progress.tokens, progress.seconds))
+
+    def _validate(self) -> None:
+        progress = self.progress
+
+        def on_tokens(count: int) -> None:
+            self.display.validating(count, self.valid_store.num_tokens)
+            if self.asked.is_set():
+                raise Stopped
+
+        self.valid = valid = score(self.model, self.valid_store, on_tokens)
+        if not math.isfinite(valid.nats):
+            self._not_finite(f"the validation loss became {valid.nats} after step {progress.step}")
+        loss = valid.nats_per_token
+        better = progress.best_loss is None or loss < progress.best_loss
+        progress.without_gain = 0 if better else progress.without_gain + 1
+        if better:
+            progress.best_loss, progress.best_step = loss, progress.step
+            self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss})
+        train_loss = progress.nats / max(1, progress.scored)
+        bits, share = valid.bits_per_byte, valid.unspelled_share
+        losses = {"train_loss": train_loss, "valid_loss": loss, "bits_per_byte": bits, "unspelled_share": share}
+        self._write("valid", **losses, best=better)
+        progress.nats, progress.scored = 0.0, 0
+        progress.validated_step = progress.step
+        progress.validations += 1
+        self._tell(self._validated(train_loss, valid))
+        sample = None
+        if "tokenizer" in self.run.about and self.config.prompt:
+            text = write_texts(self.model.eval(), self.run.tokenizer, self.config.prompt, SAMPLE)[0]
+            self.model.train()
+            sample = f"{self.config.prompt}{text}"
+            self._tell("    " + " ".join(sample.split()), sample=True)
+        self.happened(Validated(progress.step, train_loss, loss, valid.bits_per_byte, better, sample))
+
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadChooser]:
+        """The number of threads is chosen as training goes; which steps had how many stands in run.json."""
+        plan = [entry for entry in self.run.about.get("thread_plan", []) if entry[0] < self.progress.step]
+        before = plan[-1][1] if plan else self.run.about["threads"]
+
+        def note(count: int) -> None:
+            plan.append([self.progress.step, count])
+            self.run.update(thread_plan=plan)
+
+        def changed(count: int) -> None:
+            note(count)
+            why = "the cores are free again" if count == begun else "another process keeps a core busy"
+            self._tell(f"step {self.progress.step:,}: {_number(count, 'thread')} from here on, {why}")
+
+        begun = torch.get_num_threads()
+        with chosen_threads(changed if self.device.type == "cpu" else None) as chooser:
+            if self.device.type == "cpu" and begun != before and torch.get_num_threads() == begun:
+                if not plan:
+                    self._tell(
+                        f"this run began with {_number(before, 'thread')}; with {begun} the last digits of its numbers"
+                        f" differ, with --threads {before} they do not"
+                    )
+                note(begun)
+            yield chooser
+
+    @property
+    def total(self) -> int:
+        return self.plan.total(self.progress.step)
+
+    @property
+    def known_total(self) -> int | None:
+        """The number of steps, None while it is not known."""
+        return self.total if self.total < UNKNOWN else None
+
+    def _validation_is_due(self) -> bool:
+        """At the end of each part of the run; a mended plan moves the ends, and those that lie behind are past."""
+        progress, parts, total = self.progress, self.config.validations, self.total
+        past = max(progress.validations, progress.validated_step * parts // total)
+        ended = progress.step >= total or progress.step * parts >= total * (past + 1)
+        return progress.step > progress.validated_step and ended
+
+    # -- what stays ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Commits a checkpoint of this very point."""
+        self.metrics.flush()
+        tensors = weights_of(self.model)
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
+        tensors["generator/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["generator/cuda"] = torch.cuda.get_rng_state()
+        if self.state is not None:
+            tensors |= {f"state/{name}": tensor for name, tensor in self.state.tensors().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        self.progress.batcher = self.batcher.state_dict()
+        self.run.save_last(tensors, asdict(self.progress) | {"timed_from": self.plan.timed_from})
+        self.saved_at = time.monotonic()
+        self.happened(Saved(self.progress.step, self.run.path))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Takes what `save` wrote; ValueError with one line where that cannot be."""
+        try:
+            self._take(checkpoint.tensors, dict(checkpoint.progress))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ValueError(
+                f"{self.run.path / 'last.safetensors'}: training cannot go on from it: {what}; put a sound copy of the"
+                " file in its place, or begin a new run"
+            ) from None
+
+    def _take(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        load_weights(self.model, tensors, str(self.run.path))
+        self.optimizers.load_state_tensors(below("optimizer/", tensors))
+        torch.set_rng_state(tensors["generator/cpu"])
+        if "generator/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["generator/cuda"])
+        if state := below("state/", tensors):
+            self._check_state(state)
+            self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
+        step, seconds = progress.pop("timed_from")
+        self.plan.timed_from = int(step), float(seconds)
+        check_shape(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
+        missing = {each.name for each in fields(Progress)} - set(progress)
+        if missing:
+            raise KeyError(f"progress.{min(missing)}")
+        self.progress = read_config(Progress, progress, "it", "progress")
+        self.batcher.load_state_dict(self.progress.batcher)
+
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError where a carried state is not one of this model and batch."""
+        tokens = torch.zeros(self.batch_config.batch_size, 1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            expected = self.model.eval()(tokens)[1].tensors()
+        self.model.train()
+        for name in expected.keys() | state.keys():
+            had, has = (_shape_but_for_time(name, each[name]) if name in each else None for each in (expected, state))
+            if had != has:
+                raise ValueError(f"state/{name} has the shape {has}, the model's is {had}")
+
+    def _report(self, nats: float, norm: float) -> None:
+        progress = self.progress
+        every = max(1, self.total // REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
+        if progress.step - progress.reported_step >= every:
+            progress.reported_step = progress.step
+            rate = rate_at(self.optimizer_config, progress.step - 1, self.total)
+            self._write("train", train_loss=nats, gradient_norm=norm, rate=rate)
+
+    def _write(self, event: str, **values: Any) -> None:
+        """A line of metrics.jsonl, and of TensorBoard's file."""
+        progress = self.progress
+        sequences = progress.step * self.batch_config.batch_size
+        counts = {"step": progress.step, "sequences": sequences, "tokens": progress.tokens}
+        entry = {"event": event, **counts, "seconds": round(progress.seconds, 3), **values}
+        self.metrics.write(json.dumps(entry) + "\n")
+        self.metrics.flush()
+        if self.writer is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(f"{event}/{name}", value, progress.step)
+
+    # -- what is told --------------------------------------------------------------------------------------------
+
+    def _tell(self, line: str, sample: bool = False) -> None:
+        with naming(self.log_path):
+            self.log.write(line + "\n")
+        if sample:
+            self.display.sample(line)
+        else:
+            self.display.say(line)
+
+    def _beginning(self) -> str:
+        parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
+        threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
+        if self.progress.step:
+            return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
+        budget = next(f"{amount:,} {name}" for name in BUDGETS if (amount := getattr(self.config, name)))
+        steps = f"{self.total:,} steps" if self.total < UNKNOWN else "steps as many as fit, timed first"
+        return f"{parameters}, {threads}; {budget}: {steps}"
+
+    def _validated(self, train_loss: float, valid: Score) -> str:
+        progress = self.progress
+        rate = progress.tokens / max(progress.seconds, 1e-9)
+        floor = self.run.about.get("floor_bits_per_byte")
+        against = "" if floor is None else f", the floor is {floor:.3f}"
+        if valid.correction_bits:
+            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot spell"
+        bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
+        losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
+        best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
+        return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
+
+    def _not_finite(self, what: str) -> None:
+        self._tell(what)
+        raise FloatingPointError(f"{what}; nothing of it was saved in {self.run.path}; try a smaller learning_rate")
+
+    def _end(self, ended: str) -> Outcome:
+        words = {
+            "budget": "the budget is spent",
+            "patience": f"no gain in {self.config.patience} validations, stopped early",
+            "interrupted": "stopped and saved",
+        }
+        self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")
+        progress = self.progress
+        self.happened(Ended(ended, progress.step, progress.tokens, progress.seconds))
+        return Outcome(ended, progress, self.valid)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _shape_but_for_time(name: str, tensor: Tensor) -> list[int]:
+    """A cache is as long as what it has seen, up to a window."""
+    shape = list(tensor.shape)
+    return shape[:2] + shape[3:] if name.endswith(("/keys", "/values")) else shape
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C is an ordinary one."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _writer(run: Run, wanted: bool) -> Iterator[Any]:
+    """TensorBoard's writer, or None; what a killed process wrote after the checkpoint is hidden there."""
+    if not wanted:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    checkpoint = run.load("last")
+    step = checkpoint.progress.get("step", -1) + 1 if checkpoint else 0
+    with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
+        yield writer

@@ -1,0 +1,151 @@
+"""From what a user asked for to a run that is ready to train: data, the preset fitted to them, a run directory."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rhapsode.progress import say
+from rhapsode.recipe import BUDGETS, Recipe
+from rhapsode.recipe.changes import Sections, merge
+from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.rules import TextSize, fit_preset
+from rhapsode.run import Run, check_free
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.training import KINDS
+from rhapsode.tokens import Batcher, TokenStore, prepare
+from rhapsode.training.data import IN_MEMORY, Data, DataRequest, open_data, reopen_data, settings_of
+from rhapsode.training.plan import first_plan
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a user asked for; what is empty is chosen. own: fields of the recipe by section, laid over the preset's."""
+
+    data: DataRequest = field(default_factory=DataRequest)
+    preset: str | None = None
+    own: Sections = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run and the data it trains on and is judged by."""
+
+    run: Run
+    train: TokenStore
+    valid: TokenStore
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The data and the recipe of a training. reasons: in lines, how often the text is read, and of each field why."""
+
+    data: Data
+    recipe: Recipe
+    reasons: list[str]
+
+
+def begin(request: TrainingRequest, out: Path) -> Ready:
+    """Reads the data, makes what is missing of tokenizer and token stores, and creates the run directory.
+
+    Raises ValueError or OSError with one line before anything is written to `out`.
+    """
+    check_free(out)
+    chosen = choose_recipe(request)
+    say(f"{chosen.reasons[0]}; --explain-preset tells what follows from that")
+    data, recipe = chosen.data, chosen.recipe
+    batcher = Batcher(data.train, recipe.batch, recipe.train.seed)
+    first_plan(recipe.train, recipe.optimizer.warmup_steps, batcher)  # raises what training would
+    asked = request.data.recorded() | {"preset": preset_of(request)}
+    more = {"data": data.about, "request": asked, "floor_bits_per_byte": data.floor_bits_per_byte}
+    return Ready(create_run(out, recipe, data.tokenizer, more), data.train, data.valid)
+
+
+def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
+    """A run directory for this recipe, with whatever else is to stand in its run.json."""
+    return Run.create(out, {**recipe.to_dict(), "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
+
+
+def choose_recipe(request: TrainingRequest) -> Chosen:
+    """The request's data, and its preset fitted to them with the user's own fields laid over it.
+
+    Raises ValueError or OSError with one line; a wrong field is told before the data are read.
+    """
+    name, own = preset_of(request), request.own
+    seed = Recipe.from_sections(merge(PRESETS[name], own), vocab_size=1).train.seed
+    data = open_data(request.data, seed)
+    fitted = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
+    sections = merge(fitted.sections, own)
+    lines = [fitted.text]
+    for section, fields in sections.items():
+        for key, value in fields.items():
+            why = "your choice" if key in own.get(section, {}) else fitted.reasons.get(key, f"as in {name}")
+            lines.append(f"{key} {value}: {why}")
+    return Chosen(data, Recipe.from_sections(sections, data.tokenizer.vocab_size), lines)
+
+
+def preset_of(request: TrainingRequest) -> str:
+    """The name of the preset; ValueError for one that there is not."""
+    preset = request.preset or ("minute" if request.data.data == () else "coffee")
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    return preset
+
+
+def resume(out: Path, request: TrainingRequest | None = None, as_begun: bool = False) -> Ready:
+    """Opens a run to train it on; what the request names must be what the run was begun with.
+
+    as_begun: whether to take data that have changed since from the cache, as they were, and to say so. Raises
+    ValueError for another request, or for such data otherwise.
+    """
+    run = Run.open(out)
+    if run.about.get("request") is None or run.recipe is None:
+        raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to resume")
+    request, recorded = request or TrainingRequest(), run.recipe.to_dict()
+    for section, fields in request.own.items():
+        for name, value in fields.items():
+            if recorded[section][name] != value:
+                was = next(each for each in BUDGETS if recorded["train"][each]) if name in BUDGETS else name
+                refuse(out, f"{was} {recorded[section][was]!r}", f"{name if was != name else ''} {value!r}".strip())
+    begun, data = run.about["request"], run.about["data"]
+    preset = begun["preset"] or preset_of(TrainingRequest(DataRequest(tuple(begun["data"]))))
+    if request.preset not in (None, preset):
+        refuse(out, f"preset {preset!r}", repr(request.preset))
+    _check_same_data(out, run, request.data)
+    for source in (request.data.data, request.data.valid):
+        if not isinstance(source, tuple):  # texts in memory: made again where the cache has lost them
+            prepare(source, run.tokenizer)
+    seed = run.recipe.train.seed
+    train_store, valid_store = reopen_data(data, run.tokenizer, seed, str(out), as_begun)
+    return Ready(run, train_store, valid_store)
+
+
+def refuse(out: Path, begun: str, asked: str) -> None:
+    """Raises the ValueError of a run that was begun otherwise."""
+    raise ValueError(f"{out} was begun with {begun}, not {asked}; a resumed run cannot change it")
+
+
+def _check_same_data(out: Path, run: Run, request: DataRequest) -> None:
+    """ValueError where the request names other data, or reads them otherwise, than the run was begun with."""
+    begun, data = {**DataRequest().recorded(), **run.about["request"]}, run.about["data"]
+    chosen = vars(settings_of(data, str(out)))
+    if begun["data"]:
+        begun["data"] = data["locations"]
+    asked, unasked = request.recorded(), DataRequest().recorded()
+    for part, source in (("", request.data), ("valid_", request.valid)):
+        if not isinstance(source, tuple) and source.fingerprint() != data.get(f"{part}source_fingerprint"):
+            raise ValueError(f"{out}: was begun on other texts than those {IN_MEMORY[1:-1].removeprefix('texts ')}")
+    if request.tokenizer is not None and request.tokenizer not in KINDS:
+        named = (
+            request.tokenizer if isinstance(request.tokenizer, Tokenizer) else Tokenizer.load(Path(request.tokenizer))
+        )
+        if named.fingerprint != run.tokenizer.fingerprint:
+            refuse(out, f"tokenizer {begun['tokenizer']!r}", repr(asked["tokenizer"]))
+        del asked["tokenizer"]
+    for name, value in asked.items():
+        if value != unasked[name] and value not in (_absolute_if(name, begun[name]), chosen.get(name)):
+            refuse(out, f"{name} {begun[name]!r}", repr(value))
+
+
+def _absolute_if(name: str, value: Any) -> Any:
+    """A location that an earlier version kept as it was typed."""
+    return DataRequest(valid=(value,)).recorded()["valid"] if name == "valid" and value else value
