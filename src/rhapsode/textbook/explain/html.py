@@ -80,8 +80,10 @@ def write_html(example: WorkedExample, path: Path) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0o600 would hide a page from a web server
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # that of a full disk names no file
         raise
 
 
