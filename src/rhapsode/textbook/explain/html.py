@@ -54,7 +54,9 @@ def to_html(example: WorkedExample) -> str:
 
     blocks = []
     # A fixed salt makes the ids, and so the file, the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": example.title, "font.family": "DejaVu Sans"}):
+    # A `$` in a name is no formula.
+    settings = {"svg.hashsalt": example.title, "font.family": "DejaVu Sans", "text.parse_math": False}
+    with matplotlib.rc_context(settings):
         for block in example.blocks:
             if isinstance(block, Heading):
                 blocks.append(("heading", block.text, ""))

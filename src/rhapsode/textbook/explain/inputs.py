@@ -81,7 +81,7 @@ def words(name: str, value: Any) -> list[str]:
         value = value.split()
     if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
         raise ValueError(f"{name}: expected words such as 'cat dog', got {value!r}")
-    return value
+    return [word if word.isprintable() else ascii(word)[1:-1] for word in value]  # no escape sequence is obeyed
 
 
 def truth(name: str, value: Any) -> bool:
