@@ -241,3 +241,11 @@ def test_names_are_shown_as_they_are(tmp_path):
         assert name in shown
         assert name.replace("<b>", "&lt;b&gt;") in drawn
     assert "\x1b" not in drawn
+
+
+def test_an_example_that_nobody_could_read_is_refused():
+    """Would catch 80 GB for the Jacobian of 100,000 logits."""
+    with pytest.raises(ValueError, match="logits: 100,000 numbers, a worked example has at most 4,096; give fewer"):
+        explain("temperature", "--logits", "1 " * 100_000)
+    with pytest.raises(ValueError, match="image: 10,000 numbers"):
+        explain("convolution", "--image", "/".join(["1 " * 100] * 100))
