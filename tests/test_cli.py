@@ -20,6 +20,8 @@ from rhapsode import cli
 from rhapsode.course import RNNLanguageModel
 from rhapsode.recipe.presets import PACE
 from rhapsode.run import Run
+from rhapsode.terminal import literal
+from rhapsode.tokenizer import train_tokenizer
 
 
 def rhapsode(*arguments: str) -> subprocess.CompletedProcess:
@@ -411,3 +413,127 @@ def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -
     assert "data" in call("evaluate", "run", str(small.file)).out
     assert_refused(call("evaluate", "run"), "keeps no data of its own: name what to score, rhapsode evaluate run DATA")
     assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run; ")
+
+
+BEYOND = str(2**64)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "text.txt", "--tokens", "5", "--out", "new", "--seed", BEYOND],
+        ["train", "text.txt", "--tokens", "5", "--out", "new", "--set", f"seed={BEYOND}"],
+        ["generate", "RUN", "Once", "--seed", BEYOND],
+        ["generate", "RUN", "Once", "--samples", "2", "--seed", str(2**64 - 1)],
+        ["evaluate", "RUN", "--seed", BEYOND],
+        ["evaluate", "RUN", "storyworld:3:valid", "--generate", "2", "--seed", str(2**64 - 1)],
+        ["story", "--out", "new", "--seed", BEYOND],
+        ["story", "--out", "new", "--seed", str(2**64 - 2)],
+        ["corpus", "--seed", BEYOND],
+        ["corpus", "2", "--seed", str(2**64 - 1)],
+        ["study", "batch", "text.txt", "--out", "new", "--seed", BEYOND],
+        ["study", "batch", "text.txt", "--out", "new", "--seeds", "2", "--seed", str(2**64 - 1)],
+    ],
+    ids=" ".join,
+)
+def test_a_seed_beyond_is_refused_before_anything_is_written(
+    call: Call, trained: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Would catch 'Overflow when unpacking', after a directory is made that can be neither resumed nor reused."""
+    (tmp_path / "text.txt").write_text("One story is here.\n\nAnd another one.\n")
+    result = call(*(str(trained) if word == "RUN" else word for word in arguments))
+    assert_refused(result, r"seeds? must be from 0 to 2\^64 - 1|go beyond")
+    assert not (tmp_path / "new").exists()
+
+
+NAMES = ["[v2].txt", "[bold].txt", ":cat:.txt", "$$.txt", "|`*.txt", "&lt;b>.txt", "\x1b[31m.txt", "a\nb.txt"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "d[/x].txt"])
+def test_a_files_name_is_shown_as_it_is(call: Call, trained: Path, small: Any, tmp_path: Path, name: str) -> None:
+    """Would catch a name that vanishes from the table as markup, and a MarkupError after all the work."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(small.file, file)
+    result = call("evaluate", str(trained), name)
+    assert result.code == 0, result.err
+    assert f" {literal(name)}: " in result.out
+    as_json = call("evaluate", str(trained), name, "--json")
+    assert json.loads(as_json.out)["data"].startswith(name)
+    assert_refused(call("evaluate", str(trained), f"no {name}"), re.escape(literal(f"no {name}: no such file")))
+
+
+def test_inspect_tells_a_text_as_it_is(call: Call, trained: Path, tmp_path: Path) -> None:
+    """Would catch tokens that vanish as markup, and `$` that breaks a picture."""
+    text = "[/x] [v2] $$ $a$ :cat: <b> \x1b[31m | ` "
+    result = call("inspect", str(trained), "--text", text, "--out", "pictures")
+    assert result.code == 0, result.err
+    assert "\x1b" not in result.out
+    table, _, maps = result.out.partition("\nattention: ")  # the table first
+    tokenizer = Run.open(trained).tokenizer
+    for token in map(tokenizer.token_text, tokenizer.encode(text)):
+        assert f" {token} " in table
+        assert f"{token} " in maps
+    assert sorted(file.suffix for file in (tmp_path / "pictures").iterdir()) == [".png"] * 2
+    assert call("inspect", str(trained), "--text", "[/x]", "--out", "pictures").code == 0
+
+
+VERBS = [
+    ["generate", "RUN", "Once", "--max-tokens", "3"],
+    ["evaluate", "RUN"],
+    ["evaluate", "RUN", "text.txt"],
+    ["inspect", "RUN", "--text", "a"],
+    ["train", "--resume", "--out", "RUN"],
+]
+
+
+@pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
+def test_damaged_runs_are_told_in_one_line(call: Call, trained: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """Would catch a traceback of any verb over a run.json that was edited, and parts of another run."""
+    (tmp_path / "text.txt").write_text("One story is here.\n\nAnd another one.\n")
+    command = ["run" if word == "RUN" else word for word in arguments]
+
+    def told(change: Callable[[dict[str, Any]], Any]) -> SimpleNamespace:
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree(trained, "run")
+        about = json.loads(Path("run/run.json").read_text())
+        change(about)
+        Path("run/run.json").write_text(json.dumps(about))
+        return call(*command)
+
+    assert told(lambda about: None).code == 0
+    for change, message in (
+        (lambda about: about.pop("model"), r"run/run\.json: the field model is missing"),
+        (lambda about: about.pop("train"), r"run/run\.json: the field train is missing"),
+        (lambda about: about.update(model=[]), r"run/run\.json: model must be an object, got \[\]"),
+        (lambda about: about["model"].pop("vocab_size"), r"run\.json: the field model\.vocab_size is missing"),
+        (lambda about: about["model"].update(lights=3), r"run\.json: model has no field 'lights'"),
+        (lambda about: about["model"].update(embed_dim="8"), r"model\.embed_dim must be a whole number, got '8'"),
+        (lambda about: about["model"].update(embed_dim=10**8), "do not fit the model config"),
+        (lambda about: about["data"].pop("locations"), r"run\.json: the field data\.locations is missing"),
+    ):
+        assert_refused(told(change), message)
+
+    def zeros(_: Any) -> None:
+        for file in Path("run").glob("*.safetensors"):
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+    assert_refused(told(zeros), r"run/(best|last)\.safetensors: damaged, its contents do not fit its own checksum")
+    if command[-1] not in ("run",) or command[0] == "train":
+        other = train_tokenizer(["quite another text, with other words"] * 9, "bpe", 300)
+        assert_refused(
+            told(lambda _: (shutil.rmtree("run/tokenizer"), other.save(Path("run/tokenizer")))),
+            r"run/tokenizer/tokenizer\.json: another tokenizer .*; put back the tokenizer folder",
+        )
+
+
+def test_a_damaged_line_of_metrics_is_named(call: Call, trained: Path) -> None:
+    """Would catch 'Expecting value: line 1 column 1 (char 0)', and lines that are lost by it."""
+    shutil.copytree(trained, "run")
+    file = Path("run/metrics.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], "x" + lines[1][1:], *lines[2:]]))
+    before = file.read_bytes()
+    assert_refused(call("train", "--resume", "--out", "run"), r"run/metrics\.jsonl, line 2: damaged, not JSON; remove")
+    assert file.read_bytes() == before

@@ -312,11 +312,12 @@ def inspect_command(path: Path, text: str | None, top: int, out: Path | None, ch
     """Tables to stdout; pictures into a folder."""
     run = Run.open(path)
     model = run.load_model(checkpoint)
+    tokenizer = run.tokenizer if text is not None else None
     show(cost_table(model))
-    if text is None:
+    if text is None or tokenizer is None:
         return
     with bar("reading", None, "tokens") as advance:
-        reading = read(model, run.tokenizer, text, top, advance)
+        reading = read(model, tokenizer, _as_text(text), top, advance)
     for table in next_token_tables(reading):
         show(table)
     if groups := about_groups(reading):

@@ -220,9 +220,20 @@ class Run:
         found = self.load(checkpoint) or self.load("last")
         if found is None:
             raise FileNotFoundError(f"{self.path}: nothing saved yet; train it on with --resume --out {self.path}")
+        self.check_fits(found.tensors)
         model = build_model(self.model_config, seed=0)
         load_weights(model, found.tensors, str(self.path))
         return model.to(device).eval()
+
+    def check_fits(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError where saved weights are not those of the model in run.json, whose memory is not taken."""
+        try:
+            with torch.device("meta"):
+                model = build_model(self.model_config)
+        except (TypeError, RuntimeError) as error:  # a size beyond all numbers
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.path / 'run.json'}: model: cannot be built ({reason})") from None
+        check_same_shapes(model, below("model/", tensors), str(self.path))
 
 
 def metadata_in(content: bytes) -> dict[str, str]:
@@ -283,13 +294,18 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
 
 def load_weights(model: LanguageModel, tensors: dict[str, Tensor], where: str) -> None:
     """Puts saved weights into a model; ValueError where names or shapes are others."""
-    own = dict(model.named_parameters())
     saved = below("model/", tensors)
-    if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
-        raise ValueError(f"{where}: the saved weights do not fit the model config of run.json")
+    check_same_shapes(model, saved, where)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in model.named_parameters():
             parameter.copy_(saved[name])
+
+
+def check_same_shapes(model: LanguageModel, saved: dict[str, Tensor], where: str) -> None:
+    """Raises ValueError where the saved weights have other names or shapes than the model's."""
+    own = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if own != {name: tensor.shape for name, tensor in saved.items()}:
+        raise ValueError(f"{where}: the saved weights do not fit the model config of run.json")
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

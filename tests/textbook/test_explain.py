@@ -310,3 +310,23 @@ def test_how_numbers_are_written():
     values = [2.0, -0.0, 1e-17, -3e-14, 0.5, 0.125, 0.1 + 0.2, 1 / 3, 0.00012, -2 / 3, 1e6]
     expected = ["2", "0", "0", "0", "0.5", "0.125", "0.3", "0.3333", "1.2e-04", "-0.6667", "1000000"]
     assert [page.number(v) for v in values] == expected
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    """Would catch `$$` that breaks a figure, `:cat:` that becomes a picture, and an escape sequence that is obeyed."""
+    given = ("--logits", "1 2 3 4 5", "--names", "$$ :cat: [red] \x1b[31m <b>")
+    shown = explain("temperature", *given)
+    explain("temperature", *given, "--html", str(tmp_path / "page.html"))
+    drawn = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for name in ("$$", ":cat:", "[red]", r"\x1b[31m", "<b>"):
+        assert name in shown
+        assert name.replace("<b>", "&lt;b&gt;") in drawn
+    assert "\x1b" not in drawn
+
+
+def test_an_example_that_nobody_could_read_is_refused():
+    """Would catch 80 GB for the Jacobian of 100,000 logits."""
+    with pytest.raises(ValueError, match="logits: 100,000 numbers, a worked example has at most 4,096; give fewer"):
+        explain("temperature", "--logits", "1 " * 100_000)
+    with pytest.raises(ValueError, match="image: 10,000 numbers"):
+        explain("convolution", "--image", "/".join(["1 " * 100] * 100))

@@ -122,6 +122,8 @@ class _Training:
         self.config, self.optimizer_config, self.batch_config = recipe.train, recipe.optimizer, recipe.batch
         self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
         checkpoint = run.load("last")
+        if checkpoint is not None:
+            run.check_fits(checkpoint.tensors)
         self.model = build_model(run.model_config, self.config.seed).to(self.device)
         self.optimizers = Optimizers(self.model, self.optimizer_config)
         self.state: State | None = None

@@ -54,7 +54,9 @@ def to_html(example: WorkedExample) -> str:
 
     blocks = []
     # A fixed salt makes the ids, and so the file, the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": example.title, "font.family": "DejaVu Sans"}):
+    # A `$` in a name is no formula.
+    settings = {"svg.hashsalt": example.title, "font.family": "DejaVu Sans", "text.parse_math": False}
+    with matplotlib.rc_context(settings):
         for block in example.blocks:
             if isinstance(block, Heading):
                 blocks.append(("heading", block.text, ""))
@@ -92,8 +94,10 @@ def write_page(page: str, path: Path) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0o600 would hide a page from a web server
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # that of a full disk names no file
         raise
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 Reader = Callable[[str, Any], Any]
+MOST_NUMBERS = 4_096  # of a matrix or a vector: examples hold Jacobians, which grow with the square, and are to be read
 
 
 def matrix(name: str, value: Any) -> np.ndarray:
@@ -23,6 +24,7 @@ def matrix(name: str, value: Any) -> np.ndarray:
         value = [_words(row) for row in value.split("/")]
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise ValueError(f"{name}: expected a matrix such as '1 0 -2 / 2 9 5', got {value!r}")
+    _check_size(name, sum(map(len, value)))
     rows = [[_number(name, entry) for entry in row] for row in value]
     for i, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
@@ -36,6 +38,7 @@ def vector(name: str, value: Any) -> np.ndarray:
         value = _words(value)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name}: expected numbers such as '1 0 -2', got {value!r}")
+    _check_size(name, len(value))
     return np.array([_number(name, entry) for entry in value])
 
 
@@ -86,7 +89,7 @@ def words(name: str, value: Any) -> list[str]:
         value = value.split()
     if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
         raise ValueError(f"{name}: expected words such as 'cat dog', got {value!r}")
-    return value
+    return [word if word.isprintable() else ascii(word)[1:-1] for word in value]  # no escape sequence is obeyed
 
 
 def truth(name: str, value: Any) -> bool:
@@ -123,6 +126,11 @@ def gather(options: Mapping[str, tuple[Reader, Any]], file: Path | None) -> dict
                 raise ValueError(f"{source}: unknown name {name!r}, known are {', '.join(options)}")
     given |= {name: value for name, (_, value) in options.items() if value is not None}
     return {name: options[name][0](name, value) for name, value in given.items()}
+
+
+def _check_size(name: str, count: int) -> None:
+    if count > MOST_NUMBERS:
+        raise ValueError(f"{name}: {count:,} numbers, a worked example has at most {MOST_NUMBERS:,}; give fewer")
 
 
 def _is_row(value: Any) -> bool:

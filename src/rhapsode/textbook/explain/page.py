@@ -114,7 +114,7 @@ def print_example(example: WorkedExample) -> None:
     """Prints the example on stdout, with colours on a terminal. Figures are for the web page and left out."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(example.title, style="bold underline", soft_wrap=True)
     print_blocks(console, example.blocks)
 
