@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ from rhapsode.training import train as train_run
 from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
+LONGEST_NAME = 255  # bytes of a file's name, on any common disk
 MOST_TOKENS = 600  # of a story that is read by the grammar
 
 PathLike = str | os.PathLike[str]
 Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
+Locations = PathLike | Iterable[os.PathLike[str]]
 Section = Mapping[str, Any]
 
 
@@ -57,7 +60,7 @@ def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto") -> M
 
 
 def train(
-    data: Data = (),
+    data: Data | None = None,
     *,
     preset: str | None = None,
     recipe: Recipe | None = None,
@@ -71,7 +74,7 @@ def train(
     batch: Section | None = None,
     seed: int | None = None,
     out: PathLike | None = None,
-    valid: Data = (),
+    valid: Data | None = None,
     tokenizer: PathLike | Tokenizer | None = None,
     vocab_size: int | None = None,
     cut: str = "auto",
@@ -88,11 +91,11 @@ def train(
     """Trains a model on text, keeps it in a run directory, and returns it as `load` does: its best checkpoint.
 
     data: a file, a folder, `hub:NAME` or `storyworld` (the corpus inside the package) as one str or Path; several as
-    Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. Nothing:
-    storyworld. valid: the same, to be judged by; otherwise a share of the stories is held out.
+    Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. None:
+    storyworld. valid: the same, to be judged by; None: a folder's validation split, or a share that is held out.
     preset: minute, coffee or overnight, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
     them, in place of the preset's. model, optimizer, train, batch: fields that are to be otherwise, or recipe: all of
-    them. seed: of weights, order and dropout.
+    them, whose vocab_size must be the tokenizer's. seed: of weights, order and dropout.
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
@@ -119,10 +122,19 @@ def train(
 
 
 def explain_preset(
-    data: Data = (),
+    data: Data | None = None,
     *,
     preset: str | None = None,
-    valid: Data = (),
+    minutes: float | None = None,
+    tokens: int | None = None,
+    sequences: int | None = None,
+    epochs: float | None = None,
+    model: Section | None = None,
+    optimizer: Section | None = None,
+    train: Section | None = None,
+    batch: Section | None = None,
+    seed: int | None = None,
+    valid: Data | None = None,
     tokenizer: PathLike | Tokenizer | None = None,
     vocab_size: int | None = None,
     cut: str = "auto",
@@ -130,16 +142,17 @@ def explain_preset(
     field: str | None = None,
     format: str = "auto",
     show: bool = False,
-    **sections: Section,
 ) -> list[str]:
     """What `train` would choose with the same arguments, and why, a line for each field; trains nothing."""
     wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
     with _talking(show):
-        return choose_recipe(_request(wanted, preset, None, sections, {}, None)).reasons
+        return choose_recipe(_request(wanted, preset, None, sections, budget, seed)).reasons
 
 
 def _request(
-    wanted: tuple[Data, Data, PathLike | Tokenizer | None, int | None, SourceConfig],
+    wanted: tuple[Data | None, Data | None, PathLike | Tokenizer | None, int | None, SourceConfig],
     preset: str | None,
     recipe: Recipe | None,
     sections: Mapping[str, Section | None],
@@ -148,12 +161,20 @@ def _request(
 ) -> TrainingRequest:
     """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
     data, valid, tokenizer, vocab_size, reading = wanted
+    if recipe is not None and preset is not None:
+        raise ValueError("a recipe leaves nothing to a preset: give one of them")
     own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        if not isinstance(tokenizer, str | os.PathLike):
+            kinds = ", ".join(KINDS)
+            raise ValueError(f"tokenizer must be a folder, a Tokenizer or one of {kinds}, got {tokenizer!r}")
         tokenizer = os.fspath(tokenizer)
     if recipe is not None and (tokenizer is None or tokenizer in KINDS):
-        vocab_size = vocab_size or recipe.model.vocab_size
-    return TrainingRequest(DataRequest(_data(data), _data(valid), tokenizer, vocab_size, reading), preset, own)
+        if vocab_size not in (None, recipe.model.vocab_size):
+            raise ValueError(f"vocab_size {vocab_size}, but the recipe has {recipe.model.vocab_size}: leave it out")
+        vocab_size = recipe.model.vocab_size
+    data, valid = _data(data, "data"), _data(valid, "valid")
+    return TrainingRequest(DataRequest(data, valid, tokenizer, vocab_size, reading), preset, own)
 
 
 def _train_to_the_end(
@@ -195,31 +216,50 @@ def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: 
     flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
     if recipe is None:
         return lay(given, flags)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, got {type(recipe).__name__}; Recipe.from_dict makes one of a dict")
     if given or flags:
         raise ValueError("a recipe has all its fields: change them with recipe.with_changes, or give no recipe")
-    own = recipe.to_dict()
-    del own["model"]["vocab_size"]  # the tokenizer's
-    return own
+    return recipe.to_dict()
 
 
-def _data(data: Data) -> tuple[str, ...] | Source:
+def _data(data: Data | None, name: str) -> tuple[str, ...] | Source:
     """Locations, or a source of texts in memory; ValueError where one could be taken for the other."""
+    if data is None:
+        return ()
     if isinstance(data, str | os.PathLike):
-        return (os.fspath(data),)
-    if isinstance(data, list | tuple):
-        paths = [item for item in data if isinstance(item, os.PathLike)]
-        if paths:
-            return tuple(os.fspath(item) for item in data)
-        if not data:
-            return ()
-        if all(isinstance(item, str) and "\n" not in item and len(item) < 256 and Path(item).exists() for item in data):
-            raise ValueError(f"{data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
-    return source_of_texts(data)  # type: ignore[arg-type]
+        location = os.fspath(data)
+        if not os.path.lexists(location) and (
+            "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_NAME
+        ):
+            raise ValueError(f"{name}: a str alone names a file; texts come in a list, a single one too: [text]")
+        return (location,)
+    if not isinstance(data, Iterable) or isinstance(data, bytes):
+        raise ValueError(f"{name} must be a file's name or path, or an iterable of texts, got {type(data).__name__}")
+    items = iter(data)
+    first = next(items, None)
+    if first is None:
+        raise ValueError(f"{name}: empty, there is no text in it")
+    if isinstance(first, os.PathLike):
+        return tuple(_location(item, name, place) for place, item in enumerate((first, *items)))
+    if isinstance(data, list | tuple) and all(_is_file(item) for item in data):
+        raise ValueError(f"{name}: {data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
+    return source_of_texts(chain((first,), items))
+
+
+def _location(item: object, name: str, place: int) -> str:
+    if not isinstance(item, os.PathLike):
+        raise ValueError(f"{name}: item {place} is no path as those before it, but of type {type(item).__name__}")
+    return os.fspath(item)
+
+
+def _is_file(item: object) -> bool:
+    return isinstance(item, os.PathLike) or (isinstance(item, str) and os.path.exists(item))
 
 
 def evaluate(
     model: Model | PathLike,
-    data: PathLike | Iterable[os.PathLike[str]] = (),
+    data: Locations | None = None,
     *,
     generate: int = 0,
     temperature: float = 1.0,
@@ -248,7 +288,7 @@ def evaluate(
         model = load(model, checkpoint=checkpoint, device=device)
     if model.run is None:
         raise ValueError("this model has no run directory; score texts with model.score")
-    locations = _data(data)
+    locations = _data(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("evaluate scores files; score texts with model.score")
     reading = SourceConfig(cut or "auto", separator, field, format)
@@ -258,7 +298,7 @@ def evaluate(
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
 
 
-def study(name: str, data: PathLike | Iterable[os.PathLike[str]] = (), *, show: bool = False, **options: Any) -> Any:
+def study(name: str, data: Locations | None = None, *, show: bool = False, **options: Any) -> Any:
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
 
     name: size, batch, sequences, temperature, all or grid. options: those of the command line by their names (out,
@@ -269,14 +309,21 @@ def study(name: str, data: PathLike | Iterable[os.PathLike[str]] = (), *, show: 
     from rhapsode.studies.plans import StudyRequest
     from rhapsode.studies.whole import run_study
 
-    locations = _data(data)
+    locations = _data(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("a study reads files: write the texts to one first")
     running = {key: options.pop(key) for key in ("jobs", "threads", "device", "publish") if key in options}
     if "cut" in options:
         options["split"] = options.pop("cut")
     out = Path(options.pop("out", None) or Path("studies") / name)
-    options |= {key: tuple(options[key]) for key in ("vary", "assignments") if key in options}
+    for key in ("vary", "assignments"):
+        if key in options:
+            options[key] = (options[key],) if isinstance(options[key], str) else tuple(options[key])
+    for key in ("valid", "tokenizer"):
+        if options.get(key) is not None:
+            options[key] = os.fspath(options[key])
+    if running.get("publish") is not None:
+        running["publish"] = Path(running["publish"])
     with _talking(show):
         return run_study(StudyRequest(name, data=locations, **options), out, **running)
 
