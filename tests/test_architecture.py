@@ -37,7 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("decode", "evaluation", "files", "machine", "model", "progress", "recipe", "recorded", "run", "seeds"),
         *("sources", "state", "storyworld", "threads", "tokenizer", "tokens"),
     },
-    "course": {"files", "fold", "kernels", "machine", "model", "progress", "state", "tokenizer"},
+    "course": {
+        *("files", "fold", "kernels", "machine", "model", "progress", "state", "terminal", "threads", "tokenizer"),
+    },
     "bench": {"inspection", "machine", "model", "progress"},
     "studies": {
         *("__init__", "decode", "evaluation", "figure", "files", "machine", "model", "progress", "recipe", "recorded"),
