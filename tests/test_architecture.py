@@ -1,6 +1,7 @@
 """The plan of the house, as far as a program can read it: who imports whom, and what nobody may use."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def rooms_imported(file: Path, everywhere: bool = False) -> set[str]:
 def test_every_room_is_named() -> None:
     """Would catch a new room that nobody has given a place."""
     assert {room_of(file) for file in FILES} - {"__init__", "__main__"} == MAY_IMPORT.keys()
+
+
+def test_the_page_has_every_room_once() -> None:
+    """Would catch a tree of files in the docs that is not the tree."""
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("src/rhapsode/\n")[1].split("\ntests/")[0]
+    named = [line.split()[0] for line in tree.splitlines() if re.match(r"    [a-z_]+(\.py|/)", line)]
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in SOURCE.iterdir()} - {
+        "__pycache__/",
+        "py.typed",
+    }
+    assert sorted(named) == sorted(there)
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT.keys() - {"cli"})
