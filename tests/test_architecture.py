@@ -113,7 +113,7 @@ def test_imports_go_one_way(room: str) -> None:
 def test_no_room_imports_those_above_it() -> None:
     """Would catch a room that this file does not know yet and that is used from below."""
     for file in FILES:
-        if room_of(file) not in NOT_BELOW:
+        if room_of(file) not in NOT_BELOW | {"__init__", "__main__"}:
             assert not rooms_imported(file, everywhere=True) & NOT_BELOW, file
 
 
