@@ -124,6 +124,8 @@ def train(
     live = LiveTraining() if show is None and in_notebook() else None
     with _talking(bool(show)), fixed_threads(threads):
         request = _request(wanted, preset, recipe, sections, budget, seed)
+        if live is not None:
+            live.begin()
         _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
     return load(path, device=device)
 
@@ -180,8 +182,8 @@ def _request(
         if vocab_size not in (None, recipe.model.vocab_size):
             raise ValueError(f"vocab_size {vocab_size}, but the recipe has {recipe.model.vocab_size}: leave it out")
         vocab_size = recipe.model.vocab_size
-    data, valid = _data(data, "data"), _data(valid, "valid")
-    return TrainingRequest(DataRequest(data, valid, tokenizer, vocab_size, reading), preset, own)
+    texts, judged = _data(data, "data"), _data(valid, "valid")
+    return TrainingRequest(DataRequest(texts, judged, tokenizer, vocab_size, reading), preset, own)
 
 
 def _train_to_the_end(
@@ -243,7 +245,7 @@ def _data(data: Data | None, name: str) -> tuple[str, ...] | Source:
         return (location,)
     if not isinstance(data, Iterable) or isinstance(data, bytes):
         raise ValueError(f"{name} must be a file's name or path, or an iterable of texts, got {type(data).__name__}")
-    items = iter(data)
+    items: Iterator[Any] = iter(data)
     first = next(items, None)
     if first is None:
         raise ValueError(f"{name}: empty, there is no text in it")

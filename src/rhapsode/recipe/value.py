@@ -60,7 +60,8 @@ class Recipe:
     def with_changes(self, **sections: Mapping[str, Any]) -> "Recipe":
         """The recipe with some fields changed: `model={...}`, `optimizer={...}`, `train={...}`, `batch={...}`.
 
-        vocab_size may be among those of the model, to fit a tokenizer. A budget takes the place of another; what a new `kind`, `optimizer` or `form` has no use for is dropped.
+        vocab_size may be among those of the model, to fit a tokenizer. A budget takes the place of another; what a new
+        `kind`, `optimizer` or `form` has no use for is dropped.
         Raises ValueError for a field that there is not, or a value that cannot be.
         """
         model = sections.get("model")
