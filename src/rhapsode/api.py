@@ -9,44 +9,37 @@ ends the process: what is wrong is a ValueError or an OSError in one line.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, training_request
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.machine import choose_device
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
-from rhapsode.recipe import BUDGETS, Recipe
-from rhapsode.recipe.changes import Sections, checked, lay
+from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
 from rhapsode.scoring import score_run
 from rhapsode.seeds import check_seed
-from rhapsode.sources import Source, SourceConfig
-from rhapsode.sources.memory import source_of_texts
+from rhapsode.sources import SourceConfig
 from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokenizer.training import KINDS
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted
 from rhapsode.training import train as train_run
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
-LONGEST_NAME = 255  # bytes of a file's name, on any common disk
-MOST_TOKENS = 600  # of a story that is read by the grammar
+if TYPE_CHECKING:
+    from rhapsode.studies.whole import Finished
 
-PathLike = str | os.PathLike[str]
-Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
-Locations = PathLike | Iterable[os.PathLike[str]]
-Section = Mapping[str, Any]
+MOST_TOKENS = 600  # of a story that is read by the grammar
 
 
 def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
@@ -123,7 +116,7 @@ def train(
     path = Path(out) if out is not None else new_directory()
     live = LiveTraining() if show is None and in_notebook() else None
     with _talking(bool(show)), fixed_threads(threads):
-        request = _request(wanted, preset, recipe, sections, budget, seed)
+        request = training_request(wanted, preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
         _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
@@ -157,33 +150,7 @@ def explain_preset(
     budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
     sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
     with _talking(show):
-        return choose_recipe(_request(wanted, preset, None, sections, budget, seed)).reasons
-
-
-def _request(
-    wanted: tuple[Data | None, Data | None, PathLike | Tokenizer | None, int | None, SourceConfig],
-    preset: str | None,
-    recipe: Recipe | None,
-    sections: Mapping[str, Section | None],
-    budget: Mapping[str, Any],
-    seed: int | None,
-) -> TrainingRequest:
-    """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
-    data, valid, tokenizer, vocab_size, reading = wanted
-    if recipe is not None and preset is not None:
-        raise ValueError("a recipe leaves nothing to a preset: give one of them")
-    own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        if not isinstance(tokenizer, str | os.PathLike):
-            kinds = ", ".join(KINDS)
-            raise ValueError(f"tokenizer must be a folder, a Tokenizer or one of {kinds}, got {tokenizer!r}")
-        tokenizer = os.fspath(tokenizer)
-    if recipe is not None and (tokenizer is None or tokenizer in KINDS):
-        if vocab_size not in (None, recipe.model.vocab_size):
-            raise ValueError(f"vocab_size {vocab_size}, but the recipe has {recipe.model.vocab_size}: leave it out")
-        vocab_size = recipe.model.vocab_size
-    texts, judged = _data(data, "data"), _data(valid, "valid")
-    return TrainingRequest(DataRequest(texts, judged, tokenizer, vocab_size, reading), preset, own)
+        return choose_recipe(training_request(wanted, preset, None, sections, budget, seed)).reasons
 
 
 def _train_to_the_end(
@@ -217,55 +184,6 @@ def _train_to_the_end(
         raise Interrupted(f"stopped and saved in {path}; {how_to_resume}")
 
 
-def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
-    """The fields that were chosen, by section."""
-    if len(budget) > 1:
-        raise ValueError(f"a budget is one of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
-    given = checked({name: fields for name, fields in sections.items() if fields}, "train")
-    flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
-    if recipe is None:
-        return lay(given, flags)
-    if not isinstance(recipe, Recipe):
-        raise ValueError(f"recipe must be a Recipe, got {type(recipe).__name__}; Recipe.from_dict makes one of a dict")
-    if given or flags:
-        raise ValueError("a recipe has all its fields: change them with recipe.with_changes, or give no recipe")
-    return recipe.to_dict()
-
-
-def _data(data: Data | None, name: str) -> tuple[str, ...] | Source:
-    """Locations, or a source of texts in memory; ValueError where one could be taken for the other."""
-    if data is None:
-        return ()
-    if isinstance(data, str | os.PathLike):
-        location = os.fspath(data)
-        if not os.path.lexists(location) and (
-            "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_NAME
-        ):
-            raise ValueError(f"{name}: a str alone names a file; texts come in a list, a single one too: [text]")
-        return (location,)
-    if not isinstance(data, Iterable) or isinstance(data, bytes):
-        raise ValueError(f"{name} must be a file's name or path, or an iterable of texts, got {type(data).__name__}")
-    items: Iterator[Any] = iter(data)
-    first = next(items, None)
-    if first is None:
-        raise ValueError(f"{name}: empty, there is no text in it")
-    if isinstance(first, os.PathLike):
-        return tuple(_location(item, name, place) for place, item in enumerate((first, *items)))
-    if isinstance(data, list | tuple) and all(_is_file(item) for item in data):
-        raise ValueError(f"{name}: {data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
-    return source_of_texts(chain((first,), items))
-
-
-def _location(item: object, name: str, place: int) -> str:
-    if not isinstance(item, os.PathLike):
-        raise ValueError(f"{name}: item {place} is no path as those before it, but of type {type(item).__name__}")
-    return os.fspath(item)
-
-
-def _is_file(item: object) -> bool:
-    return isinstance(item, os.PathLike) or (isinstance(item, str) and os.path.exists(item))
-
-
 def evaluate(
     model: Model | PathLike,
     data: Locations | None = None,
@@ -297,7 +215,7 @@ def evaluate(
         model = load(model, checkpoint=checkpoint, device=device)
     if model.run is None:
         raise ValueError("this model has no run directory; score texts with model.score")
-    locations = _data(data, "data")
+    locations = data_of(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("evaluate scores files; score texts with model.score")
     reading = SourceConfig(cut or "auto", separator, field, format)
@@ -307,34 +225,67 @@ def evaluate(
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
 
 
-def study(name: str, data: Locations | None = None, *, show: bool = False, **options: Any) -> Any:
+def study(
+    name: str,
+    data: Locations | None = None,
+    *,
+    vary: str | Iterable[str] = (),
+    assignments: str | Iterable[str] = (),
+    scale: float | None = None,
+    minutes: float | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    out: PathLike | None = None,
+    publish: PathLike | None = None,
+    valid: PathLike | None = None,
+    valid_stories: int | None = None,
+    tokenizer: PathLike | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    device: str = "auto",
+    jobs: int = 1,
+    threads: int | None = None,
+    show: bool = False,
+) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
 
-    name: size, batch, sequences, temperature, all or grid. options: those of the command line by their names (out,
-    scale, minutes, seeds, jobs, threads, device, publish, valid, tokenizer, ...; vary and assignments as lists of
-    `field=value` texts). Returns its chapters, settings and page (`rhapsode.studies.whole.Finished`).
-    Raises ValueError or OSError with one line before anything is trained; Interrupted after Ctrl-C.
+    name: size, batch, sequences, temperature, all or grid. vary: of a grid, `field=value,value` texts; assignments:
+    `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into. out: the
+    study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the report too.
+    jobs: models trained at once. The rest is as for `train`.
+    Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
+    Interrupted after Ctrl-C.
     """
     from rhapsode.studies.plans import StudyRequest
     from rhapsode.studies.whole import run_study
 
-    locations = _data(data, "data")
+    locations = data_of(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("a study reads files: write the texts to one first")
-    running = {key: options.pop(key) for key in ("jobs", "threads", "device", "publish") if key in options}
-    if "cut" in options:
-        options["split"] = options.pop("cut")
-    out = Path(options.pop("out", None) or Path("studies") / name)
-    for key in ("vary", "assignments"):
-        if key in options:
-            options[key] = (options[key],) if isinstance(options[key], str) else tuple(options[key])
-    for key in ("valid", "tokenizer"):
-        if options.get(key) is not None:
-            options[key] = os.fspath(options[key])
-    if running.get("publish") is not None:
-        running["publish"] = Path(running["publish"])
+    request = StudyRequest(
+        name,
+        locations,
+        None if valid is None else os.fspath(valid),
+        None if tokenizer is None else os.fspath(tokenizer),
+        vocab_size,
+        (vary,) if isinstance(vary, str) else tuple(vary),
+        (assignments,) if isinstance(assignments, str) else tuple(assignments),
+        scale,
+        minutes,
+        seeds,
+        seed,
+        valid_stories,
+        cut,
+        separator,
+        field,
+        format,
+    )
+    path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
-        return run_study(StudyRequest(name, data=locations, **options), out, **running)
+        return run_study(request, path, jobs, threads, device, None if publish is None else Path(publish))
 
 
 def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my_tokenizer") -> Model:

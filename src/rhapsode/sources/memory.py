@@ -24,9 +24,7 @@ def source_of_texts(texts: Iterable[str]) -> FileSource:
         if not isinstance(text, str):
             raise ValueError(f"{NAME}: item {place} is no text but of type {type(text).__name__}")
         if (half := SURROGATE.search(text)) is not None:
-            raise ValueError(
-                f"{NAME}: item {place}: half of a surrogate pair at {half.start()}, no Unicode text"
-            )
+            raise ValueError(f"{NAME}: item {place}: half of a surrogate pair at {half.start()}, no Unicode text")
         if text and not text.isspace():
             temporary.write(json.dumps(text) + "\n")
             count += 1
