@@ -95,5 +95,15 @@ def test_a_finished_run_that_is_resumed() -> None:
     assert "<svg" not in live.pages[-1]
 
 
-def test_tests_are_no_notebook() -> None:
+def test_in_a_notebook_and_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a curve on a terminal under IPython, and none on Colab, whose shell has another name."""
     assert not in_notebook()
+    zmqshell = pytest.importorskip("ipykernel.zmqshell")
+    from IPython.terminal.interactiveshell import TerminalInteractiveShell
+
+    class Shell(zmqshell.ZMQInteractiveShell):
+        pass
+
+    for kind, expected in ((zmqshell.ZMQInteractiveShell, True), (Shell, True), (TerminalInteractiveShell, False)):
+        monkeypatch.setattr("IPython.get_ipython", lambda kind=kind: kind.__new__(kind))
+        assert in_notebook() is expected

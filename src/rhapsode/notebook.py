@@ -17,9 +17,10 @@ def in_notebook() -> bool:
     """Whether this program is the kernel of a notebook, which can show pictures."""
     if "ipykernel" not in sys.modules:
         return False
+    from ipykernel.zmqshell import ZMQInteractiveShell
     from IPython import get_ipython
 
-    return type(get_ipython()).__name__ == "ZMQInteractiveShell"
+    return isinstance(get_ipython(), ZMQInteractiveShell)  # Colab's is a kind of it
 
 
 class LiveTraining:
