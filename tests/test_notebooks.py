@@ -154,7 +154,8 @@ def test_the_quickstart_runs_on_texts_of_ones_own(
 @pytest.mark.slow
 def test_the_research_notebook_runs(execute: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a cell that fails, seeds that are the same model, and a resumed run that is another one."""
-    assignments = ["SEEDS = 2", "TOKENS = 10_000", "STORIES = 60", 'CORPUS = "storyworld:300"']
+    assignments = ["SEEDS = 2", "TOKENS = 10_000", "STORIES = 150"]
+    assignments += ['CORPUS = "storyworld:300"', 'JUDGED = "storyworld:20:valid"']
     notebook = small_notebook("research", assignments, execute, tmp_path, monkeypatch)
     assert [len(outputs(notebook, id, "image/png")) for id in ("curves", "probe")] == [1, 1]
     table = outputs(notebook, "evaluate", "stdout")[0]
