@@ -54,7 +54,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show where an error came from, with any verb."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; works with every command."),
 ) -> None:
     """Options before or after any verb; `main` takes --debug out before they are read."""
 
