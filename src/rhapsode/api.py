@@ -179,7 +179,7 @@ def _train_to_the_end(
     try:
         outcome = train_run(ready.run, ready.train, ready.valid, device, tensorboard, on_event=happened)
     except KeyboardInterrupt:  # the second one
-        say(f"stopped at once, without saving; {how_to_resume}")
+        say(f"stopped immediately, without saving; {how_to_resume}")
         raise
     say(f"run directory: {path}")
     if outcome.ended == "interrupted":
@@ -190,13 +190,13 @@ def _train_to_the_end(
 def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
     """The fields that were chosen, by section."""
     if len(budget) > 1:
-        raise ValueError(f"a budget is one of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
+        raise ValueError(f"give one budget only, of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
     given = checked({name: fields for name, fields in sections.items() if fields}, "train")
     flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
     if recipe is None:
         return lay(given, flags)
     if given or flags:
-        raise ValueError("a recipe has all its fields: change them with recipe.with_changes, or give no recipe")
+        raise ValueError("recipe= already sets every field: change it with recipe.with_changes, or leave recipe= out")
     own = recipe.to_dict()
     del own["model"]["vocab_size"]  # the tokenizer's
     return own
@@ -213,7 +213,7 @@ def _data(data: Data) -> tuple[str, ...] | Source:
         if not data:
             return ()
         if all(isinstance(item, str) and "\n" not in item and len(item) < 256 and Path(item).exists() for item in data):
-            raise ValueError(f"{data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
+            raise ValueError(f"{data[0]!r} is the name of a file: pass files as pathlib.Path, texts as str")
     return source_of_texts(data)  # type: ignore[arg-type]
 
 
@@ -271,7 +271,7 @@ def study(name: str, data: PathLike | Iterable[os.PathLike[str]] = (), *, show: 
 
     locations = _data(data)
     if not isinstance(locations, tuple):
-        raise ValueError("a study reads files: write the texts to one first")
+        raise ValueError("a study reads files: write the texts to a file first")
     running = {key: options.pop(key) for key in ("jobs", "threads", "device", "publish") if key in options}
     if "cut" in options:
         options["split"] = options.pop("cut")
@@ -292,8 +292,8 @@ def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my
     own = Tokenizer.load(Path(tokenizer))
     if own.vocab_size != config.vocab_size:
         raise ValueError(
-            f"{tokenizer}: a vocabulary of {own.vocab_size}, {path} has one of {config.vocab_size};"
-            " name the model's own with --tokenizer"
+            f"{tokenizer}: has {own.vocab_size} tokens, but {path} has {config.vocab_size};"
+            " give the folder of the model's own tokenizer with --tokenizer"
         )
     network = build_model(config, seed=0)
     network.load_state_dict(weights)

@@ -32,7 +32,7 @@ def read_versioned(file: Path, version: int) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: damaged ({error})") from None
     if found != version:
-        raise ValueError(f"{file.parent}: format_version {found}, this program reads {version}")
+        raise ValueError(f"{file.parent}: format_version {found}, but this version of rhapsode reads {version}")
     return about
 
 
@@ -74,7 +74,7 @@ def read_config(kind: type[Config], fields: Any, where: str, section: str) -> Co
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name, value in fields.items():
         if name not in known:
-            raise ValueError(f"{where}: {section} has no field {name!r} that this program knows")
+            raise ValueError(f"{where}: {section} has the field {name!r}, which this version of rhapsode does not know")
         if known[name].type in CALLED:
             _check_type(value, known[name].type, where, f"{section}.{name}")  # type: ignore[arg-type]
     for name, field in known.items():

@@ -39,7 +39,10 @@ def score_run(
     about: dict[str, Any] = {"run": str(run.path), "policy": POLICY}
     on_storyworld = len(data) == 1 and is_generated(data[0])
     if generate and not on_storyworld:
-        raise ValueError("--generate reads the stories with storyworld's grammar: rhapsode evaluate RUN storyworld")
+        raise ValueError(
+            "--generate checks the stories by storyworld's grammar, so the data must be storyworld: rhapsode"
+            " evaluate RUN storyworld"
+        )
     if on_storyworld:
         splits = STORYWORLD_SPLITS if data[0] == STORYWORLD else (data[0],)
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
@@ -48,7 +51,9 @@ def score_run(
         source = open_source(data, reading, EVALUATION, _read_as_in(run, as_trained))
         store, name = prepare(source, run.tokenizer), source.description
     elif "data" not in run.about:
-        raise ValueError(f"{run.path}: keeps no data of its own: name what to score, rhapsode evaluate {run.path} DATA")
+        raise ValueError(
+            f"{run.path}: has no data of its own: name the data to score, rhapsode evaluate {run.path} DATA"
+        )
     else:
         store, name = resume(run.path, as_begun=True).valid, "the run's own validation data"
     return about | {"data": name} | score_fields(scored(model, store))

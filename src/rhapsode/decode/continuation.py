@@ -66,7 +66,7 @@ def choose_token(logits: Tensor, config: SampleConfig, seen: Tensor, generator: 
     """
     logits = logits.double().cpu()
     if not logits.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite numbers; its training went wrong")
+        raise FloatingPointError("the model's logits are not finite numbers, so its training failed")
     if config.repetition_penalty != 1 and len(seen):
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:

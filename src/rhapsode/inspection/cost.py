@@ -71,8 +71,8 @@ def cost_table(model: LanguageModel) -> Table:
     cached = config.num_heads * (config.key_dim + config.value_dim)
     attending = {"all": config.num_layers, "last": 1, "none": 0}[config.attention]
     table.caption = (
-        f"weights {4 * total / 1e6:.1f} MB; a state {4 * config.num_layers * config.hidden_dim:,} bytes and"
-        f" {4 * attending * cached:,} a token; FLOPs of a forward pass with {CONTEXT} tokens in sight, training three"
-        " times that"
+        f"weights {4 * total / 1e6:.1f} MB; state {4 * config.num_layers * config.hidden_dim:,} bytes plus"
+        f" {4 * attending * cached:,} per token; FLOPs of a forward pass that attends to {CONTEXT} tokens, training"
+        " takes three times as many"
     )
     return table

@@ -161,7 +161,7 @@ def about_groups(reading: Reading) -> str:
     """What a cell of the maps is, where it is more than a token; empty where it is one."""
     if reading.group == 1:
         return ""
-    return f"{len(reading.tokens):,} tokens, {reading.group} to a cell: the share of their look, averaged"
+    return f"{len(reading.tokens):,} tokens, {reading.group} per cell: the average of their attention weights"
 
 
 def draw(reading: Reading, folder: Path) -> list[Path]:
@@ -225,8 +225,8 @@ def _next_tokens(reading: Reading, figure_class: Any) -> Any:
             axes.text(j, row, f"{token}  {p:.0%}", ha="center", va="center", fontsize=7, color=colour, **style)
     axes.set_yticks(range(len(shown)), [reading.tokens[i] for i in shown], fontsize=7)
     axes.set_xticks(range(top), [f"{n + 1}." for n in range(top)], fontsize=7)
-    part = f", the last {len(shown)} of {count:,} places" if len(shown) < count else ""
-    axes.set(title=f"What the model expects next{part} (bold: what came)", ylabel="after")
+    part = f", the last {len(shown)} of {count:,} positions" if len(shown) < count else ""
+    axes.set(title=f"What the model expects next{part} (bold: the token that came)", ylabel="after")
     return figure
 
 
@@ -238,7 +238,7 @@ def next_token_tables(reading: Reading) -> Iterator[Table]:
     count = len(reading.tokens)
     for begin in range(0, count, ROWS_OF_TABLE):
         end = min(begin + ROWS_OF_TABLE, count)
-        part = f", places {begin + 1:,} to {end:,} of {count:,}" if count > ROWS_OF_TABLE else ""
+        part = f", positions {begin + 1:,} to {end:,} of {count:,}" if count > ROWS_OF_TABLE else ""
         table = Table(title=f"what the model expects next{part}", title_justify="left")
         table.add_column("after", justify="right")
         table.add_column("came, at")

@@ -43,7 +43,9 @@ def checked(sections: Mapping[str, Any], where: str) -> Sections:
     found: Sections = {}
     for section, fields in sections.items():
         if section not in SECTIONS or not isinstance(fields, Mapping):
-            raise ValueError(f"{where}: {section!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
+            raise ValueError(
+                f"{where}: {section!r} is not a section of a recipe; the sections are {', '.join(SECTIONS)}"
+            )
         for field, value in fields.items():
             section_of(f"{section}.{field}", where)
             found.setdefault(section, {})[field] = typed(section, field, value, f"{where}, {section}")
@@ -56,7 +58,7 @@ def section_of(name: str, where: str) -> tuple[str, str]:
     found = [key for key in SECTIONS if field in fields_of(key) and section in ("", key)]
     if not found:
         known = "; ".join(f"{key}: {', '.join(fields_of(key))}" for key in SECTIONS)
-        raise ValueError(f"{where}: there is no field {name!r} ({known})")
+        raise ValueError(f"{where}: unknown field {name!r} ({known})")
     return found[0], field
 
 
@@ -69,7 +71,9 @@ def read_toml(path: Path) -> Sections:
     sections: Sections = {}
     for section, fields in content.items():
         if section not in SECTIONS or not isinstance(fields, dict):
-            raise ValueError(f"{path}: {section!r} is no table of a config; there are [{'], ['.join(SECTIONS)}]")
+            raise ValueError(
+                f"{path}: {section!r} is not a table of a config; the tables are [{'], ['.join(SECTIONS)}]"
+            )
         for field, value in fields.items():
             section_of(f"{section}.{field}", str(path))
             sections.setdefault(section, {})[field] = typed(section, field, value, f"{path}, [{section}]")
@@ -163,6 +167,6 @@ def own_sections(
     own = read_toml(config) if config else {}
     if len(budgets) > 1:
         names = " and ".join(f"--{name}" for name in budgets)
-        raise ValueError(f"a budget is one of {', '.join(f'--{name}' for name in BUDGETS)}; got {names}")
+        raise ValueError(f"give one budget only, of {', '.join(f'--{name}' for name in BUDGETS)}; got {names}")
     flags = {**budgets, **({} if seed is None else {"seed": seed})}
     return lay(lay(own, {"train": flags}), read_assignments(assignments or ()))

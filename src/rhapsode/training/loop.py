@@ -122,7 +122,7 @@ class _Training:
             run.update(threads=torch.get_num_threads())
         recipe = run.recipe
         if recipe is None:
-            raise ValueError(f"{run.path}: its model was trained elsewhere; there is no recipe to train it by")
+            raise ValueError(f"{run.path}: its model was imported, so there is no recipe to train it with")
         self.config, self.optimizer_config, self.batch_config = recipe.train, recipe.optimizer, recipe.batch
         self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
         checkpoint = run.load("last")
@@ -250,16 +250,16 @@ class _Training:
 
         def changed(count: int) -> None:
             note(count)
-            why = "the cores are free again" if count == begun else "another process keeps a core busy"
-            self._tell(f"step {self.progress.step:,}: {_number(count, 'thread')} from here on, {why}")
+            why = "the cores are free again" if count == begun else "because another process keeps a core busy"
+            self._tell(f"step {self.progress.step:,}: now using {_number(count, 'thread')}, {why}")
 
         begun = torch.get_num_threads()
         with chosen_threads(changed if self.device.type == "cpu" else None) as chooser:
             if self.device.type == "cpu" and begun != before and torch.get_num_threads() == begun:
                 if not plan:
                     self._tell(
-                        f"this run began with {_number(before, 'thread')}; with {begun} the last digits of its numbers"
-                        f" differ, with --threads {before} they do not"
+                        f"this run was started with {_number(before, 'thread')} and now uses {begun}, so its numbers"
+                        f" can differ in the last digits; --threads {before} gives exactly the same"
                     )
                 note(begun)
             yield chooser
@@ -305,8 +305,8 @@ class _Training:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(
-                f"{self.run.path / 'last.safetensors'}: training cannot go on from it: {what}; put a sound copy of the"
-                " file in its place, or begin a new run"
+                f"{self.run.path / 'last.safetensors'}: training cannot be resumed from it: {what}; replace it with an"
+                " intact copy, or start a new run"
             ) from None
 
     def _take(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -370,13 +370,17 @@ class _Training:
             self.display.say(line)
 
     def _beginning(self) -> str:
-        parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
+        count = sum(p.numel() for p in self.model.parameters())
+        parameters = f"{count / 1e6:.1f}M parameters" if count >= 10**6 else f"{count:,} parameters"
         threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
         if self.progress.step:
-            return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
-        budget = next(f"{amount:,} {name}" for name in BUDGETS if (amount := getattr(self.config, name)))
-        steps = f"{self.total:,} steps" if self.total < UNKNOWN else "steps as many as fit, timed first"
-        return f"{parameters}, {threads}; {budget}: {steps}"
+            return f"{parameters}, {threads}; resumed at step {self.progress.step:,}"
+        amount, unit = next((amount, name) for name in BUDGETS if (amount := getattr(self.config, name)))
+        budget = f"{amount:,.15g} {unit.removesuffix('s') if amount == 1 else unit}"
+        steps = (
+            f"{self.total:,} steps" if self.total < UNKNOWN else "the number of steps is chosen after a short timing"
+        )
+        return f"{parameters}, {threads}; budget {budget}: {steps}"
 
     def _validated(self, train_loss: float, valid: Score) -> str:
         progress = self.progress
@@ -384,7 +388,7 @@ class _Training:
         floor = self.run.about.get("floor_bits_per_byte")
         against = "" if floor is None else f", the floor is {floor:.3f}"
         if valid.correction_bits:
-            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot spell"
+            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot represent"
         bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
         losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
@@ -392,12 +396,12 @@ class _Training:
 
     def _not_finite(self, what: str) -> None:
         self._tell(what)
-        raise FloatingPointError(f"{what}; nothing of it was saved in {self.run.path}; try a smaller learning_rate")
+        raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
 
     def _end(self, ended: str) -> Outcome:
         words = {
-            "budget": "the budget is spent",
-            "patience": f"no gain in {self.config.patience} validations, stopped early",
+            "budget": "finished, the budget is used up",
+            "patience": f"stopped early, no improvement in {self.config.patience} validations",
             "interrupted": "stopped and saved",
         }
         self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")
