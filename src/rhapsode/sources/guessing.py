@@ -235,7 +235,7 @@ def _following(head: _Head, position: int, kind: type) -> bool:
                 return False
             raise ValueError(
                 f"{head.name}: the first {number + 1} lines are JSON, as in JSON Lines, and the next,"
-                f" {line.strip()[:40]!r}, is not; say which it is: --format text or --format jsonl"
+                f" {line.strip()[:40]!r}, is not; choose --format text or --format jsonl"
             )
     return bool(lines)
 

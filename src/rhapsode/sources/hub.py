@@ -72,7 +72,7 @@ def download(location: str) -> list[tuple[Path, str]]:
             raise
         known = json.loads(index.read_text(encoding="utf-8"))
         commit, names = known["commit"], known["names"]
-        say(f"{error}; going on with what was downloaded before")
+        say(f"{error}; using what was downloaded before")
     else:
         write_text(index, json.dumps({"commit": commit, "names": names}))
     files = []
@@ -127,7 +127,7 @@ def _library(location: str) -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
-        raise ValueError(f"{location}: needs the Hub's own library; pip install 'rhapsode[hub]'") from None
+        raise ValueError(f"{location}: needs the package huggingface_hub; pip install 'rhapsode[hub]'") from None
     return huggingface_hub
 
 
@@ -140,7 +140,7 @@ def _list_files(hub: Any, address: Address, endpoint: str, location: str) -> tup
         raise ValueError(f"{location}: {_one_line(error)}") from None
     except errors.GatedRepoError:
         page = f"{endpoint}/datasets/{address.repo}"
-        raise ValueError(f"{location}: access has to be asked for at {page}; then set HF_TOKEN") from None
+        raise ValueError(f"{location}: access must be requested at {page}; then set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
         raise ValueError(f"{location}: the data set has no revision {address.revision!r}") from None
     except errors.RepositoryNotFoundError:
@@ -172,7 +172,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
         while True:
             had = stream.seek(0, os.SEEK_END)
             if had:
-                say(f"{called}: going on with the download at {had / 1e6:,.1f} MB")
+                say(f"{called}: resuming the download at {had / 1e6:,.1f} MB")
             try:
                 headers = hub.utils.build_hf_headers()
                 http_get(url, stream, resume_size=had, headers=headers, expected_size=about.size)
@@ -187,7 +187,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
                     of = f" of {about.size / 1e6:,.1f}" if about.size else ""
                     raise OSError(
                         f"{called}: the download stopped at {has / 1e6:,.1f}{of} MB ({_one_line(error)});"
-                        " the same command goes on from there"
+                        " run the same command again to resume it"
                     ) from None
                 time.sleep(SECONDS_BETWEEN_ATTEMPTS)
         os.fsync(stream.fileno())
@@ -196,7 +196,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
             right = hashlib.file_digest(stream, "sha256").hexdigest() == about.etag
         if not right:
             partial.unlink()
-            raise OSError(f"{called}: damaged on its way, the SHA-256 differs; run the same command again")
+            raise OSError(f"{called}: damaged in transit, its SHA-256 differs; run the same command again")
     os.replace(partial, path)
 
 

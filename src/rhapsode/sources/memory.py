@@ -20,13 +20,13 @@ def source_of_texts(texts: Iterable[str]) -> FileSource:
     count = 0
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{NAME}: item {place} is no text but of type {type(text).__name__}")
+            raise ValueError(f"{NAME}: item {place} must be a str, got {type(text).__name__}")
         if text and not text.isspace():
             temporary.write(json.dumps(text) + "\n")
             count += 1
     temporary.flush()
     if not count:
-        raise ValueError(f"{NAME}: no story in them, only blank ones or none")
+        raise ValueError(f"{NAME}: no stories, there are no texts or only blank ones")
     guess = recognise(Path(temporary.name), NAME, "jsonl", suffix_of="")
     stories = "1 story" if count == 1 else f"{count:,} stories"
     source = FileSource([guess], SourceConfig(format="jsonl"), f"{NAME}: {stories}")

@@ -31,7 +31,7 @@ def shape_of(file: InputFile) -> Shape:
     quoted = file.format == "csv" or _is_quoted(file, delimiter)
     columns = [name.strip() for name in next(_rows(file, delimiter, quoted), ([], 0))[0]]
     if not any(columns) or any(len(name) > LONGEST_NAME or "\n" in name for name in columns):
-        raise ValueError(f"{file.name}: its first row does not name columns; put one on top, such as: text")
+        raise ValueError(f"{file.name}: its first row does not name columns; add a header row, such as: text")
     return Shape(tuple(columns), delimiter, quoted)
 
 
