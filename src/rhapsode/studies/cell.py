@@ -52,7 +52,7 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
         more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
-        raise ValueError(f"{path} holds a run of another plan; remove it to begin this cell anew")
+        raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
     outcome = _train_when_free(run, train_store, view, study.device)
     if outcome.ended != "interrupted":
         study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))

@@ -82,7 +82,7 @@ class Study:
             if before != now and not same_place:
                 raise ValueError(
                     f"{self.path} holds a study with {name} {before!r}, not {now!r};"
-                    " go on with that one or choose another directory with --out"
+                    " resume that one or choose another directory with --out"
                 )
 
     @property
@@ -126,7 +126,7 @@ class Study:
 
     def lock(self) -> AbstractContextManager[None]:
         """Holds the study for this process; raises BlockingIOError where another one runs it."""
-        return held(self.path, "another process runs this study")
+        return held(self.path, "another process is running this study")
 
 
 def devices_of(result: dict[str, Any]) -> set[str]:

@@ -84,9 +84,10 @@ def reading(study: Study) -> list[str]:
     share = "tenth of the run" if count == 10 else f"1/{count} of the run" if count else "stretch of the run"
     return [
         "Losses are in nats per token.",
-        f"Training loss is the mean over all tokens since the validation before; the final one, over the last {share}.",
+        "Training loss is the mean over all tokens since the validation before; the final one is over the last"
+        f" {share}.",
         f"Validation loss is {validated_on(study)}.",
-        "Seconds are of training alone, without validation and start-up.",
+        "Seconds count training only, not validation and start-up.",
         sentences.one_seed(study.request.seeds),
     ]
 
@@ -94,7 +95,7 @@ def reading(study: Study) -> list[str]:
 def validated_on(study: Study) -> str:
     """What the validation loss is a mean over."""
     count = study.about["valid_sequences"]
-    which = "all" if count == study.about["data"]["valid_stories_there"] else "a seeded draw of"
+    which = "all" if count == study.about["data"]["valid_stories_there"] else "a seeded sample of"
     stories = f"{which} {count:,} validation stories"
     length = study.plan.valid_tokens
     if length is None:
@@ -139,13 +140,13 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
     rows = [
         ["training data", source],
         ["validation data", f"{data['valid_description']} ({valid})"],
-        ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
+        ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} tokens"],
         ["the same in all cells", constants],
         ["scale", _scale(study)],
-        ["seeds", f"{request.seeds}, from {request.seed} on"],
+        ["seeds", f"{request.seeds}, starting at {request.seed}"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
         ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
-        ["threads of a cell", ", ".join(map(str, used)) or "-"],
+        ["threads per cell", ", ".join(map(str, used)) or "-"],
         *([name, value] for name, value in facts.items()),
     ]
     return Table("Settings", ("what", "value"), rows)

@@ -79,7 +79,7 @@ def run_study(
         torch.set_num_threads(threads_before)
     say(f"report: {page} (and report.md, points.csv, figures/)")
     if failed:
-        say(f"{len(failed)} of {len(study.plan.cells)} cells failed; the same command tries them again")
+        say(f"{len(failed)} of {len(study.plan.cells)} cells failed; run the same command again to retry them")
     return Finished(study, failed, page)
 
 
@@ -90,21 +90,21 @@ def _open(request: StudyRequest, out: Path, device: str) -> Study:
     chosen = choose_device(device)
     if device not in ("auto", study.device):
         raise ValueError(
-            f"{out} holds a study on {study.device}, not {device}, and times of two devices cannot be compared;"
-            f" go on with --device {study.device} or choose another directory with --out"
+            f"{out} holds a study on {study.device}, not {device}, and times on two devices cannot be compared;"
+            f" use --device {study.device} or choose another directory with --out"
         )
     try:
         choose_device(study.device)
     except ValueError:
         raise ValueError(
-            f"{out} holds a study on {study.device}, and PyTorch finds no such device here, only {chosen};"
-            " times of two devices cannot be compared: choose another directory with --out"
+            f"{out} holds a study on {study.device}, but PyTorch finds no such device on this machine, only {chosen};"
+            " times on two devices cannot be compared: choose another directory with --out"
         ) from None
     if chosen != study.device:
-        say(f"going on on {study.device}, where the study was begun; {chosen} is there too, for a study of its own")
+        say(f"continuing on {study.device}, where the study was started; {chosen} is available too, for another study")
     before = {name for result in study.results() for name in devices_of(result)} - {device_name(study.device)}
     if before:
-        say(f"finished cells ran on {', '.join(sorted(before))}, the others run on {device_name(study.device)}")
+        say(f"finished cells ran on {', '.join(sorted(before))}, the others will run on {device_name(study.device)}")
     return study
 
 
@@ -150,7 +150,7 @@ def _begin(request: StudyRequest, out: Path, jobs: int, device: str) -> Study:
             **data.about,
             "num_stories": data.train.num_stories,
             "valid_stories_there": data.valid.num_stories,
-            "valid_description": data.valid.description if "valid" in data.about else "held out of the same",
+            "valid_description": data.valid.description if "valid" in data.about else "held out of the training data",
         },
         "tokenizer_fingerprint": data.tokenizer.fingerprint,
         "tokenizer_kind": data.tokenizer.kind,
