@@ -44,7 +44,7 @@ class GeneratedSource:
         stories = "1 story" if count == 1 else f"{count:,} stories"
         self.description = f"{NAME}: {stories} of the split {split}"
         if seed_start:
-            self.description += f", from seed {seed_start:,} on"
+            self.description += f", starting at seed {seed_start:,}"
 
     def head(self, count: int) -> "GeneratedSource":
         """The first stories: a fair sample, since a story depends on its seed alone."""
@@ -88,13 +88,13 @@ def open_generated(location: str) -> GeneratedSource:
     if parts and (len(parts) == 2 or parts[0] not in SPLITS):
         number, *parts = parts
         if not (number.isascii() and number.isdecimal() and int(number) > 0):
-            what = "is no number of stories (1 or more)" + ("" if parts else f", nor a split ({', '.join(SPLITS)})")
+            what = "is not a number of stories (1 or more)" + ("" if parts else f", nor a split ({', '.join(SPLITS)})")
             raise ValueError(f"{location}: {number!r} {what}")
         count = int(number)
     else:
         count = None
     if len(parts) > 1:
-        raise ValueError(f"{location}: give it as {NAME}:COUNT:SPLIT, such as {NAME}:500:valid")
+        raise ValueError(f"{location}: write it as {NAME}:COUNT:SPLIT, such as {NAME}:500:valid")
     split = parts[0] if parts else "train"
     try:
         return GeneratedSource(count or (TRAINING_STORIES if split == "train" else OTHER_STORIES), split)
