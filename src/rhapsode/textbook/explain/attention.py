@@ -187,7 +187,7 @@ def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> li
         Lines(matrix("A", A)),
         Lines(averages),
         Figure(
-            f"Head {h + 1}: row t is what position t asks, column n what position n offers.",
+            f"Head {h + 1}: row t is the query of position t, column n the key of position n.",
             lambda canvas: _draw_head(canvas, S, A, O),
             (9.0, 3.2),
         ),

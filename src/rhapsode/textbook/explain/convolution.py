@@ -109,7 +109,7 @@ def convolution(
             (9.0, max(2.2, min(8.0, 9.0 * len(A) / A.shape[1]))),
         ),
         Text(
-            f"im2col does it the other way round: the {X.shape[1]} patches become the columns of a "
+            f"im2col does the reverse: the {X.shape[1]} patches become the columns of a "
             f"{X.shape[0]}x{X.shape[1]} matrix, and the filter a row. The largest difference "
             f"between loops, A and im2col is {agreement(difference, 1e-9)}."
         ),

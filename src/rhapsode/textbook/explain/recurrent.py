@@ -75,7 +75,7 @@ def unrolling(
         Heading("3. Backward, from the last step to the first"),
         Text(
             "Two gradients meet in each h_t: one from its own output o_t, and one from the next step, which "
-            "came the way h_t → z_{t+1}. The last step has no next."
+            "came back along h_t → z_{t+1}. The last step has no next one."
         ),
     ]
     for t in range(T, 0, -1):

@@ -83,7 +83,7 @@ class Numbers:
         if answer.shape != right.shape:
             return f"the matrix is {_by(right.shape)}, yours is {_by(answer.shape)}"
         if self._near(-answer, right):
-            return "the sign is the other way round"
+            return "the sign is wrong"
         if right.ndim == 0:
             off = abs(float(answer - right))
             close = not self.whole and off < 0.05
@@ -163,7 +163,7 @@ class Shape:
         except ValueError as error:
             raise ValueError(f"{error}; type {self.form}") from None
         if any(size != int(size) or size < 0 for size in sizes):
-            raise ValueError(f"{text.strip()!r} has other numbers than whole ones; type {self.form}")
+            raise ValueError(f"{text.strip()!r} must have whole numbers only; type {self.form}")
         return tuple(map(int, sizes))
 
     def judge(self, answer: tuple[int, ...]) -> str | None:
@@ -216,7 +216,7 @@ class Choice:
         spelled = [" ".join(option.casefold().split()) for option in self.options]
         if typed in spelled:
             return spelled.index(typed)
-        raise ValueError(f"{text.strip()!r} is none of the answers; type {self.form}")
+        raise ValueError(f"{text.strip()!r} is not one of the answers; type {self.form}")
 
     def judge(self, answer: int) -> str | None:
         """None if it is right, else a sentence on what is wrong."""

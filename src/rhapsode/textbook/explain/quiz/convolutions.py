@@ -216,7 +216,7 @@ def toeplitz_row(rng: np.random.Generator) -> Question:
             mistakes=told_apart(
                 right,
                 (conv.toeplitz_2d(f[::-1, ::-1].copy(), (n_h, n_w))[i * m_w + j], "with the filter flipped"),
-                (laid[:, ::-1].reshape(-1), "with the columns the other way round"),
+                (laid[:, ::-1].reshape(-1), "with the columns in reverse order"),
                 (laid.T.reshape(-1), "read column by column"),
                 (A[(i * m_w + j + 1) % len(A)], "the row of another entry of y"),
                 (

@@ -104,7 +104,7 @@ def by_weights(rng: np.random.Generator) -> Question:
                 right,
                 (np.outer(p, h), "p hᵀ: the true token's 1 is not subtracted"),
                 (np.outer(h, ds), "its transpose"),
-                (-right, "with the sign the other way round"),
+                (-right, "with the opposite sign"),
             ),
         ),
         [
@@ -171,7 +171,7 @@ def _softmax_mistakes(p: np.ndarray, target: int) -> list[tuple[np.ndarray, str]
     onehot = np.eye(len(p))[target]
     return [
         (p, "softmax(s) alone: the true token's 1 is not subtracted"),
-        (onehot - p, "with the sign the other way round"),
+        (onehot - p, "with the opposite sign"),
         (-onehot / p, "dL/dp, not dL/ds"),
         (p - np.roll(onehot, 1), "with the 1 subtracted from another token: tokens are counted from 1 here"),
         (p - np.roll(onehot, -1), "with the 1 subtracted from another token: tokens are counted from 1 here"),

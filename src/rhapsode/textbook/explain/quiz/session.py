@@ -43,7 +43,7 @@ def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
     lines = AnswerLines(console)
     score = Score()
     interrupted = False
-    console.print("Type an answer; Enter alone shows it, q leaves.", style="dim", soft_wrap=True)
+    console.print("Type an answer; press Enter alone to see it, q to quit.", style="dim", soft_wrap=True)
     try:
         for position, question in enumerate(questions, start=1):
             console.print(f"\n{position}/{len(questions)}  {question.topic}", style="bold cyan", soft_wrap=True)
@@ -107,7 +107,7 @@ class AnswerLines:
         while rows[-1]:
             reason = _unreadable(rows[-1]) if len(rows) > 1 else None
             if reason:
-                self.console.print(f"? {reason}; only this row again", style="yellow", soft_wrap=True)
+                self.console.print(f"? {reason}; type only this row again", style="yellow", soft_wrap=True)
                 rows.pop()
             elif _complete(question, "\n".join(rows)):
                 break
@@ -128,7 +128,7 @@ def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
             if lines.terminal:
                 console.print(f"? {error}", style="yellow", soft_wrap=True)
                 continue
-            wrong = f"not read: {error}"
+            wrong = f"not understood: {error}"
         if wrong is None:
             _tell(console, "right", "right")
             return True
@@ -138,14 +138,14 @@ def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
     console.print("\nAnswer", style="bold")
     print_blocks(console, [Lines(question.answer.lines())])
     if question.example:
-        console.print(f"\nAll of it: rhapsode explain {question.command}", style="dim", soft_wrap=True)
+        console.print(f"\nThe full example: rhapsode explain {question.command}", style="dim", soft_wrap=True)
     return False
 
 
 def _form(question: Question, lines: AnswerLines) -> str:
     answer = question.answer
     by_rows = lines.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
-    return answer.form + (" (Enter alone ends it)" if by_rows else "")
+    return answer.form + (" (Enter alone ends the matrix)" if by_rows else "")
 
 
 def _complete(question: Question, text: str) -> bool:

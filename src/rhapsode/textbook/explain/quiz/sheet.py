@@ -69,7 +69,7 @@ TEMPLATE = """<!doctype html>
 {% endmacro %}
 <h1>{{ title }}</h1>
 <p class="how">Answers and steps are folded away below each question; only those that are open are printed. To be
-asked these in a terminal, and the answers checked: <code>{{ again }}</code></p>
+answer these in a terminal and have the answers checked: <code>{{ again }}</code></p>
 {% for question in questions %}
 <article>
 <h2>{{ loop.index }}. <span>{{ question.topic }}</span></h2>
@@ -88,7 +88,7 @@ asked these in a terminal, and the answers checked: <code>{{ again }}</code></p>
 {{ shown(question.steps) }}
 <pre class="answer">{{ question.answer }}</pre>
 {% if question.example %}
-<p class="form">All of it: <code>rhapsode explain {{ question.example }}</code></p>
+<p class="form">The full example: <code>rhapsode explain {{ question.example }}</code></p>
 {% endif %}
 </details>
 </article>

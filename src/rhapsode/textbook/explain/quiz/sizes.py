@@ -149,9 +149,9 @@ def same_size(rng: np.random.Generator) -> Question:
     return Question(
         [
             Text(
-                f"A convolution with a filter of {k}x{k}, stride 1, dilation {dilation} shall leave the size "
+                f"A convolution with a filter of {k}x{k}, stride 1, dilation {dilation} should keep the size "
                 f"of a {n}x{n} "
-                "image as it is. How many rows and columns of zeros must the padding add on each side?"
+                "image. How many rows and columns of zeros must the padding add on each side?"
             )
         ],
         Numbers(
