@@ -31,7 +31,9 @@ def parse(argv: Sequence[str]) -> tuple[Program, argparse.Namespace]:
 
 def _train_mod(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="rnn.py train", description="Train the course's language model.")
-    parser.add_argument("--model_path", metavar="FILE", help="write the model there; left out, to no file")
+    parser.add_argument(
+        "--model_path", metavar="FILE", help="write the model to this file; by default it is not written"
+    )
     return _training(parser, argv)
 
 
