@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from rhapsode import api as rhapsode_api
 from rhapsode import cli
 from rhapsode.course import RNNLanguageModel
 from rhapsode.recipe.presets import PACE
@@ -408,6 +409,9 @@ def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -
     assert (result.code, result.out) == (0, "run\n"), result.err
     tokens = torch.arange(12)[None]
     torch.testing.assert_close(Run.open(Path("run")).load_model()(tokens)[0], model(tokens)[0])
+    direct = rhapsode_api.load("model.pt", tokenizer="tokenizer", device="cpu")  # without a run directory
+    torch.testing.assert_close(direct.network(tokens)[0], model(tokens)[0])
+    assert direct.generate("Once", max_tokens=3, temperature=0)[0].tokens
     assert "data" in call("evaluate", "run", str(small.file)).out
     assert_refused(call("evaluate", "run"), "keeps no data of its own: name what to score, rhapsode evaluate run DATA")
     assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run; ")

@@ -19,7 +19,7 @@ from typing import Any
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.machine import choose_device
-from rhapsode.model import build_model
+from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
 from rhapsode.recipe import BUDGETS, Recipe
@@ -46,14 +46,21 @@ Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
 Section = Mapping[str, Any]
 
 
-def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto") -> Model:
-    """The model of a run directory.
+def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
+    """The model of a run directory, or of a model.pt that the course's program saved; nothing in it is executed.
 
-    checkpoint: `best` (lowest validation loss) or `last`. device: auto, cpu, cuda or mps. Raises OSError or ValueError
-    in one line that names the path.
+    checkpoint: `best` (lowest validation loss) or `last`. device: auto, cpu, cuda or mps. tokenizer: the folder that
+    belongs to a model.pt; otherwise `my_tokenizer` beside it. Raises OSError or ValueError in one line that names the
+    path.
     """
-    run = Run.open(Path(path))
-    return Model(run.load_model(checkpoint, choose_device(device)), run.tokenizer, run)
+    path, device = Path(path), choose_device(device)
+    if path.is_file():
+        network, own = _course_model(path, Path(tokenizer) if tokenizer else path.parent / "my_tokenizer")
+        return Model(network.to(device), own)
+    if tokenizer is not None:
+        raise ValueError(f"{path}: a run has its own tokenizer; name one for a model.pt only")
+    run = Run.open(path)
+    return Model(run.load_model(checkpoint, device), run.tokenizer, run)
 
 
 def train(
@@ -286,20 +293,26 @@ def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my
 
     tokenizer: the folder that belongs to it. Raises ValueError or OSError with one line that names the file.
     """
+    network, own = _course_model(Path(path), Path(tokenizer))
+    about = {"model": asdict(network.config), "tokenizer": own.fingerprint, "imported": Path(path).name}
+    Run.create(Path(out), about, own, network)
+    return load(out, device="cpu")
+
+
+def _course_model(path: Path, folder: Path) -> tuple[LanguageModel, Tokenizer]:
+    """The plain model that a model.pt holds, and its tokenizer; ValueError where the two do not fit together."""
     from rhapsode.course import load_course_model, plain_parts
 
-    config, weights = plain_parts(load_course_model(Path(path)))
-    own = Tokenizer.load(Path(tokenizer))
-    if own.vocab_size != config.vocab_size:
+    config, weights = plain_parts(load_course_model(path))
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
-            f"{tokenizer}: has {own.vocab_size} tokens, but {path} has {config.vocab_size};"
-            " give the folder of the model's own tokenizer with --tokenizer"
+            f"{folder}: has {tokenizer.vocab_size} tokens, but {path} has {config.vocab_size};"
+            " give the folder of the model's own tokenizer"
         )
     network = build_model(config, seed=0)
     network.load_state_dict(weights)
-    about = {"model": asdict(config), "tokenizer": own.fingerprint, "imported": Path(path).name}
-    Run.create(Path(out), about, own, network)
-    return load(out, device="cpu")
+    return network, tokenizer
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from made_up import made_up_losses, made_up_study
 
-from rhapsode.studies.chapters import chapters_of
 from rhapsode.studies.directory import Study
-from rhapsode.studies.figures import MOST_LINES, Line, dots, lines
-from rhapsode.studies.markdown import one_line
 from rhapsode.studies.plans import StudyRequest
-from rhapsode.studies.report import write_report
+from rhapsode.studies.report.chapters import chapters_of
+from rhapsode.studies.report.figures import MOST_LINES, Line, dots, lines
+from rhapsode.studies.report.markdown import one_line
+from rhapsode.studies.report.page import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -15,11 +15,11 @@ from rhapsode.progress import say
 from rhapsode.recipe.changes import build
 from rhapsode.run import check_free
 from rhapsode.sources import SourceConfig
-from rhapsode.studies.chapters import Chapter, Table, chapters_of
 from rhapsode.studies.data import VALID_STORIES, valid_view
 from rhapsode.studies.directory import Study, devices_of
 from rhapsode.studies.plans import StudyRequest, plan_of
-from rhapsode.studies.report import check_extras, settings_of, write_report
+from rhapsode.studies.report.chapters import Chapter, Table, chapters_of
+from rhapsode.studies.report.page import check_extras, settings_of, write_report
 from rhapsode.studies.runner import Interrupted, run_cells
 from rhapsode.studies.timing import fit
 from rhapsode.tokens import BatchConfig, Batcher
