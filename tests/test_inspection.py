@@ -186,6 +186,6 @@ def test_a_long_table_comes_in_parts() -> None:
     reading = Reading(tokens, 19, {}, [0.0] * (count - 1), expected)
     tables = list(next_token_tables(reading))
     assert [table.row_count for table in tables] == [1000, 1000, 345]
-    assert "places 2,001 to 2,345 of 2,345" in str(tables[-1].title)
+    assert "positions 2,001 to 2,345 of 2,345" in str(tables[-1].title)
     places = [cell for table in tables for cell in table.columns[0].cells]
     assert places == tokens

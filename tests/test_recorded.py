@@ -87,7 +87,10 @@ def test_a_wrong_field_is_named(field: str, value: Any, message: str) -> None:
     ("fields", "message"),
     [
         ({}, "the field model.vocab_size is missing"),
-        ({"vocab_size": 5, "flavour": 1}, "model has no field 'flavour' that this program knows"),
+        (
+            {"vocab_size": 5, "flavour": 1},
+            "model has the field 'flavour', which this version of rhapsode does not know",
+        ),
         ({"vocab_size": "5"}, "model.vocab_size must be a whole number, got '5'"),
         ({"vocab_size": True}, "model.vocab_size must be a whole number, got True"),
         ({"vocab_size": 5, "gate": 1}, "model.gate must be true or false, got 1"),

@@ -197,7 +197,7 @@ def _train_to_the_end(
 def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
     """The fields that were chosen, by section."""
     if len(budget) > 1:
-        raise ValueError(f"give one budget only, of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
+        raise ValueError(f"give only one budget ({', '.join(BUDGETS)}), got {' and '.join(budget)}")
     given = checked({name: fields for name, fields in sections.items() if fields}, "train")
     flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
     if recipe is None:

@@ -111,7 +111,7 @@ class Life:
         self.process.kill()
         self.process.communicate()
         told, last = self.told(), last_progress(self.out)
-        from_step = re.search(r"going on from step ([\d,]+)", told)
+        from_step = re.search(r"resumed at step ([\d,]+)", told)
         gone_on_from = int(from_step[1].replace(",", "")) if from_step else 0 if told else None
         return Kill(seconds, gone_on_from, self._doing(told, last), last["step"] if last else None)
 

@@ -121,7 +121,7 @@ def test_remarks_say_what_is_wrong():
     matrix = Numbers("M", np.array([[1.0, 0.5], [0.25, -2.0]]))
     assert matrix.check("1 0.5; 0.25 -3") == "all right but one: row 2 column 2, where you have -3"
     assert matrix.check("1 0.25; 0.5 -2") == "that is its transpose"
-    assert matrix.check("-1 -0.5; -0.25 2") == "the sign is the other way round"
+    assert matrix.check("-1 -0.5; -0.25 2") == "the sign is wrong"
     assert matrix.check("7 7; 7 7") == "4 of 4 entries are not right, the first is row 1 column 1, where you have 7"
     assert Numbers("x", np.array(1 / 3)).check("0.3") == "close, but off by 0.0333: keep more decimals"
     assert Numbers("x", np.array(1 / 3)).check("0.33") is None
@@ -192,8 +192,8 @@ def test_vectors_are_read_in_every_spelling(text):
         (Numbers("x", np.array(0.5)), "0,5", "decimals are written with a point, got '0,5'"),
         (Numbers("x", np.array(7.0), whole=True), "seven", "'seven' is not a number; type a whole number"),
         (Shape("s", (2, 3)), "two by three", "is not a number; type a size such as 2 x 3"),
-        (Shape("s", (2, 3)), "2.5 x 3", "has other numbers than whole ones; type a size"),
-        (Choice(("yes", "no"), 0, ("", "")), "perhaps", "'perhaps' is none of the answers; type a letter, a to b"),
+        (Shape("s", (2, 3)), "2.5 x 3", "must have whole numbers only; type a size"),
+        (Choice(("yes", "no"), 0, ("", "")), "perhaps", "'perhaps' is not one of the answers; type a letter, a to b"),
     ],
 )
 def test_what_cannot_be_read_says_what_is_expected(answer, text, message):

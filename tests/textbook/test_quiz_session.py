@@ -62,7 +62,7 @@ def test_wrong_empty_and_unreadable_answers_show_the_steps_and_count():
     assert result.stdout.splitlines()[-2:] == ["parameters      1   4", "score           1   4"]
     assert "✗ not 1." in result.stderr
     assert "→ this is how:" in result.stderr
-    assert "✗ not read: 'many\\x1b[31m' is not a number; type a whole number." in result.stderr
+    assert "✗ not understood: 'many\\x1b[31m' is not a number; type a whole number." in result.stderr
     assert "\x1b" not in result.stderr
     for question in questions[:3]:
         assert all(f"  {line}\n" in result.stderr for line in question.answer.lines())
@@ -128,7 +128,7 @@ def test_bytes_that_are_no_text_are_an_answer_that_is_not_read():
     command = [*COMMAND, "--seed", "1", "--topic", "parameters", "--count", "1"]
     result = subprocess.run(command, input=b"\xff\xfe\n", capture_output=True, check=False)
     assert result.returncode == 0
-    assert "not read" in result.stderr.decode()
+    assert "not understood" in result.stderr.decode()
     assert result.stdout.decode().splitlines()[-1].split() == ["score", "0", "1"]
 
 
@@ -213,7 +213,7 @@ def test_at_a_terminal_a_matrix_is_typed_row_by_row():
         screen.type(f"{rows[0]}\n")
         screen.wait_for(" row 2> ")
         screen.type("1 x\n")
-        screen.wait_for("? 'x' is not a number; only this row again")
+        screen.wait_for("? 'x' is not a number; type only this row again")
         for n, row in enumerate(rows[1:], start=2):
             screen.wait_for(f" row {n}> ")
             screen.type(f"{row}\n")

@@ -167,6 +167,6 @@ def own_sections(
     own = read_toml(config) if config else {}
     if len(budgets) > 1:
         names = " and ".join(f"--{name}" for name in budgets)
-        raise ValueError(f"give one budget only, of {', '.join(f'--{name}' for name in BUDGETS)}; got {names}")
+        raise ValueError(f"give only one budget ({', '.join(f'--{name}' for name in BUDGETS)}), got {names}")
     flags = {**budgets, **({} if seed is None else {"seed": seed})}
     return lay(lay(own, {"train": flags}), read_assignments(assignments or ()))

@@ -225,7 +225,7 @@ def _grid(vary: tuple[str, ...]) -> dict[str, Values]:
             raise ValueError(f"--vary {text}: a value appears twice")
     if len(set(axes) & set(BUDGETS)) > 1:
         raise ValueError(
-            f"give one budget only, of {', '.join(BUDGETS)}; --vary names {' and '.join(set(axes) & set(BUDGETS))}"
+            f"vary only one budget ({', '.join(BUDGETS)}); --vary names {' and '.join(set(axes) & set(BUDGETS))}"
         )
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return {", ".join(f"{name} {shown(value)}" for name, value in values.items()): values for values in combinations}

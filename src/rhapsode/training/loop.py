@@ -324,7 +324,7 @@ class _Training:
         missing = {each.name for each in fields(Progress)} - set(progress)
         if missing:
             raise KeyError(f"progress.{min(missing)}")
-        self.progress = read_config(Progress, progress, "it", "progress")
+        self.progress = read_config(Progress, progress, "its contents", "progress")
         self.batcher.load_state_dict(self.progress.batcher)
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
