@@ -323,7 +323,7 @@ def quiz(
     import secrets
 
     from rhapsode.textbook.explain.html import write_page
-    from rhapsode.textbook.explain.quiz.draw import chosen_topics, draw
+    from rhapsode.textbook.explain.quiz.draw import chosen_topics, draw_questions
     from rhapsode.textbook.explain.quiz.session import ask_all
     from rhapsode.textbook.explain.quiz.sheet import to_html
 
@@ -331,7 +331,7 @@ def quiz(
     seed = secrets.randbelow(100_000) if seed is None else seed
     only = "" if len(topics) == len(TOPICS) else f" --topic {','.join(topics)}"
     again = f"rhapsode explain quiz --seed {seed} --count {count}{only}"
-    questions = draw(seed, count, topics)
+    questions = draw_questions(seed, count, topics)
     if html is not None:
         write_page(to_html(questions, f"Quiz {seed}", again), html)
         typer.echo(f"wrote {html}", err=True)

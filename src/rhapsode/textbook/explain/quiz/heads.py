@@ -6,7 +6,7 @@ import numpy as np
 
 from rhapsode.textbook import attention as att
 from rhapsode.textbook.explain.page import Lines, Text
-from rhapsode.textbook.explain.quiz.answers import Numbers, Shape, told_apart
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, ShapeAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 
 SHAPES = {
@@ -79,7 +79,7 @@ def one_shape(rng: np.random.Generator) -> Question:
     others |= {(n["H"], *right): "the shape for all heads together"} if key.endswith("per_head") else {}
     return Question(
         [Text(f"{_given(n)} What is the shape of {what}?")],
-        Shape("the shape", right, tuple(others.items())),
+        ShapeAnswer("the shape", right, tuple(others.items())),
         [
             Text(f"{what[0].upper() + what[1:]}: {' x '.join(letters)}. " + _reason(key)),
             Lines([f"{' x '.join(letters)} = {' x '.join(str(n[x]) for x in letters)}"]),
@@ -134,7 +134,7 @@ def with_cache(rng: np.random.Generator) -> Question:
                 f"is the shape of {what}?"
             )
         ],
-        Shape("the shape", right, tuple((s, reason) for s, reason in wrong.items() if s != right)),
+        ShapeAnswer("the shape", right, tuple((s, reason) for s, reason in wrong.items() if s != right)),
         [
             Text("Only the new tokens have queries; they see the keys of the cached ones and their own."),
             Lines([f"{letters} = {' x '.join(map(str, right))}"]),
@@ -142,7 +142,7 @@ def with_cache(rng: np.random.Generator) -> Question:
     )
 
 
-def weights(rng: np.random.Generator) -> Question:
+def parameter_count(rng: np.random.Generator) -> Question:
     """How many numbers are learned."""
     H, d = int(rng.integers(2, 9)), int(rng.integers(2, 9))
     D, biases = H * d, bool(rng.integers(2))
@@ -159,7 +159,7 @@ def weights(rng: np.random.Generator) -> Question:
                 f"{'with' if biases else 'without'} biases?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "numbers",
             right,
             whole=True,
@@ -196,7 +196,7 @@ def seen(rng: np.random.Generator) -> Question:
                 "the mask, in all heads together?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "weights",
             right,
             whole=True,

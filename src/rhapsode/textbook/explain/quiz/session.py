@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from rhapsode.textbook.explain.page import Lines, print_blocks, table
-from rhapsode.textbook.explain.quiz.answers import Choice, Numbers
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer, NumbersAnswer
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.quiz.reading import grids
 
 LEAVE = ("q", "quit", "exit")
-MARKS = {"right": "✓", "wrong": "✗", "shown": "→"}
+SIGNS = {"right": "✓", "wrong": "✗", "shown": "→"}
 STYLES = {"right": "bold green", "wrong": "bold red", "shown": "bold yellow"}
 
 
@@ -22,7 +22,7 @@ class Left(Exception):
 
 
 @dataclass
-class Score:
+class Tally:
     """How many of each topic's questions were answered right, in the order in which the topics came."""
 
     by_topic: dict[str, list[bool]] = field(default_factory=dict)
@@ -34,21 +34,21 @@ class Score:
         return table(["topic", "right", "of"], [*rows, ["score", *_right_of(total)]])
 
 
-def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
+def ask_all(questions: Sequence[Question], again: str) -> tuple[Tally, bool]:
     """Asks until the questions or the answers end; the score so far, and whether Ctrl-C ended it.
 
     again: the command that asks the same questions. Questions and remarks go to stderr.
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     lines = AnswerLines(console)
-    score = Score()
+    score = Tally()
     interrupted = False
     console.print("Type an answer; press Enter alone to see it, q to quit.", style="dim", soft_wrap=True)
     try:
         for position, question in enumerate(questions, start=1):
             console.print(f"\n{position}/{len(questions)}  {question.topic}", style="bold cyan", soft_wrap=True)
             print_blocks(console, question.blocks)
-            if isinstance(question.answer, Choice):
+            if isinstance(question.answer, ChoiceAnswer):
                 console.print()
                 for option in question.answer.listed():
                     console.print(f"  {option}", soft_wrap=True)
@@ -144,7 +144,7 @@ def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
 
 def _form(question: Question, lines: AnswerLines) -> str:
     answer = question.answer
-    by_rows = lines.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
+    by_rows = lines.terminal and isinstance(answer, NumbersAnswer) and answer.right.ndim == 2 and answer.size_asked
     return answer.form + (" (Enter alone ends the matrix)" if by_rows else "")
 
 
@@ -168,7 +168,7 @@ def _unreadable(row: str) -> str | None:
 
 
 def _tell(console: Console, what: str, remark: str) -> None:
-    console.print(f"{MARKS[what]} {remark}", style=STYLES[what], soft_wrap=True)
+    console.print(f"{SIGNS[what]} {remark}", style=STYLES[what], soft_wrap=True)
 
 
 def _visible(text: str) -> str:

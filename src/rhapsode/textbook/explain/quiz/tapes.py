@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, number
-from rhapsode.textbook.explain.quiz.answers import Choice, Numbers, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text, factor, number
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer, NumbersAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.tape import Queue, RecordingTape
 from rhapsode.textbook.tape import Bias, Leaf, Linear, Mean, Module, Multiply, ReLU, Sigmoid, Tanh
@@ -129,7 +129,7 @@ def used_twice(by: str, rng: np.random.Generator) -> Question:
             Text(f"With x = {number(x)}, w = {number(w)} and b = {number(b)} these are computed. What is dL/d{by}?"),
             Lines(["u = w x", "v = u + b", "L = v u"]),
         ],
-        Numbers(
+        NumbersAnswer(
             f"dL/d{by}",
             right,
             whole=True,
@@ -180,7 +180,7 @@ def as_queue(rng: np.random.Generator) -> Question:
             ),
             Lines(["u = w x", "v = u + b", "L = v u"]),
         ],
-        Numbers(
+        NumbersAnswer(
             "dL/du",
             right,
             whole=True,
@@ -255,9 +255,11 @@ def _twice(
 
 
 def _choice(
-    rng: np.random.Generator, blocks: list[Block], options: list[tuple[str, str]], steps: list[Block]
+    rng: np.random.Generator, blocks: list[PageBlock], options: list[tuple[str, str]], steps: list[PageBlock]
 ) -> Question:
     """The options, of which the first is right, in random order."""
     order = rng.permutation(len(options))
-    answer = Choice(tuple(options[i][0] for i in order), int(np.argmin(order)), tuple(options[i][1] for i in order))
+    answer = ChoiceAnswer(
+        tuple(options[i][0] for i in order), int(np.argmin(order)), tuple(options[i][1] for i in order)
+    )
     return Question(blocks, answer, steps)
