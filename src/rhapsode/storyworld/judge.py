@@ -231,7 +231,7 @@ def reference_scores(
     asked = branches(tokenizer, stories)
     answers = continuation_log_probabilities(model, asked, tokenizer.eos_id, on_stories)
     return storyworld.accuracy(
-        storyworld.Outcome(branch.question.kind, branch.question.distance, right > max(wrong))
+        storyworld.ReferenceOutcome(branch.question.kind, branch.question.distance, right > max(wrong))
         for (_, branched), found in zip(asked, answers, strict=True)
         for branch, (right, *wrong) in zip(branched, found, strict=True)
     )

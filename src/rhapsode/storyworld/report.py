@@ -86,7 +86,7 @@ def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
     return [counts, breaks]
 
 
-MOST_LINES = 4  # more would lie on each other
+MOST_CURVES = 4  # more would lie on each other
 
 
 def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy | None = None) -> None:
@@ -101,8 +101,8 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"figures need {error.name}: pip install 'rhapsode[study]'") from error
-    if not 1 <= len(accuracies) <= MOST_LINES:
-        raise ValueError(f"a figure of recall has 1 to {MOST_LINES} lines, got {len(accuracies)}")
+    if not 1 <= len(accuracies) <= MOST_CURVES:
+        raise ValueError(f"a figure of recall has 1 to {MOST_CURVES} lines, got {len(accuracies)}")
     bins = {name: int(name.rstrip("+").split("-")[0]) for each in accuracies.values() for name in each.by_distance}
     names = sorted(bins, key=bins.__getitem__)
     # A fixed salt makes the ids, and so the file, the same each time.
