@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhapsode.recipe import BUDGETS
-from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
+from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse_value, read_assignments, section_of
 from rhapsode.seeds import check_seed
 from rhapsode.terminal import literal
 
@@ -220,7 +220,7 @@ def _grid(vary: tuple[str, ...]) -> dict[str, Values]:
             raise ValueError("--vary seed: use --seeds N instead, and the report has the mean and the spread over them")
         if plain in axes:
             raise ValueError(f"--vary {plain} is given twice; list all its values in one")
-        axes[plain] = [parse(section, plain, value.strip(), f"--vary {text}") for value in values.split(",")]
+        axes[plain] = [parse_value(section, plain, value.strip(), f"--vary {text}") for value in values.split(",")]
         if len({repr(value) for value in axes[plain]}) < len(axes[plain]):
             raise ValueError(f"--vary {text}: a value appears twice")
     if len(set(axes) & set(BUDGETS)) > 1:
@@ -228,10 +228,12 @@ def _grid(vary: tuple[str, ...]) -> dict[str, Values]:
             f"vary only one budget ({', '.join(BUDGETS)}); --vary names {' and '.join(set(axes) & set(BUDGETS))}"
         )
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return {", ".join(f"{name} {shown(value)}" for name, value in values.items()): values for values in combinations}
+    return {
+        ", ".join(f"{name} {value_text(value)}" for name, value in values.items()): values for values in combinations
+    }
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of a field, as people write it."""
     if isinstance(value, bool):
         return "true" if value else "false"

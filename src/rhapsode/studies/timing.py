@@ -48,7 +48,7 @@ class Fit:
     seconds: float
 
 
-def fit(
+def fit_scale(
     plan_at: Callable[[float], StudyPlan],
     train_store: TokenStore,
     valid_store: TokenStore,

@@ -15,13 +15,13 @@ from rhapsode.progress import say
 from rhapsode.recipe.changes import build
 from rhapsode.run import check_free
 from rhapsode.sources import SourceConfig
-from rhapsode.studies.data import VALID_STORIES, valid_view
+from rhapsode.studies.data import MOST_VALID_STORIES, valid_view
 from rhapsode.studies.directory import Study, devices_of
 from rhapsode.studies.plans import StudyRequest, plan_of
 from rhapsode.studies.report.chapters import Chapter, Table, chapters_of
-from rhapsode.studies.report.page import check_extras, settings_of, write_report
+from rhapsode.studies.report.page import check_extras, settings_table, write_report
 from rhapsode.studies.runner import Interrupted, run_cells
-from rhapsode.studies.timing import fit
+from rhapsode.studies.timing import fit_scale
 from rhapsode.tokens import BatchConfig, Batcher
 from rhapsode.training.data import DataRequest, open_data
 
@@ -41,7 +41,7 @@ class Finished(NamedTuple):
     @property
     def settings(self) -> Table:
         """What it was run with, and on."""
-        return settings_of(self.study, _facts())
+        return settings_table(self.study, _facts())
 
 
 def run_study(
@@ -117,12 +117,12 @@ def _begin(request: StudyRequest, out: Path, jobs: int, device: str) -> Study:
     plan = plan_of(request)
     for batch in {tuple(cell.sections["batch"].items()) for cell in plan.cells.values()}:
         Batcher(data.train, build(BatchConfig, dict(batch)), request.seed)  # raises what training would
-    stories = VALID_STORIES if request.valid_stories is None else request.valid_stories
+    stories = MOST_VALID_STORIES if request.valid_stories is None else request.valid_stories
     scale = 1.0 if request.scale is None else request.scale
     if request.minutes is not None:
         lenient = request.valid_stories is None
 
-        found = fit(
+        found = fit_scale(
             lambda scale: plan_of(request, scale),
             data.train,
             data.valid,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhapsode.studies.directory import Study
-from rhapsode.studies.plans import TITLES, Part, Setting, shown
+from rhapsode.studies.plans import TITLES, Part, Setting, value_text
 from rhapsode.studies.report import sentences
 from rhapsode.studies.report.figures import MOST_LINES, Figure, Line, dots, lines
-from rhapsode.studies.report.markdown import one_line, table
+from rhapsode.studies.report.markdown import markdown_table, one_line
 from rhapsode.studies.statistics import Measured, measured
 
 COURSE_CAVEAT = (
@@ -41,7 +41,7 @@ class Table:
 
     def markdown(self) -> str:
         note = f"\n\n{self.note}" if self.note else ""
-        return f"**{self.title}**\n\n{table(self.header, self.rows)}{note}"
+        return f"**{self.title}**\n\n{markdown_table(self.header, self.rows)}{note}"
 
     _repr_markdown_ = markdown  # how a notebook shows it
 
@@ -260,7 +260,7 @@ def _marginal(name: str, found: list[Outcomes]) -> str:
     """The final validation loss for each value of a field, averaged over everything else."""
     groups: dict[str, list[float]] = {}
     for outcomes in found:
-        groups.setdefault(shown(outcomes.setting.values[name]), []).append(outcomes.last("valid_loss").mean)
+        groups.setdefault(value_text(outcomes.setting.values[name]), []).append(outcomes.last("valid_loss").mean)
     means = [Measured(measured(group).mean) for group in groups.values()]
     return sentences.trend(f"Averaged over the other fields, the validation loss by {name}", list(groups), means)
 

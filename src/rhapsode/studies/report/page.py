@@ -11,10 +11,10 @@ from typing import Any
 
 from rhapsode.files import write_text
 from rhapsode.studies.directory import Study, devices_of
-from rhapsode.studies.plans import TITLES, shown
+from rhapsode.studies.plans import TITLES, value_text
 from rhapsode.studies.report import sentences
 from rhapsode.studies.report.chapters import Table, chapters_of
-from rhapsode.studies.report.markdown import one_line, table
+from rhapsode.studies.report.markdown import markdown_table, one_line
 
 
 def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
@@ -28,11 +28,11 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
         for figure in chapter.figures:
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
-    settings = settings_of(study, facts)
+    settings = settings_table(study, facts)
     about = {"study": study, "chapters": chapters, "settings": settings, "failed": failed}
     about["fence"] = "`" * max(3, 1 + max(map(len, re.findall("`+", study.about["command"])), default=0))
-    about |= {"settings_table": table(settings.header, settings.rows)}
-    about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
+    about |= {"settings_table": markdown_table(settings.header, settings.rows)}
+    about |= {"command": study.about["command"], "title": title_of(study), "reading": how_to_read(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
     if publish is not None:
@@ -77,7 +77,7 @@ def title_of(study: Study) -> str:
     return f"Study: {TITLES[name].lower()}"
 
 
-def reading(study: Study) -> list[str]:
+def how_to_read(study: Study) -> list[str]:
     """How to read the numbers, in sentences."""
     validations = {cell.sections["train"]["validations"] for cell in study.plan.cells.values()}
     count = validations.pop() if len(validations) == 1 else None
@@ -121,13 +121,13 @@ def points_csv(study: Study) -> str:
     return stream.getvalue()
 
 
-def settings_of(study: Study, facts: dict[str, str]) -> Table:
+def settings_table(study: Study, facts: dict[str, str]) -> Table:
     """What the study was run with, and on."""
     about, request = study.about, study.request
     first = next(iter(study.plan.cells.values())).sections
     varied = {name for part in study.plan.parts for name in part.fields}
     constants = ", ".join(
-        f"{name} {shown(value)}"
+        f"{name} {value_text(value)}"
         for section in ("model", "optimizer", "train", "batch")
         for name, value in first[section].items()
         if name not in varied | {"prompt", "seed"} and value != ""
