@@ -238,12 +238,12 @@ TINYSTORIES = [
 )
 def test_choice_of_files(names: list[str], inside: str, split: str, expected: list[str]) -> None:
     """Would catch two versions of one data set mixed, or validation data trained on."""
-    assert hub.choose(names, inside, split, "hub:x/y") == expected
+    assert hub.choose_files(names, inside, split, "hub:x/y") == expected
 
 
 def test_variants_have_to_be_chosen() -> None:
     with pytest.raises(ValueError, match=r"choose one.*big, small"):
-        hub.choose(["big/train.parquet", "small/train.parquet"], "", "train", "hub:x/y")
+        hub.choose_files(["big/train.parquet", "small/train.parquet"], "", "train", "hub:x/y")
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_variants_have_to_be_chosen() -> None:
     ],
 )
 def test_addresses(location: str, expected: tuple[str, ...]) -> None:
-    assert hub.parse(location) == expected
+    assert hub.parse_address(location) == expected

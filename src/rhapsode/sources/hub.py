@@ -43,7 +43,7 @@ class Address(NamedTuple):
     split: str
 
 
-def parse(location: str) -> Address:
+def parse_address(location: str) -> Address:
     """Takes `hub:org/name/inside@revision:split` apart; all but the name may be missing."""
     first = re.split("[/@:]", location.removeprefix("hub:"))[0]
     match = ADDRESS.fullmatch(location.replace(first, SHORT_NAMES.get(first.lower(), first), 1))
@@ -59,7 +59,7 @@ def download(location: str) -> list[tuple[Path, str]]:
     Raises ValueError where the name leads to nothing readable, OSError where the network fails.
     """
     hub = _library(location)
-    address = parse(location)
+    address = parse_address(location)
     # The library reads HF_ENDPOINT when it is first imported, which may have been long ago.
     endpoint = (os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT).rstrip("/")
     folder = cache_root() / "hub" / re.sub(r"\W+", "-", endpoint.split("://")[-1]) / address.repo.replace("/", "--")
@@ -76,7 +76,7 @@ def download(location: str) -> list[tuple[Path, str]]:
     else:
         write_text(index, json.dumps({"commit": commit, "names": names}))
     files = []
-    for name in choose(names, address.inside, address.split, location):
+    for name in choose_files(names, address.inside, address.split, location):
         path = folder / commit / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def download(location: str) -> list[tuple[Path, str]]:
     return files
 
 
-def choose(names: list[str], inside: str, split: str, location: str) -> list[str]:
+def choose_files(names: list[str], inside: str, split: str, location: str) -> list[str]:
     """Which of a data set's files hold the split: those whose path says so, in the best of its formats.
 
     Parquet comes before JSONL, tables, text and JSON: the Hub itself makes it of a data set, a record per story.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_text
+from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_chunks
 from rhapsode.sources.guessing import is_cut_short
 from rhapsode.sources.tables import read_table, shape_of
 
@@ -129,7 +129,7 @@ def _beyond_reading(error: Exception) -> str:
 def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
     """The elements of one long JSON list, one after another, without holding the list."""
     decoder = json.JSONDecoder()
-    chunks = read_text(file, on_read)
+    chunks = read_chunks(file, on_read)
     buffer, begin, at_end = "", 0, False
     line, number = 1, 0  # of the buffer's first character; of the element
     expected = "the list"

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from rhapsode.sources.cutting import Piece, cut, pieces_of
-from rhapsode.sources.files import InputFile, OnRead, read_text
+from rhapsode.sources.files import InputFile, OnRead, read_chunks
 from rhapsode.sources.guessing import FORMATS, STANDARD_SEPARATOR, Guess, guess_split, occurs
 from rhapsode.sources.records import Record, read_records
 from rhapsode.sources.tables import shape_of, text_column
 
 READING_VERSION = 2  # of the rules that make stories of bytes; raised when they change, so that stores are made anew
-SPLITS = ("auto", "separator", "paragraph", "line", "file")
+CUTS = ("auto", "separator", "paragraph", "line", "file")
 CUT_AT = {
     "paragraph": "cut at blank lines",
     "line": "a story per line",
     "file": "the whole file is one story",
 }
-CALLED = {
+FORMAT_NAMES = {
     "text": "text",
     "jsonl": "JSON Lines",
     "json": "a JSON list",
@@ -48,8 +48,8 @@ class SourceConfig:
     format: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"cut must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.split not in CUTS:
+            raise ValueError(f"cut must be one of {', '.join(CUTS)}, got {self.split!r}")
         if self.separator is not None and not self.separator.strip():
             raise ValueError(f"separator must have a visible character, got {self.separator!r}")
         if self.separator is not None and self.split not in ("auto", "separator"):
@@ -190,7 +190,7 @@ class FileSource:
         for file in self.files:
             if file.format == "text":
                 separator = self.separator or STANDARD_SEPARATOR
-                for piece in cut(read_text(file, on_read), self.split, separator):
+                for piece in cut(read_chunks(file, on_read), self.split, separator):
                     empty = False
                     yield piece
             else:
@@ -245,10 +245,10 @@ class FileSource:
 
 def _about_formats(guesses: Iterable[Guess]) -> list[str]:
     """What to say of formats that are not what a file's name says."""
-    guessed = dict.fromkeys(CALLED[guess.file.format] for guess in guesses if guess.by_content)
+    guessed = dict.fromkeys(FORMAT_NAMES[guess.file.format] for guess in guesses if guess.by_content)
     others = {guess.looks_like: guess.file.name for guess in guesses if guess.looks_like}
     return [f"read as {format} (guessed; to change it: --format)" for format in guessed] + [
-        f"{name} looks like {CALLED[format]} (to read it that way: --format {format})"
+        f"{name} looks like {FORMAT_NAMES[format]} (to read it that way: --format {format})"
         for format, name in others.items()
     ]
 

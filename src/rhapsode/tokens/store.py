@@ -22,7 +22,7 @@ from rhapsode.sources import Source, cache_root
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
-from rhapsode.tokens.writing import FORMAT_VERSION, reading, write_store
+from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
 IDS_VERSION, TRAINING_VERSION = 1, 2
@@ -164,7 +164,7 @@ def tokenizer_for(
             return Tokenizer.load(folder)
         except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    with reading("reading for the tokenizer", source) as on_read:
+    with reading_bar("reading for the tokenizer", source) as on_read:
         sample = sample_of(piece.text for piece in source.pieces(on_read))
     tokenizer = train_tokenizer(sample, kind, vocab_size)
     with _new_folder(folder) as temporary:
@@ -209,10 +209,10 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
 
 def _say_what_is_lost(store: TokenStore) -> None:
     if store.has_text and store.correction_bits:
-        say(f"{store.description}: {loss_of(store.unspelled_bytes / max(1, store.num_bytes))}")
+        say(f"{store.description}: {share_text(store.unspelled_bytes / max(1, store.num_bytes))}")
 
 
-def loss_of(share: float) -> str:
+def share_text(share: float) -> str:
     """What is said of a text that the tokenizer cannot spell, whole or in part."""
     amount = "less than 0.1%" if share < 0.001 else f"{share:.1%}"
     return (
