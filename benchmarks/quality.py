@@ -43,7 +43,7 @@ from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.training import train
+from rhapsode.training import train_run
 from rhapsode.training.start import create_run
 
 
@@ -109,7 +109,7 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
     recipe = Recipe.from_sections(sections, data.tokenizer.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", recipe, data.tokenizer, {})
-        outcome = train(run, data.train, data.valid)
+        outcome = train_run(run, data.train, data.valid)
         parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"

@@ -13,7 +13,7 @@ import pytest
 from rhapsode.run import Run
 from rhapsode.sources import SourceConfig, cache_root, open_source
 from rhapsode.tokens import prepare
-from rhapsode.training.data import open_data, settings_of
+from rhapsode.training.data import open_data, reading_settings
 from rhapsode.training.start import TrainingRequest, begin, resume
 
 STORIES = "".join(f"Story {i} has a line.\nAnd another one.\n\n" for i in range(40))
@@ -51,7 +51,7 @@ def test_records_beside_text(folder: Path) -> None:
     """Would catch a guess for validation text that is not kept where the training data need none."""
     (folder / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES.split("\n\n")))
     data = open_data(asked("t.jsonl", valid="a.txt").data, 0)
-    assert settings_of(data.about, "run") == SourceConfig(split="paragraph")
+    assert reading_settings(data.about, "run") == SourceConfig(split="paragraph")
     assert data.valid.num_stories == 40
 
 
@@ -91,13 +91,13 @@ def test_validation_without_the_run_s_separator(folder: Path) -> None:
     (folder / "v.txt").write_text("One story.\n\nIts second half.\n")
     data = open_data(asked("s.txt", valid="v.txt").data, 0)
     assert (data.train.num_stories, data.valid.num_stories) == (40, 1)
-    assert settings_of(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
+    assert reading_settings(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
     (folder / "h.txt").write_text("one ## two\n")
     assert list(open_source(["h.txt"], SourceConfig("separator"), like=SourceConfig("separator", "##")).stories()) == [
         "one",
         "two",
     ]
-    like = open_source(["v.txt"], like=settings_of(data.about, "run"))
+    like = open_source(["v.txt"], like=reading_settings(data.about, "run"))
     assert like.description.endswith("as the training text is (it does not occur: one story per file)")
 
 
@@ -228,7 +228,7 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
     run = Run.open(folder / "run")
     begun = {name: value for name, value in run.about["request"].items() if name != "format"} | request
     run.update(data=old, request=begun)
-    assert settings_of(Run.open(folder / "run").about["data"], "run") == settings
+    assert reading_settings(Run.open(folder / "run").about["data"], "run") == settings
     assert resume(folder / "run", asked()).valid.num_stories == 2
     shutil.rmtree(cache_root())
     with pytest.raises(ValueError, match="run: its data were read by another version of rhapsode"):
@@ -238,7 +238,7 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
 def test_settings_that_are_damaged() -> None:
     for source in ({"splot": "line", "format": "auto"}, {"split": "chapter", "format": "auto"}):
         with pytest.raises(ValueError, match=r"^run: data\.source"):
-            settings_of({"source": source}, "run")
+            reading_settings({"source": source}, "run")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from rhapsode.model import ModelConfig
 from rhapsode.recipe import OptimizerConfig, TrainConfig
-from rhapsode.recorded import check_run, check_shape, read_config
+from rhapsode.recorded import check_run, check_schema, read_config
 from rhapsode.tokens import BatchConfig
 
 WHOLE: dict[str, Any] = {
@@ -107,4 +107,4 @@ def test_a_wrong_config_is_named(fields: Any, message: str) -> None:
 
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(ValueError, match=r"got 'x{59}$"):
-        check_shape({"a": "x" * 5000}, {"a": int}, "run.json")
+        check_schema({"a": "x" * 5000}, {"a": int}, "run.json")

@@ -34,8 +34,7 @@ from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.trained import Model
-from rhapsode.training import Event, Interrupted
-from rhapsode.training import train as train_run
+from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 

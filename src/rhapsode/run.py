@@ -37,7 +37,7 @@ from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.changes import SECTIONS
-from rhapsode.recorded import NUMBER, check_run, check_shape, read_config, read_versioned
+from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -45,7 +45,7 @@ CHECKPOINTS = ("best", "last")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PUT_BACK = "restore the tokenizer folder that was made with it"
 METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 class Checkpoint(NamedTuple):
@@ -102,7 +102,7 @@ class Run:
         """The shape of the run's model."""
         return self.config("model", ModelConfig)
 
-    def config(self, section: str, kind: type[Config]) -> Config:
+    def config(self, section: str, kind: type[_Config]) -> _Config:
         """The config in a section of run.json; ValueError naming the file and the field that is wrong."""
         return read_config(kind, self.about.get(section), str(self.path / "run.json"), section)
 
@@ -145,9 +145,9 @@ class Run:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 raise ValueError(f"{where}: damaged, not JSON; remove the line") from None
-            check_shape(entry, METRICS, where)
+            check_schema(entry, METRICS, where)
             if entry["event"] == "valid":
-                check_shape(entry, {"valid_loss": NUMBER}, where)
+                check_schema(entry, {"valid_loss": NUMBER}, where)
             entries.append(entry)
         return entries
 

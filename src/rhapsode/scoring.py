@@ -12,10 +12,9 @@ from rhapsode.progress import bar
 from rhapsode.run import Run
 from rhapsode.sources import EVALUATION, SourceConfig, open_source
 from rhapsode.storyworld import judge
-from rhapsode.storyworld.source import NAME as STORYWORLD
-from rhapsode.storyworld.source import GeneratedSource, is_generated, open_generated
+from rhapsode.storyworld.source import STORYWORLD, GeneratedSource, is_generated, open_generated
 from rhapsode.tokens import TokenStore, prepare
-from rhapsode.training.data import settings_of
+from rhapsode.training.data import reading_settings
 from rhapsode.training.start import resume
 
 STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")
@@ -63,7 +62,7 @@ def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
     """The settings by which the run's own data were read, to read others alike; None for a run without data."""
     if "data" not in run.about:
         return None
-    settings = settings_of(run.about["data"], str(run.path))
+    settings = reading_settings(run.about["data"], str(run.path))
     return settings if as_trained else replace(settings, split="auto", separator=None)
 
 

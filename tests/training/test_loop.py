@@ -24,7 +24,7 @@ from rhapsode.run import Run
 from rhapsode.threads import ThreadChooser
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.training import Outcome, loop, train
+from rhapsode.training import Outcome, loop, train_run
 from rhapsode.training.start import create_run
 
 MODELS = {
@@ -87,11 +87,11 @@ def interrupted(
 ) -> Outcome:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_interruptible", lambda: nullcontext(AskedAfter(looks)))
-        return train(Run.open(run.path), small.train, valid or small.valid, show=False)
+        return train_run(Run.open(run.path), small.train, valid or small.valid, show=False)
 
 
 def go(run: Run, small: Any) -> Outcome:
-    return train(Run.open(run.path), small.train, small.valid, show=False)
+    return train_run(Run.open(run.path), small.train, small.valid, show=False)
 
 
 def timeless(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -315,7 +315,7 @@ def test_validation_pays_for_what_the_tokenizer_cannot_spell(begin: Callable[...
     columns = (valid.tokens, valid.offsets, valid.byte_counts, valid._marks, valid._about)
     lossy = TokenStore(*columns, valid.indices, valid.fingerprint, unspelled)
     run = begin(validations=1, sequences=40)
-    outcome = train(run, small.train, lossy, show=False)
+    outcome = train_run(run, small.train, lossy, show=False)
     assert outcome.valid is not None
     entry = next(entry for entry in run.metrics() if entry["event"] == "valid")
     bits = outcome.valid.nats / math.log(2) + 81 * lossy.num_stories
@@ -625,8 +625,8 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(loop._Training, "_step", die_at_10)
         with pytest.raises(RuntimeError):
-            train(run, small.train, small.valid, tensorboard=True, show=False)
-    train(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)
+            train_run(run, small.train, small.valid, tensorboard=True, show=False)
+    train_run(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     for event, name in (

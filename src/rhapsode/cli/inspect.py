@@ -18,7 +18,7 @@ def inspect(
 ) -> None:
     """Parameters per part, memory and FLOPs per token; with --text, an attention map and a next-token table."""
     from rhapsode.api import load
-    from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
+    from rhapsode.inspection import about_groups, as_text, cost_table, draw_reading, next_token_tables, read
     from rhapsode.progress import bar, say, show
 
     model = load(run, checkpoint=checkpoint, device="cpu")
@@ -35,5 +35,5 @@ def inspect(
         for head, attention in enumerate(heads):
             print(f"\nattention: {name}, head {head + 1} (rows attend to columns, the first column is the beginning)\n")
             print(as_text(reading.labels, attention))
-    for file in draw(reading, out or run / "inspect"):
+    for file in draw_reading(reading, out or run / "inspect"):
         say(f"saved {file}")

@@ -6,8 +6,8 @@ from typing import Any
 import typer
 
 from rhapsode.cli.options import CUT, CUT_HELP, FIELD_HELP, FORMAT, SEPARATOR_HELP
+from rhapsode.terminal import EXIT_STOPPED
 
-EXIT_STOPPED = 130
 EXIT_FAILED = 1  # a report there is, but not of all cells
 
 app = typer.Typer(

@@ -6,8 +6,8 @@ from typing import Any
 import typer
 
 from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
+from rhapsode.terminal import EXIT_STOPPED
 
-EXIT_STOPPED = 130
 STORIES = 3
 PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from rhapsode.course.data import TOKENIZER_FOLDER, SentenceDataset, find_tokenizer
 from rhapsode.course.model import RNNLanguageModel, whole
 from rhapsode.course.tokenizer import decode, encode
-from rhapsode.course.training import device_of, train
+from rhapsode.course.training import model_device, train
 from rhapsode.course.weights import load_course_model
 from rhapsode.files import replacing
 from rhapsode.progress import say
@@ -177,7 +177,7 @@ def _completion(
         raise ValueError(
             f"the tokenizer gives id {max(ids)}, the model knows 0 to {vocab_size - 1}: it belongs to another model"
         )
-    new = lm.generate(torch.tensor([ids], device=device_of(lm)), num_tokens, temperature)
+    new = lm.generate(torch.tensor([ids], device=model_device(lm)), num_tokens, temperature)
     return decode(tokenizer, new.tolist())
 
 

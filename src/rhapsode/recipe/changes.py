@@ -24,7 +24,7 @@ SECTIONS: dict[str, type] = {
     "batch": BatchConfig,
 }
 Sections = dict[str, dict[str, Any]]
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 def fields_of(section: str) -> dict[str, type]:
@@ -88,11 +88,11 @@ def read_assignments(assignments: Iterable[str]) -> Sections:
         if not equals:
             raise ValueError(f"--set {assignment}: not of the form field=value")
         section, field = section_of(name.strip(), f"--set {assignment}")
-        sections.setdefault(section, {})[field] = parse(section, field, text.strip(), f"--set {assignment}")
+        sections.setdefault(section, {})[field] = parse_value(section, field, text.strip(), f"--set {assignment}")
     return sections
 
 
-def parse(section: str, field: str, text: str, where: str) -> Any:
+def parse_value(section: str, field: str, text: str, where: str) -> Any:
     """The value of a field written as text, such as `256`, `tanh` or `true`."""
     kind = fields_of(section)[field]
     if kind is str:
@@ -151,7 +151,7 @@ def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections
     return merged
 
 
-def build(kind: type[Config], fields: Mapping[str, Any], where: str = "config") -> Config:
+def build(kind: type[_Config], fields: Mapping[str, Any], where: str = "config") -> _Config:
     """A config from its fields; ValueError for one that it does not have (written by a newer version, say)."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(fields) - known)

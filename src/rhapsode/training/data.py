@@ -24,8 +24,7 @@ from rhapsode.sources import (
     open_source,
     shown,
 )
-from rhapsode.storyworld.source import NAME as STORYWORLD
-from rhapsode.storyworld.source import GeneratedSource
+from rhapsode.storyworld.source import STORYWORLD, GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import TokenStore, prepare, tokenizer_for
@@ -69,7 +68,7 @@ class DataRequest:
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What to train on and to be judged by; about: how to find it again, as run.json keeps it.
 
     floor_bits_per_byte: the validation text's entropy where that is known.
@@ -82,7 +81,7 @@ class Data:
     floor_bits_per_byte: float | None
 
 
-def open_data(request: DataRequest, seed: int) -> Data:
+def open_data(request: DataRequest, seed: int) -> TrainingData:
     """Makes, or finds in the cache, the tokenizer and the stores that the request names; seed: of what is held out.
 
     Raises ValueError or OSError with one line.
@@ -130,7 +129,7 @@ def open_data(request: DataRequest, seed: int) -> Data:
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
     about["store_fingerprint"] = store.fingerprint
     about["description"] = source.description
-    return Data(train_store, valid_store, tokenizer, about, floor)
+    return TrainingData(train_store, valid_store, tokenizer, about, floor)
 
 
 def _instead_of_holding_out(source: Source) -> str:
@@ -166,7 +165,7 @@ def reopen_data(
     Files with the size and time of change that they had are not read. Of others the contents decide. What is gone, or
     came from standard input, is taken from the cache as long as that has it; with as_begun, what changed is too.
     """
-    settings = settings_of(about, where)
+    settings = reading_settings(about, where)
     config = SourceConfig(field=settings.field, format=settings.format)
 
     def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
@@ -221,7 +220,7 @@ def _changed(where: str, what: str) -> str:
     return f"{where}: the data have changed since the run was started ({what}); start a new run"
 
 
-def settings_of(about: dict[str, Any], where: str) -> SourceConfig:
+def reading_settings(about: dict[str, Any], where: str) -> SourceConfig:
     """How a run's data were read, guesses included, from what `open_data` told of in `about`; `where` is for errors."""
     source = dict(about["source"])
     if "format" not in source:  # runs made before guesses were kept tell of them at the end of the description only

@@ -26,7 +26,7 @@ from rhapsode.machine import keep_freed_memory
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.recipe import BUDGETS
-from rhapsode.recorded import check_shape, read_config
+from rhapsode.recorded import check_schema, read_config
 from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
@@ -36,7 +36,7 @@ from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validat
 from rhapsode.training.optimizer import Optimizers, rate_at
 from rhapsode.training.plan import UNKNOWN, first_plan
 
-REPORTS = 100  # reports of the training loss in a whole run
+TRAINING_REPORTS = 100  # reports of the training loss in a whole run
 STEPS_BETWEEN_EARLY_REPORTS = 10  # while the number of steps is not known
 SAMPLE = SampleConfig(max_tokens=60, temperature=0.7)
 
@@ -79,7 +79,7 @@ class Interrupted(KeyboardInterrupt):
     """The user stopped the work; what was done is saved, and it can be resumed."""
 
 
-def train(
+def train_run(
     run: Run,
     train_store: TokenStore,
     valid_store: TokenStore,
@@ -320,7 +320,7 @@ class _Training:
             self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
         step, seconds = progress.pop("timed_from")
         self.plan.timed_from = int(step), float(seconds)
-        check_shape(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
+        check_schema(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
         missing = {each.name for each in fields(Progress)} - set(progress)
         if missing:
             raise KeyError(f"progress.{min(missing)}")
@@ -340,7 +340,7 @@ class _Training:
 
     def _report(self, nats: float, norm: float) -> None:
         progress = self.progress
-        every = max(1, self.total // REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
+        every = max(1, self.total // TRAINING_REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
         if progress.step - progress.reported_step >= every:
             progress.reported_step = progress.step
             rate = rate_at(self.optimizer_config, progress.step - 1, self.total)

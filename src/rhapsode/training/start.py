@@ -13,7 +13,7 @@ from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
-from rhapsode.training.data import IN_MEMORY, Data, DataRequest, open_data, reopen_data, settings_of
+from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.training.plan import first_plan
 
 
@@ -44,7 +44,7 @@ class Ready:
 class Chosen:
     """The data and the recipe of a training. reasons: in lines, how often the text is read, and of each field why."""
 
-    data: Data
+    data: TrainingData
     recipe: Recipe
     reasons: list[str]
 
@@ -132,7 +132,7 @@ def refuse(out: Path, begun: str, asked: str) -> None:
 def _check_same_data(out: Path, run: Run, request: DataRequest) -> None:
     """ValueError where the request names other data, or reads them otherwise, than the run was begun with."""
     begun, data = {**DataRequest().recorded(), **run.about["request"]}, run.about["data"]
-    chosen = vars(settings_of(data, str(out)))
+    chosen = vars(reading_settings(data, str(out)))
     if begun["data"]:
         begun["data"] = data["locations"]
     asked, unasked = request.recorded(), DataRequest().recorded()
