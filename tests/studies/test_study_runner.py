@@ -161,7 +161,7 @@ def test_cells_train_where_the_study_says(finished: Path, monkeypatch: pytest.Mo
     assert "| device | cpu |" in (finished / "report.md").read_text()
     study.about["device"] = "cuda"
     found = []
-    monkeypatch.setattr(cell_process, "train", lambda *arguments, **_: found.append(arguments[3]) or 1 / 0)
+    monkeypatch.setattr(cell_process, "train_run", lambda *arguments, **_: found.append(arguments[3]) or 1 / 0)
     failed = study.plan.cells["grid-learning-rate-1e-30"]
     with pytest.raises(ZeroDivisionError):
         cell_process.run_cell(study, failed, threads=torch.get_num_threads())

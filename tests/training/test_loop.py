@@ -156,9 +156,9 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], Non
     ("damage", "message"),
     [
         (put("optimizer/0/rnn.out.weight/momentum", torch.zeros(3)), r"momentum has the shape \[3\], it must have"),
-        (put("optimizer/1/rnn.out.weight/exp_avg", torch.zeros(10, 10)), "is no state of this run's optimisers"),
-        (put("optimizer/9/rnn.out.weight/momentum", torch.zeros(10, 10)), "is no state of this run's optimisers"),
-        (put("optimizer/0/other/momentum", torch.zeros(3)), "0/other/momentum is no state"),
+        (put("optimizer/1/rnn.out.weight/exp_avg", torch.zeros(10, 10)), "does not belong to this run's optimisers"),
+        (put("optimizer/9/rnn.out.weight/momentum", torch.zeros(10, 10)), "does not belong to this run's optimisers"),
+        (put("optimizer/0/other/momentum", torch.zeros(3)), "0/other/momentum does not belong"),
         (put("optimizer/0", torch.zeros(3)), "not enough values to unpack"),
         (without("optimizer/1/rnn.out.bias/exp_avg_sq"), "optimizer/1/rnn.out.bias/exp_avg_sq is missing"),
         (without("optimizer/0/rnn.out.weight/momentum"), "optimizer/0/rnn.out.weight/momentum is missing"),

@@ -268,8 +268,7 @@ class TokenPredictor:
             found = f"id {ids[number]}, which is not in the vocabulary of {self.tokenizer.vocab_size}"
         return (
             f"no {self.distribution.split} story continues like this from token {number + 1} of {len(ids)}, at"
-            " character "
-            f"{position}: found {found}, expected {likeliest}"
+            f" character {position}: found {found}, expected {likeliest}"
         )
 
     def _character(self, hypothesis: _Hypothesis) -> int:

@@ -216,8 +216,7 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     course = Table("The large model, beside the course's", header, rows, COURSE_CAVEAT)
     note = (
         f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (only one at"
-        " temperature"
-        " 0, where nothing is random). distinct-n: share of distinct n-grams among all, within a completion;"
+        " temperature 0, where nothing is random). distinct-n: share of distinct n-grams within a completion;"
         " repetition: share of 4-grams that occurred before; log-probability: natural, per token, under the model"
         " itself."
     )
