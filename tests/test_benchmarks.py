@@ -1,4 +1,4 @@
-"""The benchmarks: all can be imported, and what a run counts for is decided by its recipe and its conditions."""
+"""The benchmarks: all can be imported, rivals compute what we compute, and a run counts for its recipe alone."""
 
 import importlib
 import sys
@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rhapsode.bench import Setting, batches
+from rhapsode.model import ModelConfig
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS
 
+SMALL = Setting("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
 
@@ -23,6 +27,55 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_imports(name: str) -> None:
     """Would catch a name that has moved in the package: a benchmark of an hour is not run after each change."""
     assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_rivals_have_our_loss_and_gradients(batch_size: int, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rival that is fast because it computes something else; float64, all sizes different."""
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "TOLERANCE", 1e-11)
+    config = ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4, activation=activation)
+    models = {name: model.double() for name, model in harness.contenders(config).items()}
+    assert list(models) == ["rhapsode", "stepwise", "nn.RNN"]
+    tokens, targets = batches(Setting("", config, batch_size, length=6))[0]
+    assert harness.check_agreement(models, tokens, targets) > 0
+
+
+def test_a_rival_with_wrong_numbers_is_named() -> None:
+    """A speed-up on wrong numbers must not be reported."""
+    harness = importlib.import_module("harness")
+    models = harness.contenders(SMALL.config)
+    with torch.no_grad():
+        models["nn.RNN"].out.weight[0, 0] += 0.5
+    with pytest.raises(ValueError, match=r"nn\.RNN: .* differs from ours by"):
+        harness.check_agreement(models, *batches(SMALL)[0])
+
+
+def test_turns_are_taken_and_the_killed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contender has a time in every round; one whose process ends is named and does not stop the others."""
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "BURST_SECONDS", 1e-5)
+    turns = harness.take_turns(SMALL, ["nobody", "rhapsode"], seconds=0.0)
+    assert turns.peak_megabytes["nobody"] is None
+    assert turns.peak_megabytes["rhapsode"] is not None
+    assert len(turns.rounds) + turns.left_out == harness.FEWEST_ROUNDS
+    assert all(times.keys() == {"rhapsode"} and times["rhapsode"] > 0 for times in turns.rounds)
+
+
+def test_the_figure_of_growth_is_drawn_from_its_numbers(tmp_path: Path) -> None:
+    """The figure's code runs on the form of data that the measurement writes."""
+    pytest.importorskip("matplotlib")
+    training = importlib.import_module("training")
+    growth = {
+        axis: [
+            {"size": n, "seconds": dict.fromkeys(training.STYLES, n / 9), "peak_megabytes": {"rhapsode": n}}
+            for n in sizes
+        ]
+        for axis, sizes in training.AXES.items()
+    }
+    training.plot(growth, tmp_path / "figures" / "growth.svg")
+    assert (tmp_path / "figures" / "growth.svg").read_text().count("<svg") == 1
 
 
 def test_recipes_are_compared_by_what_they_mean() -> None:
