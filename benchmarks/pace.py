@@ -22,7 +22,7 @@ from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.studies.cell import run_cell
 from rhapsode.studies.directory import Study
-from rhapsode.studies.plans import Request
+from rhapsode.studies.plans import StudyRequest
 from rhapsode.studies.whole import run_study
 from rhapsode.threads import fixed_threads
 from rhapsode.training import train
@@ -83,7 +83,7 @@ class Works:
         if "study" in names:
             sequences = 128 if quick else 2000
             assignments = (f"sequences={sequences}", "validations=1")
-            request = Request("grid", DATA, VALID[0], vary=("hidden_dim=128",), assignments=assignments)
+            request = StudyRequest("grid", DATA, VALID[0], vary=("hidden_dim=128",), assignments=assignments)
             self.study: Study = run_study(request, folder / "study", threads=torch.get_num_threads()).study
 
     def train(self, clock: Clock) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from rhapsode import evaluation
-from rhapsode.api import Model, load
+from rhapsode.api import load
 from rhapsode.decode import SampleConfig, write_texts
 from rhapsode.run import Run
 from rhapsode.sources import open_source
 from rhapsode.state import State
 from rhapsode.tokens import prepare
+from rhapsode.trained import Model
 
 PROMPT = "Once there was"
 

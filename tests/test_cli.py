@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from rhapsode import api as rhapsode_api
 from rhapsode import cli
 from rhapsode.course import RNNLanguageModel
 from rhapsode.recipe.presets import PACE
@@ -25,9 +26,7 @@ from rhapsode.tokenizer import train_tokenizer
 
 
 def rhapsode(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "rhapsode.cli", *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "rhapsode", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_help_imports_no_torch() -> None:
@@ -144,7 +143,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
     command = ["train", str(small.file), "--out", str(folder / "run"), "--sequences", "40", *TINY, "--threads", "1"]
     environment = {**os.environ, "RHAPSODE_CACHE": str(folder / "cache")}
     result = subprocess.run(
-        [sys.executable, "-m", "rhapsode.cli", *command], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-m", "rhapsode", *command], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{folder / 'run'}\n"
@@ -233,7 +232,7 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--device", "tpu"], "--device must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (["good.txt", "--tokenizer", "none"], "none"),
         (["good.txt", "--vocab-size", "5"], "vocab_size must be >= 258"),
-        (["good.txt", "--split", "chapter"], "split must be one of"),
+        (["good.txt", "--cut", "chapter"], "cut must be one of"),
         (["good.txt", "--valid", "none.txt"], r"none\.txt: no such file"),
         (["good.txt", "--separator", "##"], "the separator '##' does not occur in it"),
         (["good.txt", "--format", "xml"], "format must be one of auto, text, jsonl"),
@@ -371,7 +370,7 @@ def test_evaluate_reads_as_the_run_does(call: Call, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text("One story.\nIt has no blank line.\n")
     (tmp_path / "b.csv").write_text("n,story\n1,One story of a table.\n")
-    begun = call("train", "a.txt", "--split", "line", "--field", "story", "--out", "run", "--sequences", "8", *TINY)
+    begun = call("train", "a.txt", "--cut", "line", "--field", "story", "--out", "run", "--sequences", "8", *TINY)
     assert begun.code == 0, begun.err
 
     def scored(*arguments: str) -> dict[str, Any]:
@@ -382,7 +381,7 @@ def test_evaluate_reads_as_the_run_does(call: Call, tmp_path: Path) -> None:
     own = scored("a.txt")
     assert own["stories"] == 80
     assert own["data"] == "a.txt: a story per line, as the training text is"
-    assert scored("a.txt", "--split", "auto")["stories"] == scored("a.txt", "--split", "paragraph")["stories"] == 40
+    assert scored("a.txt", "--cut", "auto")["stories"] == scored("a.txt", "--cut", "paragraph")["stories"] == 40
     assert scored("b.txt")["stories"] == 2
     assert scored("b.txt", "--separator", "It")["stories"] == 2
     assert scored("b.csv")["stories"] == 1
@@ -410,6 +409,9 @@ def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -
     assert (result.code, result.out) == (0, "run\n"), result.err
     tokens = torch.arange(12)[None]
     torch.testing.assert_close(Run.open(Path("run")).load_model()(tokens)[0], model(tokens)[0])
+    direct = rhapsode_api.load("model.pt", tokenizer="tokenizer", device="cpu")  # without a run directory
+    torch.testing.assert_close(direct.network(tokens)[0], model(tokens)[0])
+    assert direct.generate("Once", max_tokens=3, temperature=0)[0].tokens
     assert "data" in call("evaluate", "run", str(small.file)).out
     assert_refused(call("evaluate", "run"), "keeps no data of its own: name what to score, rhapsode evaluate run DATA")
     assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run; ")

@@ -37,7 +37,7 @@ def test_validation_is_cut_as_training_is(folder: Path, capsys: pytest.CaptureFi
     ready = begin(asked(valid="v.txt"), folder / "run")
     assert (ready.train.num_stories, ready.valid.num_stories) == (40, 1)
     said = capsys.readouterr().err
-    assert "a.txt: cut at blank lines (guessed; --split says otherwise)" in said
+    assert "a.txt: cut at blank lines (guessed; --cut says otherwise)" in said
     assert "validation: v.txt: cut at blank lines, as the training text is" in said
     kept = ready.run.about["data"]["source"]
     assert kept == {"split": "paragraph", "separator": None, "field": None, "format": "auto"}
@@ -73,7 +73,7 @@ def test_a_separator_that_is_given_is_binding(folder: Path, place: int) -> None:
         ({"separator": "##"}, r"a.txt: the separator '##' does not occur in it; name what does stand between"),
         ({"separator": r"\n##\n"}, r"does not occur in it; .*in a shell, a line end in it is written \$'\\n'"),
         ({"split": "separator"}, r"'<\|endoftext\|>' does not occur in it; name what stands between .* --separator"),
-        ({"split": "line", "separator": "##"}, "--separator '##' and --split line contradict each other"),
+        ({"split": "line", "separator": "##"}, "--separator '##' and --cut line contradict each other"),
     ],
 )
 def test_a_separator_that_is_not_there(folder: Path, wish: dict[str, str], message: str) -> None:
@@ -200,7 +200,7 @@ def test_one_file_by_many_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_was_guessed_may_be_said(folder: Path) -> None:
-    """Would catch --split paragraph that is refused for a run whose text is cut at blank lines."""
+    """Would catch --cut paragraph that is refused for a run whose text is cut at blank lines."""
     begin(asked(), folder / "run")
     resume(folder / "run", asked(split="paragraph"))
     with pytest.raises(ValueError, match="was begun with split 'auto', not 'line'"):
@@ -210,7 +210,7 @@ def test_what_was_guessed_may_be_said(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("description", "source", "settings"),
     [
-        ("a.txt: cut at blank lines (guessed; --split says otherwise)", {}, SourceConfig("paragraph", field="text")),
+        ("a.txt: cut at blank lines (guessed; --cut says otherwise)", {}, SourceConfig("paragraph", field="text")),
         ("a.txt: a story per line", {"split": "line"}, SourceConfig("line", field="text")),
         ("a.txt: cut at '##'", {"separator": "##"}, SourceConfig("separator", "##", "text")),
         ("a.jsonl", {"field": "story"}, SourceConfig(field="story")),
@@ -248,7 +248,7 @@ def test_settings_that_are_damaged() -> None:
             "one.txt",
             "One story.",
             "auto",
-            "give validation data with --valid, or, if it is one long text, --split file",
+            "give validation data with --valid, or, if it is one long text, --cut file",
         ),
         ("one.txt", "One story.", "file", "the text is too short for that: give validation data with --valid$"),
         ("one.jsonl", '{"text": "One story."}', "auto", "one story; give validation data with --valid$"),

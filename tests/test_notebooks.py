@@ -15,7 +15,6 @@ import pytest
 
 from rhapsode import storyworld
 from rhapsode.sources import hub
-from rhapsode.sources.files import input_file
 from rhapsode.studies.directory import Study
 from rhapsode.tokenizer import train_tokenizer
 
@@ -234,7 +233,7 @@ def test_tinystories_is_downloaded_once_and_cut(
 
     def download(location: str) -> Any:
         asked.append(location)
-        return [input_file(tmp_path / "stories.jsonl")]
+        return [(tmp_path / "stories.jsonl", "stories.jsonl")]
 
     monkeypatch.setattr(hub, "download", download)
     monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))

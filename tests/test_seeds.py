@@ -8,7 +8,7 @@ from rhapsode.decode import SampleConfig
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.recipe import TrainConfig
 from rhapsode.seeds import LARGEST_SEED, check_seed, seed_everything, seeded_generator
-from rhapsode.studies.plans import Request
+from rhapsode.studies.plans import StudyRequest
 
 SEEDS = [0, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 7 * 2**32, 2**63, 2**63 + 7, LARGEST_SEED]
 
@@ -52,7 +52,7 @@ def test_everything_outside_is_refused(seed: int) -> None:
         lambda: build_model(ModelConfig(5), seed),
         lambda: SampleConfig(seed=seed),
         lambda: TrainConfig(tokens=5, seed=seed),
-        lambda: Request("batch", seed=seed),
+        lambda: StudyRequest("batch", seed=seed),
     ):
         with pytest.raises(ValueError, match=f"seed must be from 0 to 2.64 - 1, got {seed}"):
             refuse()
@@ -64,4 +64,4 @@ def test_no_seed_of_several_goes_beyond() -> None:
     with pytest.raises(ValueError, match="3 of them from 18446744073709551614 on go beyond"):
         check_seed(LARGEST_SEED - 1, count=3)
     with pytest.raises(ValueError, match="2 of them from 18446744073709551615 on"):
-        Request("batch", seed=LARGEST_SEED, seeds=2)
+        StudyRequest("batch", seed=LARGEST_SEED, seeds=2)

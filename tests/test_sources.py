@@ -98,7 +98,7 @@ def test_the_way_to_cut_is_guessed_and_said(tmp_path: Path, text: str, stories: 
     source = open_source([str(write(tmp_path / "a.txt", text))])
     assert list(source.stories()) == stories
     assert said in source.description
-    assert source.description.endswith("--split says otherwise)")
+    assert source.description.endswith("--cut says otherwise)")
     assert source.kind == "text"
     assert "(guessed" not in open_source([str(tmp_path / "a.txt")], SourceConfig(split="line")).description
 
@@ -304,7 +304,7 @@ def test_locations_that_lead_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"split": "word"}, "split must be one of auto, separator, .*got 'word'"),
+        ({"split": "word"}, "cut must be one of auto, separator, .*got 'word'"),
         ({"separator": " \n"}, "separator must have a visible character"),
         ({"field": ""}, "field must not be empty"),
     ],

@@ -1,3 +1,47 @@
-"""Rhapsode: small recurrent language models with self-attention, on the computer that you already have."""
+"""Rhapsode: small recurrent language models with self-attention, on the computer that you already have.
+
+    import rhapsode
+
+    model = rhapsode.train("my_stories.txt", minutes=1)
+    print(model.generate("Once upon a time")[0])
+
+docs/python.md has the rest. A name is imported when it is first used: `import rhapsode` waits for nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rhapsode.api import evaluate as evaluate
+    from rhapsode.api import explain_preset as explain_preset
+    from rhapsode.api import import_course_model as import_course_model
+    from rhapsode.api import load as load
+    from rhapsode.api import study as study
+    from rhapsode.api import train as train
+    from rhapsode.recipe import Recipe as Recipe
+    from rhapsode.results import Completion as Completion
+    from rhapsode.state import State as State
+    from rhapsode.trained import Model as Model
+
+_HOMES = {
+    **dict.fromkeys(("evaluate", "explain_preset", "import_course_model", "load", "study", "train"), "rhapsode.api"),
+    "Completion": "rhapsode.results",
+    "Model": "rhapsode.trained",
+    "Recipe": "rhapsode.recipe",
+    "State": "rhapsode.state",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rhapsode' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,236 +1,325 @@
-"""Rhapsode from Python: train a model or load one, then write, score and look with it.
+"""Rhapsode from Python: what the command line can do, as functions that return values.
 
-    model = rhapsode.train("my_stories.txt", minutes=1)
+    model = rhapsode.train("my_stories.txt", minutes=1)          # or a list of texts, or any iterable of them
     model = rhapsode.load("runs/2026-01-31-1")
     print(model.generate("Once upon a time")[0])
 
-The command line, notebooks and benchmarks are users of this file. Nothing here prints or ends the process: what is
-wrong is a ValueError or an OSError in one line.
+The command line, notebooks and benchmarks are users of this file. Nothing here prints, unless `show` asks for it, or
+ends the process: what is wrong is a ValueError or an OSError in one line.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from rhapsode.decode import SampleConfig, read_text, write
-from rhapsode.decode.continuation import read_tokens
-from rhapsode.evaluation import token_nats
-from rhapsode.inspection import read as look
-from rhapsode.model import LanguageModel
-from rhapsode.recipe import Recipe
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore
-from rhapsode.run import Run
-from rhapsode.state import State
+from rhapsode.decode import SampleConfig
+from rhapsode.evaluation import POLICY
+from rhapsode.machine import choose_device
+from rhapsode.model import LanguageModel, build_model
+from rhapsode.notebook import LiveTraining, in_notebook
+from rhapsode.progress import say, silent
+from rhapsode.recipe import BUDGETS, Recipe
+from rhapsode.recipe.changes import Sections, checked, lay
+from rhapsode.run import Run, new_directory
+from rhapsode.scoring import score_run
+from rhapsode.seeds import check_seed
+from rhapsode.sources import Source, SourceConfig
+from rhapsode.sources.memory import source_of_texts
+from rhapsode.terminal import quoted
+from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.training import KINDS
+from rhapsode.trained import Model
+from rhapsode.training import Event, Interrupted
+from rhapsode.training import train as train_run
+from rhapsode.training.data import DataRequest
+from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
+
+MOST_TOKENS = 600  # of a story that is read by the grammar
+
+PathLike = str | os.PathLike[str]
+Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
+Section = Mapping[str, Any]
 
 
-class Model:
-    """A trained model with its tokenizer, and the run directory that it came from.
+def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
+    """The model of a run directory, or of a model.pt that the course's program saved; nothing in it is executed.
 
-    network: the PyTorch module. tokenizer: text to ids and back. recipe: what it was trained with, None where that is
-    not known (a course model). metrics: the lines of metrics.jsonl. fingerprint: SHA-256 of weights and tokenizer.
+    checkpoint: `best` (lowest validation loss) or `last`. device: auto, cpu, cuda or mps. tokenizer: the folder that
+    belongs to a model.pt; otherwise `my_tokenizer` beside it. Raises OSError or ValueError in one line that names the
+    path.
     """
+    path, device = Path(path), choose_device(device)
+    if path.is_file():
+        network, own = _course_model(path, Path(tokenizer) if tokenizer else path.parent / "my_tokenizer")
+        return Model(network.to(device), own)
+    if tokenizer is not None:
+        raise ValueError(f"{path}: a run has its own tokenizer; name one for a model.pt only")
+    run = Run.open(path)
+    return Model(run.load_model(checkpoint, device), run.tokenizer, run)
 
-    def __init__(self, network: LanguageModel, tokenizer: Tokenizer, run: Run | None = None) -> None:
-        self.network, self.tokenizer, self.run = network.eval(), tokenizer, run
 
-    @property
-    def path(self) -> Path | None:
-        """The run directory."""
-        return self.run.path if self.run else None
+def train(
+    data: Data = (),
+    *,
+    preset: str | None = None,
+    recipe: Recipe | None = None,
+    minutes: float | None = None,
+    tokens: int | None = None,
+    sequences: int | None = None,
+    epochs: float | None = None,
+    model: Section | None = None,
+    optimizer: Section | None = None,
+    train: Section | None = None,
+    batch: Section | None = None,
+    seed: int | None = None,
+    out: PathLike | None = None,
+    valid: Data = (),
+    tokenizer: PathLike | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    on_event: Callable[[Event], object] | None = None,
+    show: bool | None = None,
+) -> Model:
+    """Trains a model on text, keeps it in a run directory, and returns it as `load` does: its best checkpoint.
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
+    data: a file, a folder, `hub:NAME` or `storyworld` (the corpus inside the package) as one str or Path; several as
+    Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. Nothing:
+    storyworld. valid: the same, to be judged by; otherwise a share of the stories is held out.
+    preset: minute, coffee or overnight, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
+    them, in place of the preset's. model, optimizer, train, batch: fields that are to be otherwise, or recipe: all of
+    them. seed: of weights, order and dropout.
+    out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
+    exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
+    cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
+    number of CPU threads; otherwise chosen as it goes. on_event hears what happens (`rhapsode.training.events`).
+    show: progress on stderr; None: a bar and a curve in a notebook, nothing elsewhere.
 
-    @property
-    def recipe(self) -> Recipe | None:
-        """What it was trained with."""
-        return self.run.recipe if self.run else None
+    Raises ValueError or OSError with one line before anything is written; FloatingPointError where the loss is no
+    number; Interrupted, a KeyboardInterrupt, after Ctrl-C, once the run is saved.
+    """
+    wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
+    if tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("TensorBoard files need the package tensorboard: pip install 'rhapsode[tensorboard]'")
+    if resume and out is None:
+        raise ValueError("to resume a run, name its directory: out=")
+    device = choose_device(device)
+    path = Path(out) if out is not None else new_directory()
+    live = LiveTraining() if show is None and in_notebook() else None
+    with _talking(bool(show)), fixed_threads(threads):
+        request = _request(wanted, preset, recipe, sections, budget, seed)
+        _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
+    return load(path, device=device)
 
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was written down while it trained: one object per report (`train`) or validation (`valid`)."""
-        return self.run.metrics() if self.run else []
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights and the tokenizer: whose a state is."""
-        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for name, tensor in self.network.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+def explain_preset(
+    data: Data = (),
+    *,
+    preset: str | None = None,
+    valid: Data = (),
+    tokenizer: PathLike | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    show: bool = False,
+    **sections: Section,
+) -> list[str]:
+    """What `train` would choose with the same arguments, and why, a line for each field; trains nothing."""
+    wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    with _talking(show):
+        return choose_recipe(_request(wanted, preset, None, sections, {}, None)).reasons
 
-    def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.network.parameters())
-        return f"<rhapsode.Model {self.path or ''}: {self.network.config.kind}, {count:,} parameters, {self.device}>"
 
-    # -- writing -------------------------------------------------------------------------------------------------
+def _request(
+    wanted: tuple[Data, Data, PathLike | Tokenizer | None, int | None, SourceConfig],
+    preset: str | None,
+    recipe: Recipe | None,
+    sections: Mapping[str, Section | None],
+    budget: Mapping[str, Any],
+    seed: int | None,
+) -> TrainingRequest:
+    """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
+    data, valid, tokenizer, vocab_size, reading = wanted
+    own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = os.fspath(tokenizer)
+    if recipe is not None and (tokenizer is None or tokenizer in KINDS):
+        vocab_size = vocab_size or recipe.model.vocab_size
+    return TrainingRequest(DataRequest(_data(data), _data(valid), tokenizer, vocab_size, reading), preset, own)
 
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        n: int = 1,
-        max_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] | str = (),
-        seed: int = 0,
-        state: State | None = None,
-    ) -> list[Completion]:
-        """Goes on from a prompt n times, side by side; sample i draws with seed + i, whatever the others are.
 
-        temperature 0 always takes the likeliest token. top_k, top_p and min_p leave out unlikely tokens; 0, 1.0 and 0.0
-        keep all. repetition_penalty above 1 makes tokens that are there already less likely. stop: texts at which
-        writing ends; they are left out. state: what stands before the prompt, from `read`, `Completion.state` or
-        `State.load`; the prompt then goes on from there as it is, nothing is put before it.
-        Raises ValueError for a value that cannot be, and for a state of another model.
-        """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
-        before = self._usable(state)
-        texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
-        log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
-        reasons = [""] * n
-        for token in write(self.network, self.tokenizer, self._checked(prompt), config, n, before):
-            texts[token.sample] += token.text
-            ids[token.sample].append(token.id)
-            log_probabilities[token.sample].append(token.log_probability)
-            reasons[token.sample] = FINISH_REASONS.get(token.ended or "", "")
-        return [
-            Completion(prompt, *parts, _read_again=self._reader(prompt, parts[1], before))
-            for parts in zip(texts, ids, log_probabilities, reasons, strict=True)
-        ]
+def _train_to_the_end(
+    request: TrainingRequest,
+    path: Path,
+    resumed: bool,
+    device: str,
+    tensorboard: bool,
+    live: LiveTraining | None,
+    on_event: Callable[[Event], object] | None,
+) -> None:
+    say(f"run directory: {path}")
+    # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
+    resumed = resumed and (request.is_empty or (path / "run.json").exists())
+    ready = resume(path, request) if resumed else begin(request, path)
+    how_to_resume = f"resume it with: rhapsode train --resume --out {quoted(path)}"
 
-    def stream(
-        self,
-        prompt: str = "",
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] | str = (),
-        seed: int = 0,
-        state: State | None = None,
-    ) -> Iterator[str]:
-        """As `generate` with n = 1, in pieces of text as they become certain; joined, they are its text."""
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
-        prompt, before = self._checked(prompt), self._usable(state)
-        return (token.text for token in write(self.network, self.tokenizer, prompt, config, 1, before) if token.text)
+    def happened(event: Event) -> None:
+        for listener in (live, on_event):
+            if listener is not None:
+                listener(event)
 
-    @staticmethod
-    def _checked(text: str) -> str:
-        if not isinstance(text, str):
-            raise ValueError(f"a text must be a str, got {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text is not valid Unicode: half of a surrogate pair at {error.start}") from None
-        return text
+    try:
+        outcome = train_run(ready.run, ready.train, ready.valid, device, tensorboard, on_event=happened)
+    except KeyboardInterrupt:  # the second one
+        say(f"stopped at once, without saving; {how_to_resume}")
+        raise
+    say(f"run directory: {path}")
+    if outcome.ended == "interrupted":
+        say(how_to_resume)
+        raise Interrupted(f"stopped and saved in {path}; {how_to_resume}")
 
-    def _usable(self, state: State | None) -> State | None:
-        """The state on this model's device; ValueError where it is another model's or nothing was read to it."""
-        if state is None:
-            return None
-        if state.fingerprint != self.fingerprint:
-            raise ValueError("this state is of another model; read the text with this one: model.read(text)")
-        if state.ids is None or state.logits is None or len(state.ids) != 1:
-            raise ValueError("a state to go on from has read one text: take it from model.read or Completion.state")
-        return state.apply(lambda tensor: tensor.to(self.device))
 
-    def _reader(self, prompt: str, ids: list[int], before: State | None) -> Callable[[], tuple[State, Any, Any]]:
-        """What makes a completion's state, log-probabilities (T, V) and names of tokens when they are wanted."""
+def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
+    """The fields that were chosen, by section."""
+    if len(budget) > 1:
+        raise ValueError(f"a budget is one of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
+    given = checked({name: fields for name, fields in sections.items() if fields}, "train")
+    flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
+    if recipe is None:
+        return lay(given, flags)
+    if given or flags:
+        raise ValueError("a recipe has all its fields: change them with recipe.with_changes, or give no recipe")
+    own = recipe.to_dict()
+    del own["model"]["vocab_size"]  # the tokenizer's
+    return own
 
-        @torch.inference_mode()
-        def read_again() -> tuple[State, Tensor, Callable[[int], str]]:
-            start = read_text(self.network, self.tokenizer, prompt, before)
-            assert start.logits is not None
-            tokens = torch.tensor([ids], device=self.device)
-            logits, _ = self.network(tokens, start)
-            after = read_tokens(self.network, tokens, start)
-            rows = torch.cat((start.logits[:, None], logits[:, :-1]), dim=1)[0].double().log_softmax(-1).cpu()
-            return replace(after, fingerprint=self.fingerprint), rows, self._piece
 
-        return read_again
+def _data(data: Data) -> tuple[str, ...] | Source:
+    """Locations, or a source of texts in memory; ValueError where one could be taken for the other."""
+    if isinstance(data, str | os.PathLike):
+        return (os.fspath(data),)
+    if isinstance(data, list | tuple):
+        paths = [item for item in data if isinstance(item, os.PathLike)]
+        if paths:
+            return tuple(os.fspath(item) for item in data)
+        if not data:
+            return ()
+        if all(isinstance(item, str) and "\n" not in item and len(item) < 256 and Path(item).exists() for item in data):
+            raise ValueError(f"{data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
+    return source_of_texts(data)  # type: ignore[arg-type]
 
-    def _piece(self, id: int) -> str:
-        """How tables show a token; an id that the vocabulary skips by its number."""
-        try:
-            return self.tokenizer.token_text(id)
-        except ValueError:
-            return f"<{id}>"
 
-    # -- reading -------------------------------------------------------------------------------------------------
+def evaluate(
+    model: Model | PathLike,
+    data: PathLike | Iterable[os.PathLike[str]] = (),
+    *,
+    generate: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    checkpoint: str = "best",
+    cut: str | None = None,
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Scores a model on data, by default on what it was validated on; on storyworld, all that can be told of it.
 
-    def read(self, text: str = "", state: State | None = None) -> State:
-        """The memory after a text, to go on from as often as one likes; state: what stands before the text."""
-        after = read_text(self.network, self.tokenizer, self._checked(text), self._usable(state))
-        return replace(after, fingerprint=self.fingerprint)
+    model: a loaded one with a run directory, or the path of that. data: locations, as for `train`. cut, separator,
+    field: how they are read; None: as the run's own text was, cut `auto`: guessed anew. generate: on storyworld, how
+    many stories to write (at `temperature`, from `seed` on) and read by its grammar. show: progress on stderr.
 
-    def next_tokens(self, text: str = "", k: int = 5, state: State | None = None) -> list[NextToken]:
-        """The k likeliest next tokens after a text, the likeliest first."""
-        logits = self.read(text, state).logits
-        assert logits is not None
-        likeliest = logits[0].double().log_softmax(-1).cpu().topk(min(k, logits.shape[1]))
-        return [
-            NextToken(id, self._piece(id), value)
-            for id, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ]
+    Returns what `rhapsode evaluate --json` prints: nats, tokens, bytes, `bits_per_byte` (with the bits that correct
+    what the tokenizer cannot spell, `unspelled_share` of the bytes) and so on; on storyworld `excess`, `recall`,
+    `generated`. Raises ValueError or OSError with one line.
+    """
+    check_seed(seed, count=max(1, generate))
+    if not isinstance(model, Model):
+        model = load(model, checkpoint=checkpoint, device=device)
+    if model.run is None:
+        raise ValueError("this model has no run directory; score texts with model.score")
+    locations = _data(data)
+    if not isinstance(locations, tuple):
+        raise ValueError("evaluate scores files; score texts with model.score")
+    reading = SourceConfig(cut or "auto", separator, field, format)
+    with _talking(show), fixed_threads(threads):
+        say(f"state: {POLICY}")
+        sampling = SampleConfig(max_tokens=MOST_TOKENS, temperature=temperature, seed=seed)
+        return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
 
-    def score(self, texts: str | Sequence[str], *, per_token: bool = False, end: bool = True) -> Scores:
-        """How well the model expects texts, each from a fresh state, as `rhapsode evaluate` scores stories.
 
-        per_token: keep each token's log-probability. end: whether the end of the text is scored as a token after it.
-        Raises ValueError where there is no text, or nothing in one to score.
-        """
-        texts = [texts] if isinstance(texts, str) else [self._checked(text) for text in texts]
-        if not texts:
-            raise ValueError("there is no text to score")
-        after = [self.tokenizer.eos_id] if end else []
-        ids = [[*self.tokenizer.encode(text), *after] for text in texts]
-        for text, sequence in zip(texts, ids, strict=True):
-            if not sequence:
-                raise ValueError(f"nothing to score in the text {text!r}")
-        found = token_nats(self.network, ids, self.tokenizer.eos_id)
-        return Scores(
-            [
-                TextScore(float(nats.sum()), len(sequence), len(text.encode()), (-nats).tolist() if per_token else None)
-                for text, sequence, nats in zip(texts, ids, found, strict=True)
-            ]
+def study(name: str, data: PathLike | Iterable[os.PathLike[str]] = (), *, show: bool = False, **options: Any) -> Any:
+    """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
+
+    name: size, batch, sequences, temperature, all or grid. options: those of the command line by their names (out,
+    scale, minutes, seeds, jobs, threads, device, publish, valid, tokenizer, ...; vary and assignments as lists of
+    `field=value` texts). Returns its chapters, settings and page (`rhapsode.studies.whole.Finished`).
+    Raises ValueError or OSError with one line before anything is trained; Interrupted after Ctrl-C.
+    """
+    from rhapsode.studies.plans import StudyRequest
+    from rhapsode.studies.whole import run_study
+
+    locations = _data(data)
+    if not isinstance(locations, tuple):
+        raise ValueError("a study reads files: write the texts to one first")
+    running = {key: options.pop(key) for key in ("jobs", "threads", "device", "publish") if key in options}
+    if "cut" in options:
+        options["split"] = options.pop("cut")
+    out = Path(options.pop("out", None) or Path("studies") / name)
+    options |= {key: tuple(options[key]) for key in ("vary", "assignments") if key in options}
+    with _talking(show):
+        return run_study(StudyRequest(name, data=locations, **options), out, **running)
+
+
+def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my_tokenizer") -> Model:
+    """Makes a run directory of the course's model.pt, and returns its model; nothing in the file is executed.
+
+    tokenizer: the folder that belongs to it. Raises ValueError or OSError with one line that names the file.
+    """
+    network, own = _course_model(Path(path), Path(tokenizer))
+    about = {"model": asdict(network.config), "tokenizer": own.fingerprint, "imported": Path(path).name}
+    Run.create(Path(out), about, own, network)
+    return load(out, device="cpu")
+
+
+def _course_model(path: Path, folder: Path) -> tuple[LanguageModel, Tokenizer]:
+    """The plain model that a model.pt holds, and its tokenizer; ValueError where the two do not fit together."""
+    from rhapsode.course import load_course_model, plain_parts
+
+    config, weights = plain_parts(load_course_model(path))
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"{folder}: a vocabulary of {tokenizer.vocab_size}, {path} has one of {config.vocab_size};"
+            " name the model's own tokenizer"
         )
-
-    def attention(self, text: str) -> AttentionMap:
-        """Where the model looks while it reads a text: every head of every part that attends."""
-        reading = look(self.network, self.tokenizer, self._checked(text), 1)
-        return AttentionMap(reading.tokens, {name: heads.numpy() for name, heads in reading.attention.items()})
+    network = build_model(config, seed=0)
+    network.load_state_dict(weights)
+    return network, tokenizer
 
 
-FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}
-
-
-def load(path: str | os.PathLike[str], *, checkpoint: str = "best", device: str = "auto") -> Model:
-    """The model of a run directory; checkpoint: `best` (lowest validation loss) or `last`.
-
-    Raises OSError or ValueError in one line that names the path.
-    """
-    from rhapsode.commands import choose_device
-
-    run = Run.open(Path(path))
-    return Model(run.load_model(checkpoint, choose_device(device)), run.tokenizer, run)
+@contextmanager
+def _talking(show: bool) -> Iterator[None]:
+    """Within the block, what the rooms below say goes to stderr, or nowhere."""
+    if show:
+        yield
+    else:
+        with silent():
+            yield

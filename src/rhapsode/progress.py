@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -27,11 +28,23 @@ class LiteralConsole(Console):
 console = LiteralConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 SECONDS_BETWEEN_LINES = 15.0
+_talks: ContextVar[bool] = ContextVar("talks", default=True)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block nothing is shown: neither lines nor bars."""
+    token = _talks.set(False)
+    try:
+        yield
+    finally:
+        _talks.reset(token)
 
 
 def say(message: str) -> None:
     """Prints one line of talk to stderr, without wrapping."""
-    console.print(message, soft_wrap=True)
+    if _talks.get():
+        console.print(message, soft_wrap=True)
 
 
 def show(table: Table) -> None:
@@ -45,6 +58,9 @@ def bar(description: str, total: float | None, unit: str = "") -> Iterator[Calla
 
     total: the amount that means done, in `unit`s (None if unknown). The rate is the mean since the start.
     """
+    if not _talks.get():
+        yield lambda amount: None
+        return
     started = last_line = time.monotonic()
     done = 0.0
 
@@ -104,6 +120,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, past: Sequence[float], enabled: bool = True) -> None:
+        enabled = enabled and _talks.get()
         self.losses, self.enabled = list(past), enabled
         self.smooth: float | None = None
         self.live = enabled and console.is_terminal

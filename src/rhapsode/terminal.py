@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import sys
 import unicodedata
 from typing import Any, TextIO
@@ -23,6 +24,11 @@ def _spelled(character: str) -> str:
         return f"\\x{ord(character) - 0xDC00:02x}"
     obeyed = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS
     return character.encode("unicode_escape", "surrogatepass").decode() if obeyed else character
+
+
+def quoted(path: Any) -> str:
+    """A path as one types it into a shell."""
+    return shlex.quote(str(path))
 
 
 def prepare_streams() -> None:

@@ -72,7 +72,7 @@ class Life:
         settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
         budget = ["--sequences", str(STEPS * int(SETTINGS["batch_size"]))]
         data = [str(folder / "train.jsonl"), "--valid", str(folder / "valid.jsonl"), "--vocab-size", "300"]
-        verb = [sys.executable, "-m", "rhapsode.cli", "train"]
+        verb = [sys.executable, "-m", "rhapsode", "train"]
         self.environment = {**os.environ, "RHAPSODE_CACHE": str(out.with_suffix(".cache")), "OMP_NUM_THREADS": "1"}
         self.begun = time.monotonic()
         self.process = subprocess.Popen(

@@ -42,6 +42,6 @@ def test_twenty_kills_and_one_interrupt(tmp_path: Path) -> None:
     assert life.process.returncode == 130
     told = re.search(r"^go on with: rhapsode (train --resume --out .*)$", errors, re.MULTILINE)
     assert told, errors
-    go_on = [sys.executable, "-m", "rhapsode.cli", *shlex.split(told[1]), "--threads", "1"]
+    go_on = [sys.executable, "-m", "rhapsode", *shlex.split(told[1]), "--threads", "1"]
     subprocess.run(go_on, env=life.environment, check=True, capture_output=True)
     assert digests(life.out) == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.studies.directory import Study
-from rhapsode.studies.plans import Cell, Request, plan_of
+from rhapsode.studies.plans import Cell, StudyRequest, plan_of
 from rhapsode.studies.whole import command_of
 from rhapsode.tokenizer import train_tokenizer
 
@@ -20,12 +20,12 @@ def made_up_losses(cell: Cell) -> tuple[float, float, float]:
     return train, train + 0.05 + 0.0137, width * steps / 700
 
 
-def made_up_study(path: Path, request: Request, scale: float = 0.05, losses: Losses = made_up_losses) -> Study:
+def made_up_study(path: Path, request: StudyRequest, scale: float = 0.05, losses: Losses = made_up_losses) -> Study:
     """A study directory with all cells finished."""
     tokenizer = train_tokenizer(["Once upon a time there was a cat. " * 20], "characters", 64)
     fingerprints = {"train_fingerprint": "a", "valid_fingerprint": "b", "store_fingerprint": "c"}
     about: dict[str, Any] = {
-        "request": {name: getattr(request, name) for name in Request.__dataclass_fields__},
+        "request": {name: getattr(request, name) for name in StudyRequest.__dataclass_fields__},
         "command": command_of(request, path),
         "scale": scale,
         "valid_stories": 1000,

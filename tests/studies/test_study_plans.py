@@ -2,12 +2,12 @@
 
 import pytest
 
-from rhapsode.studies.plans import Request, plan_of
+from rhapsode.studies.plans import StudyRequest, plan_of
 
 
 def test_the_course_studies_have_the_course_settings() -> None:
     """A wrong number here would make every report compare something else with the course's figures."""
-    plan = plan_of(Request("all"))
+    plan = plan_of(StudyRequest("all"))
     size, batch, sequences, temperature = plan.parts
     widths = [plan.cells[setting.cells[0]].sections["model"] for setting in size.settings]
     assert [(model["embed_dim"], model["hidden_dim"]) for model in widths] == [(n, n) for n in (64, 128, 256, 512)]
@@ -26,22 +26,22 @@ def test_the_course_studies_have_the_course_settings() -> None:
 
 def test_equal_cells_are_one_cell() -> None:
     """Width 128, batch 128 and 50,000 sequences are one training: twice would be time lost."""
-    plan = plan_of(Request("all"))
+    plan = plan_of(StudyRequest("all"))
     shared = {plan.parts[0].settings[1].cells, plan.parts[1].settings[2].cells, plan.parts[2].settings[2].cells}
     assert shared == {("size-128",)}
     assert len(plan.cells) == 4 + 3 + 3 + 1
 
 
 def test_scale_shrinks_all_sequences_in_proportion() -> None:
-    plan = plan_of(Request("all"), 0.05)
+    plan = plan_of(StudyRequest("all"), 0.05)
     counts = sorted({cell.sections["train"]["sequences"] for cell in plan.cells.values()})
     assert counts == [500, 1_000, 2_500, 5_000, 12_500]
     assert [setting.label for setting in plan.parts[2].settings] == ["500", "1,000", "2,500", "5,000"]
-    assert plan.cells == plan_of(Request("all", scale=0.05), 0.05).cells
+    assert plan.cells == plan_of(StudyRequest("all", scale=0.05), 0.05).cells
 
 
 def test_a_grid_has_all_combinations_and_all_seeds() -> None:
-    request = Request("grid", vary=("hidden_dim=64,128", "activation=relu,tanh"), seeds=3, seed=5)
+    request = StudyRequest("grid", vary=("hidden_dim=64,128", "activation=relu,tanh"), seeds=3, seed=5)
     (part,) = plan_of(request).parts
     assert part.fields == ("hidden_dim", "activation")
     assert [setting.values for setting in part.settings] == [
@@ -53,16 +53,16 @@ def test_a_grid_has_all_combinations_and_all_seeds() -> None:
 
 
 def test_a_varied_budget_takes_the_place_of_the_recipe_s() -> None:
-    plan = plan_of(Request("grid", vary=("tokens=1000,2000",)), 0.5)
+    plan = plan_of(StudyRequest("grid", vary=("tokens=1000,2000",)), 0.5)
     assert [cell.sections["train"]["tokens"] for cell in plan.cells.values()] == [500, 1_000]
     assert all("sequences" not in cell.sections["train"] for cell in plan.cells.values())
 
 
 def test_validation_reads_what_training_reads_or_whole_stories() -> None:
     """Cells whose batches differ in form must be scored on the same tokens, or their losses cannot be compared."""
-    assert plan_of(Request("size")).valid_tokens == 128
-    assert plan_of(Request("grid", vary=("window=15,31",))).valid_tokens == 32
-    assert plan_of(Request("grid", vary=("form=first,stream",))).valid_tokens is None
+    assert plan_of(StudyRequest("size")).valid_tokens == 128
+    assert plan_of(StudyRequest("grid", vary=("window=15,31",))).valid_tokens == 32
+    assert plan_of(StudyRequest("grid", vary=("form=first,stream",))).valid_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_validation_reads_what_training_reads_or_whole_stories() -> None:
 )
 def test_wrong_requests_are_told_in_one_line(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        plan_of(Request(**arguments))
+        plan_of(StudyRequest(**arguments))
     assert "\n" not in str(caught.value)

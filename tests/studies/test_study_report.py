@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from made_up import made_up_losses, made_up_study
 
-from rhapsode.studies.chapters import chapters_of
 from rhapsode.studies.directory import Study
-from rhapsode.studies.figures import MOST_LINES, Line, dots, lines
-from rhapsode.studies.markdown import one_line
-from rhapsode.studies.plans import Request
-from rhapsode.studies.report import write_report
+from rhapsode.studies.plans import StudyRequest
+from rhapsode.studies.report.chapters import chapters_of
+from rhapsode.studies.report.figures import MOST_LINES, Line, dots, lines
+from rhapsode.studies.report.markdown import one_line
+from rhapsode.studies.report.page import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -49,7 +49,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("studies")
-    study = made_up_study(folder / "all", Request("all", scale=0.05))
+    study = made_up_study(folder / "all", StudyRequest("all", scale=0.05))
     write_report(study, {}, {"machine": "a <b> & c"}, folder / "published")
     return study
 
@@ -149,7 +149,7 @@ def test_every_figure_has_title_labels_and_legend(everything: Study) -> None:
 
 
 def test_a_failed_cell_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
-    study = made_up_study(tmp_path / "size", Request("size", scale=0.05))
+    study = made_up_study(tmp_path / "size", StudyRequest("size", scale=0.05))
     (study.cell_path(study.plan.cells["size-256"]) / "result.json").unlink()
     write_report(study, {"size-256": "the loss became nan at step 2"}, {}, None)
     markdown = (study.path / "report.md").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def test_a_failed_cell_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 def test_seeds_give_mean_and_spread(tmp_path: Path) -> None:
     """Seeds 0, 1, 2 end 0.001 apart: the mean is that of seed 1, the standard deviation 0.001."""
-    request = Request("grid", vary=("hidden_dim=64,128", "activation=relu,tanh"), seeds=3)
+    request = StudyRequest("grid", vary=("hidden_dim=64,128", "activation=relu,tanh"), seeds=3)
     study = made_up_study(tmp_path / "grid", request)
     write_report(study, {}, {}, None)
     markdown = (study.path / "report.md").read_text(encoding="utf-8")
@@ -175,7 +175,7 @@ def test_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 
 def test_the_full_scale_with_seeds_reads_right(tmp_path: Path) -> None:
     """Would catch texts that were written for a part of the scale and one seed."""
-    study = made_up_study(tmp_path / "temperature", Request("temperature", scale=1.0, seeds=2, seed=4), 1.0)
+    study = made_up_study(tmp_path / "temperature", StudyRequest("temperature", scale=1.0, seeds=2, seed=4), 1.0)
     write_report(study, {}, {}, None)
     markdown = (study.path / "report.md").read_text(encoding="utf-8")
     assert "| scale | the full number of sequences |" in markdown
@@ -188,7 +188,7 @@ def test_the_full_scale_with_seeds_reads_right(tmp_path: Path) -> None:
 
 def test_a_result_of_another_plan_is_no_result(tmp_path: Path) -> None:
     """A marker that lies would put one study's numbers into another's report."""
-    study = made_up_study(tmp_path / "size", Request("size", scale=0.05))
+    study = made_up_study(tmp_path / "size", StudyRequest("size", scale=0.05))
     cells = study.plan.cells
     stolen = (study.cell_path(cells["size-64"]) / "result.json").read_bytes()
     (study.cell_path(cells["size-512"]) / "result.json").write_bytes(stolen)
@@ -226,7 +226,7 @@ NASTY = ["a|b", "a b", "`c`", "$$", "$x^$", "<i>d", "[e](f)", "&lt;", "\x1b[31mg
 def test_what_a_user_wrote_is_shown_as_it_is(tmp_path: Path) -> None:
     """Would catch a `|` that makes another column, `$` that breaks a figure, HTML and escape sequences that are obeyed,
     and two settings whose names look alike trained as one."""
-    study = made_up_study(tmp_path / "s", Request("grid", vary=("prompt=" + ",".join(NASTY),), valid_stories=7))
+    study = made_up_study(tmp_path / "s", StudyRequest("grid", vary=("prompt=" + ",".join(NASTY),), valid_stories=7))
     assert len(study.plan.cells) == len(NASTY)
     study.about["data"]["description"] = "x|`y`$z$\udcff<b>.txt"
     study.about["command"] = "rhapsode study --vary 'prompt=```'"

@@ -63,7 +63,7 @@ def run(cache: Path, words: list[str]) -> Ended:
 
 def begin(cache: Path, words: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "RHAPSODE_CACHE": str(cache)}
-    whole = [sys.executable, "-m", "rhapsode.cli", *words]
+    whole = [sys.executable, "-m", "rhapsode", *words]
     return subprocess.Popen(whole, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -2,7 +2,7 @@
 
 import doctest
 
-from rhapsode.studies import sentences
+from rhapsode.studies.report import sentences
 from rhapsode.studies.statistics import Measured
 
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from rhapsode.course.data import TOKENIZER_FOLDER
 from rhapsode.course.program import OUTPUTS, SIZES, generate, main, train_mod
+from rhapsode.terminal import prepare_streams
 
 Program = Callable[[Any], None]
 
@@ -72,6 +73,7 @@ def _add_tokenizer(parser: _Parser) -> None:
 
 def command(argv: Sequence[str]) -> int:
     """The program itself: one line on stderr and exit code 2 for what is wrong, 130 after Ctrl-C."""
+    prepare_streams()
     try:
         program, args = parse(argv)
         program(args)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rhapsode.machine import keep_freed_memory
 from rhapsode.progress import bar
+from rhapsode.threads import chosen_threads
 
 REPORTS = 0.1  # of the sequences, between two reports
 MAX_GRADIENT_NORM = 1.0
@@ -47,14 +48,16 @@ def train(
     started = time.monotonic()
     batches = num_sequences // batch_size
     total_batches = min(batches, len(train_data)) if isinstance(train_data, Sized) else batches
-    with bar("training", total_batches * batch_size, "sequences") as advance:
+    with bar("training", total_batches * batch_size, "sequences") as advance, chosen_threads() as threads:
         for index, tokens in enumerate(islice(train_data, batches)):
+            begun = time.perf_counter()
             loss = next_token_loss(lm, tokens.to(device), loss_fn)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(lm.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             since_report.append(loss.detach())  # read at the report: a number each time would make a GPU wait
+            threads.worked("step", time.perf_counter() - begun, tokens.numel())
             advance(batch_size)
             if index % batches_per_report == 0:
                 total = torch.stack(since_report).cpu().double().sum().item()

@@ -1,7 +1,7 @@
 """Tells what a file is: packed how, in which encoding and format, and, of plain text, cut into stories how.
 
 The bytes decide on packing and encoding, the name's suffix on the format, where there is a known one. Otherwise the
-content decides, for a file as for standard input. `--format` and `--split` have the last word.
+content decides, for a file as for standard input. `--format` and `--cut` have the last word.
 """
 
 import csv

@@ -49,11 +49,11 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+            raise ValueError(f"cut must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.separator is not None and not self.separator.strip():
             raise ValueError(f"separator must have a visible character, got {self.separator!r}")
         if self.separator is not None and self.split not in ("auto", "separator"):
-            raise ValueError(f"--separator {self.separator!r} and --split {self.split} contradict each other: give one")
+            raise ValueError(f"--separator {self.separator!r} and --cut {self.split} contradict each other: give one")
         if self.field == "":
             raise ValueError("field must not be empty")
         if self.format not in FORMATS:
@@ -157,14 +157,14 @@ class FileSource:
             self.split = "separator"
         separator = self.separator or STANDARD_SEPARATOR
         if self.split == "separator" and not guessed and not _occurs_in(plain, separator):
-            cure = "name what stands between the stories with --separator, or let --split auto find out"
+            cure = "name what stands between the stories with --separator, or let --cut auto find out"
             if self.separator is not None:
                 cure = "name what does stand between the stories, or put it at the end of a text that is one story"
             if "\\n" in separator:
                 cure += "; in a shell, a line end in it is written $'\\n'"
             raise ValueError(f"{called}: the separator {separator!r} does not occur in it; {cure}")
         said = CUT_AT.get(self.split, f"cut at {separator!r}")
-        return said + (" (guessed; --split says otherwise)" if guessed else "")
+        return said + (" (guessed; --cut says otherwise)" if guessed else "")
 
     def stories(self) -> Iterator[str] | Iterator[list[int]]:
         """Yields each story's text, or each list of ids; a file that is one story comes whole."""

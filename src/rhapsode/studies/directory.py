@@ -18,7 +18,7 @@ from typing import Any
 from rhapsode.files import write_text
 from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
 from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
-from rhapsode.studies.plans import Cell, Plan, Request, plan_of
+from rhapsode.studies.plans import Cell, StudyPlan, StudyRequest, plan_of
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
 from rhapsode.training.data import absolute, reopen_data
@@ -49,8 +49,8 @@ class Study:
         if "format" not in request:  # begun when these two had defaults in words
             given = {name: request[name] for name in ("separator", "field")}
             request |= {name: None for name, value in given.items() if value in ("<|endoftext|>", "text")}
-        self.request = read_config(Request, request, where, "request")
-        self.plan: Plan = plan_of(self.request, about["scale"])
+        self.request = read_config(StudyRequest, request, where, "request")
+        self.plan: StudyPlan = plan_of(self.request, about["scale"])
 
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], tokenizer: Tokenizer) -> "Study":
@@ -72,7 +72,7 @@ class Study:
         recorded = self.about["tokenizer_fingerprint"], self.about.get("tokenizer_files"), self.about["vocab_size"]
         return recorded_tokenizer(self.path / "tokenizer", *recorded, self.path / "study.json")
 
-    def check_same(self, request: Request) -> None:
+    def check_same(self, request: StudyRequest) -> None:
         """Raises ValueError with one line where the study was begun with another request."""
         begun, asked = asdict(self.request), asdict(request)
         for name in asked:

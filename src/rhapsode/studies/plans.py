@@ -1,6 +1,6 @@
 """What a study varies: parts of settings, each setting trained with one seed or several, every training a cell.
 
-    plan = plan_of(Request("batch", scale=0.05))
+    plan = plan_of(StudyRequest("batch", scale=0.05))
     plan.parts[0].settings[0].cells          names of cells, one per seed
     plan.cells["batch-32"].sections          the fields of its configs
 
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, Values]] = {
 
 
 @dataclass(frozen=True)
-class Request:
+class StudyRequest:
     """What `rhapsode study` was asked for.
 
     study: one of STUDIES. vary: `field=value,value` texts, for grid. scale: multiplies every budget. minutes: the
@@ -137,7 +137,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """All parts of a study, and all its cells by name, in the order in which they run."""
 
     parts: tuple[Part, ...]
@@ -153,7 +153,7 @@ class Plan:
         return max(batch["window"] for batch in batches) + 1
 
 
-def plan_of(request: Request, scale: float = 1.0) -> Plan:
+def plan_of(request: StudyRequest, scale: float = 1.0) -> StudyPlan:
     """The plan that the request asks for, with every budget times `scale`.
 
     Raises ValueError with one line for a field that there is not, a value that its config refuses, or a field that
@@ -161,7 +161,7 @@ def plan_of(request: Request, scale: float = 1.0) -> Plan:
     """
     fixed = read_assignments(request.assignments)
     base = merge(RECIPE, fixed)
-    plan = Plan(())
+    plan = StudyPlan(())
     for name in COURSE if request.study == "all" else (request.study,):
         settings = _grid(request.vary) if name == "grid" else SETTINGS[name]
         plan = _with_part(plan, name, settings, base, fixed, request, scale)
@@ -169,8 +169,14 @@ def plan_of(request: Request, scale: float = 1.0) -> Plan:
 
 
 def _with_part(
-    plan: Plan, name: str, settings: dict[str, Values], base: Sections, fixed: Sections, request: Request, scale: float
-) -> Plan:
+    plan: StudyPlan,
+    name: str,
+    settings: dict[str, Values],
+    base: Sections,
+    fixed: Sections,
+    request: StudyRequest,
+    scale: float,
+) -> StudyPlan:
     cells = dict(plan.cells)
     known = {json.dumps(cell.sections, sort_keys=True): cell.name for cell in cells.values()}
     fields = tuple(next(iter(settings.values())))

@@ -24,15 +24,12 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import console, say
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
+from rhapsode.training import Interrupted
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_LOOKS = 0.25
 LAST_BYTES = 4096  # of metrics.jsonl: more than its longest line
 OVERHEAD_PARAMETERS = 300_000  # what a token costs beside the parameters' share, in parameters; for the ETA alone
-
-
-class Interrupted(Exception):
-    """The user stopped the study; the cells have saved."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from rhapsode.progress import say
 from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import build
 from rhapsode.studies.data import valid_view
-from rhapsode.studies.plans import Cell, Plan
+from rhapsode.studies.plans import Cell, StudyPlan
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Optimizers
 from rhapsode.training.plan import first_plan
@@ -49,7 +49,7 @@ class Fit:
 
 
 def fit(
-    plan_at: Callable[[float], Plan],
+    plan_at: Callable[[float], StudyPlan],
     train_store: TokenStore,
     valid_store: TokenStore,
     seconds: float,
@@ -102,7 +102,7 @@ def _shape(cell: Cell) -> str:
     return json.dumps([cell.sections["model"], cell.sections["batch"], cell.sections["optimizer"]], sort_keys=True)
 
 
-def _paces(plan: Plan, train_store: TokenStore, valid_store: TokenStore, device: str) -> dict[str, Pace]:
+def _paces(plan: StudyPlan, train_store: TokenStore, valid_store: TokenStore, device: str) -> dict[str, Pace]:
     started = time.monotonic()
     begin = f"import rhapsode.studies.cell, torch; torch.zeros(1, device={device!r})"  # a GPU takes seconds to begin
     subprocess.run([sys.executable, "-c", begin], check=True)

@@ -15,18 +15,15 @@ from rhapsode.progress import say
 from rhapsode.recipe.changes import build
 from rhapsode.run import check_free
 from rhapsode.sources import SourceConfig
-from rhapsode.studies.chapters import Chapter, Table, chapters_of
 from rhapsode.studies.data import VALID_STORIES, valid_view
 from rhapsode.studies.directory import Study, devices_of
-from rhapsode.studies.plans import Request, plan_of
-from rhapsode.studies.report import check_extras, settings_of, write_report
+from rhapsode.studies.plans import StudyRequest, plan_of
+from rhapsode.studies.report.chapters import Chapter, Table, chapters_of
+from rhapsode.studies.report.page import check_extras, settings_of, write_report
 from rhapsode.studies.runner import Interrupted, run_cells
 from rhapsode.studies.timing import fit
 from rhapsode.tokens import BatchConfig, Batcher
 from rhapsode.training.data import DataRequest, open_data
-
-EXIT_STOPPED = 130
-EXIT_FAILED = 1  # a report there is, but not of all cells
 
 
 class Finished(NamedTuple):
@@ -47,22 +44,8 @@ class Finished(NamedTuple):
         return settings_of(self.study, _facts())
 
 
-def study_command(
-    request: Request, out: Path, jobs: int, threads: int | None, device: str, publish: Path | None
-) -> None:
-    """Runs the study and prints the report's path to stdout; exits with 1 where cells failed, 130 after Ctrl-C."""
-    try:
-        finished = run_study(request, out, jobs, threads, device, publish)
-    except Interrupted as stopped:
-        say(str(stopped))
-        raise SystemExit(EXIT_STOPPED) from None
-    print(finished.page)
-    if finished.failed:
-        raise SystemExit(EXIT_FAILED)
-
-
 def run_study(
-    request: Request,
+    request: StudyRequest,
     out: Path,
     jobs: int = 1,
     threads: int | None = None,
@@ -90,7 +73,7 @@ def run_study(
             try:
                 failed = run_cells(study, jobs, threads_each)
             except Interrupted:
-                raise Interrupted(f"stopped and saved; go on with: {study.about['command']}") from None
+                raise Interrupted(f"stopped and saved; resume it with: {study.about['command']}") from None
             page = write_report(study, failed, _facts(), publish)
     finally:
         torch.set_num_threads(threads_before)
@@ -100,7 +83,7 @@ def run_study(
     return Finished(study, failed, page)
 
 
-def _open(request: Request, out: Path, device: str) -> Study:
+def _open(request: StudyRequest, out: Path, device: str) -> Study:
     """The study in `out`, to go on with on the device it was begun on: times of two devices cannot be compared."""
     study = Study.open(out)
     study.check_same(request)
@@ -125,7 +108,7 @@ def _open(request: Request, out: Path, device: str) -> Study:
     return study
 
 
-def _begin(request: Request, out: Path, jobs: int, device: str) -> Study:
+def _begin(request: StudyRequest, out: Path, jobs: int, device: str) -> Study:
     chosen = choose_device(device)
     check_free(out)
     reading = SourceConfig(request.split, request.separator, request.field, request.format)
@@ -176,11 +159,11 @@ def _begin(request: Request, out: Path, jobs: int, device: str) -> Study:
     return Study.create(out, about, data.tokenizer)
 
 
-def command_of(request: Request, out: Path, device: str = "auto") -> str:
+def command_of(request: StudyRequest, out: Path, device: str = "auto") -> str:
     """The command that makes the study again, without what is as by default."""
     words = ["rhapsode", "study", request.study, *request.data]
     named = {"assignments": "set"}
-    for field in fields(Request):
+    for field in fields(StudyRequest):
         value = getattr(request, field.name)
         if field.name in ("study", "data") or value == field.default:
             continue

@@ -103,7 +103,7 @@ class TokenStore:
     def hold_out(self, fraction: float, seed: int) -> tuple["TokenStore", "TokenStore"]:
         """Two views (rest, held out): a seeded draw of stories, in file order, at least one in each.
 
-        A store of one story that was read with --split file is cut in two instead, the end held out, at the
+        A store of one story that was read with --cut file is cut in two instead, the end held out, at the
         nearest of the places where the text was cut for the tokenizer (about every 2,048 characters, in a short text
         more often; before whitespace where there is any). Raises ValueError where there is nothing to divide.
         """

@@ -140,7 +140,7 @@ def _instead_of_holding_out(source: Source) -> str:
         return by_itself
     if source.split == "file":
         return f"the text is too short for that: {by_itself}"
-    return f"{by_itself}, or, if it is one long text, --split file"
+    return f"{by_itself}, or, if it is one long text, --cut file"
 
 
 def opened(
@@ -223,7 +223,7 @@ def settings_of(about: dict[str, Any], where: str) -> SourceConfig:
     """How a run's data were read, guesses included, from what `open_data` told of in `about`; `where` is for errors."""
     source = dict(about["source"])
     if "format" not in source:  # runs made before guesses were kept tell of them at the end of the description only
-        description = about["description"].removesuffix(" (guessed; --split says otherwise)")
+        description = about["description"].removesuffix(" (guessed; --cut says otherwise)")
         told = {**CUT_AT, "separator": f"cut at {source['separator']!r}"}
         split = next((name for name, words in told.items() if description.endswith(f": {words}")), source["split"])
         separator = source["separator"] if split == "separator" else None

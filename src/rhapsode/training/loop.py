@@ -75,6 +75,10 @@ class Stopped(Exception):
     """The user asked to stop while a validation ran."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user stopped the work; what was done is saved, and it can be resumed."""
+
+
 def train(
     run: Run,
     train_store: TokenStore,

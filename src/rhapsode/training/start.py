@@ -25,6 +25,11 @@ class TrainingRequest:
     preset: str | None = None
     own: Sections = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all was asked for."""
+        return self.data == DataRequest() and self.preset is None and not any(self.own.values())
+
 
 @dataclass(frozen=True)
 class Ready:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.files import write_text
-from rhapsode.studies import sentences
-from rhapsode.studies.chapters import Table, chapters_of
 from rhapsode.studies.directory import Study, devices_of
-from rhapsode.studies.markdown import one_line, table
 from rhapsode.studies.plans import TITLES, shown
+from rhapsode.studies.report import sentences
+from rhapsode.studies.report.chapters import Table, chapters_of
+from rhapsode.studies.report.markdown import one_line, table
 
 
 def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
@@ -60,7 +60,7 @@ def _render(template: str, about: dict[str, Any]) -> str:
 
     html = ".html" in template
     environment = Environment(
-        loader=PackageLoader("rhapsode.studies"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("rhapsode.studies.report"), autoescape=html, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["one_line"] = one_line
     text = environment.get_template(template).render(about).rstrip() + "\n"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsode.studies import sentences
 from rhapsode.studies.directory import Study
-from rhapsode.studies.figures import MOST_LINES, Figure, Line, dots, lines
-from rhapsode.studies.markdown import one_line, table
 from rhapsode.studies.plans import TITLES, Part, Setting, shown
+from rhapsode.studies.report import sentences
+from rhapsode.studies.report.figures import MOST_LINES, Figure, Line, dots, lines
+from rhapsode.studies.report.markdown import one_line, table
 from rhapsode.studies.statistics import Measured, measured
 
 COURSE_CAVEAT = (

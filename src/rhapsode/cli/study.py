@@ -5,6 +5,11 @@ from typing import Any
 
 import typer
 
+from rhapsode.cli.options import CUT, CUT_HELP, FIELD_HELP, FORMAT, SEPARATOR_HELP
+
+EXIT_STOPPED = 130
+EXIT_FAILED = 1  # a report there is, but not of all cells
+
 app = typer.Typer(
     help="Train many small models that differ in one thing, and write a report of them.",
     no_args_is_help=True,
@@ -15,23 +20,24 @@ DATA = typer.Argument(None, help="Files, folders, hub:NAME or storyworld[:COUNT]
 VALID = typer.Option(None, help="Data to validate on; otherwise a seeded share of the stories is held out.")
 TOKENIZER = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters.")
 VOCAB_SIZE = typer.Option(None, help="Size of the tokenizer that is trained (1024).")
-OUT = typer.Option(None, help="The study's directory, studies/NAME by default; the same command goes on in it.")
+OUT = typer.Option(
+    None, "--out", "-o", help="The study's directory, studies/NAME by default; the same command resumes it."
+)
 SCALE = typer.Option(None, help="Multiplies the sequences of all cells; 0.05 suits a laptop (1).")
-MINUTES = typer.Option(None, help="Choose the scale so that all of it ends in about so many minutes.")
+MINUTES = typer.Option(
+    None, "--minutes", "-m", help="Choose the scale so that all of it ends in about so many minutes."
+)
 JOBS = typer.Option(1, min=1, help="How many cells train at once; they share the threads.")
 SEEDS = typer.Option(1, help="How many seeds each setting is trained with.")
 SEED = typer.Option(0, help="The first seed.")
-THREADS = typer.Option(None, min=1, help="CPU threads in all; otherwise PyTorch's own choice.")
-SET = typer.Option(None, "--set", help="field=value of any config, the same in all cells; repeatable.")
+THREADS = typer.Option(None, min=1, help="CPU threads in all; otherwise as many as there are cores.")
+SET = typer.Option(None, "--set", help="field=value of the recipe, the same in all cells; repeatable.")
 VALID_STORIES = typer.Option(None, help="Most stories that a validation scores, 0 for all (1000).")
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or mps, for all cells; a study stays where it was begun.")
 PUBLISH = typer.Option(None, help="A folder that gets the report too, as NAME.md with its SVGs in NAME/.")
-SPLIT = typer.Option("auto", help="How text files are cut: auto, separator, paragraph, line, file.")
-SEPARATOR = typer.Option(
-    None, help="What stands between stories of text files; otherwise <|endoftext|> where the text has it."
-)
-FIELD = typer.Option(None, help="Where the text is in JSON objects and tables, as story or story.body; otherwise text.")
-FORMAT = typer.Option("auto", help="What files hold: auto, text, jsonl, json, csv, tsv or parquet.")
+CUT_FILES = typer.Option("auto", *CUT, help=CUT_HELP)
+SEPARATOR = typer.Option(None, help=SEPARATOR_HELP)
+FIELD = typer.Option(None, help=FIELD_HELP)
 
 
 def _add(name: str, help_text: str) -> None:
@@ -54,7 +60,7 @@ def _add(name: str, help_text: str) -> None:
         assignments: list[str] = SET,
         valid_stories: int = VALID_STORIES,
         publish: Path = PUBLISH,
-        split: str = SPLIT,
+        cut: str = CUT_FILES,
         separator: str = SEPARATOR,
         field: str = FIELD,
         format: str = FORMAT,
@@ -71,14 +77,14 @@ _add("all", "All four, in one report; what two of them share is trained once.")
 
 ASKED = (
     *("data", "valid", "tokenizer", "vocab_size", "scale", "minutes", "seeds", "seed", "assignments"),
-    *("valid_stories", "split", "separator", "field", "format"),
+    *("valid_stories", "cut", "separator", "field", "format"),
 )
 
 
 @app.command()
 def grid(
     data: list[str] = DATA,
-    vary: list[str] = typer.Option(None, "--vary", help="field=value,value of any config; repeatable."),
+    vary: list[str] = typer.Option(None, "--vary", help="field=value,value of the recipe; repeatable."),
     valid: str = VALID,
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,
@@ -93,7 +99,7 @@ def grid(
     assignments: list[str] = SET,
     valid_stories: int = VALID_STORIES,
     publish: Path = PUBLISH,
-    split: str = SPLIT,
+    cut: str = CUT_FILES,
     separator: str = SEPARATOR,
     field: str = FIELD,
     format: str = FORMAT,
@@ -113,9 +119,18 @@ def _run(
     publish: Path | None,
     asked: dict[str, Any],
 ) -> None:
-    from rhapsode.studies.plans import Request
-    from rhapsode.studies.whole import study_command
+    from rhapsode.api import study
+    from rhapsode.progress import say
+    from rhapsode.training import Interrupted
 
-    asked |= {key: tuple(asked[key] or ()) for key in ("data", "assignments")}
-    request = Request(study=name, vary=vary, **asked)
-    study_command(request, out or Path("studies") / name, jobs, threads, device, publish)
+    data = tuple(map(Path, asked.pop("data") or ()))
+    asked |= {"assignments": tuple(asked["assignments"] or ()), "vary": vary}
+    running = {"jobs": jobs, "threads": threads, "device": device, "publish": publish}
+    try:
+        finished = study(name, data, out=out, show=True, **running, **asked)
+    except Interrupted as stopped:
+        say(str(stopped))
+        raise SystemExit(EXIT_STOPPED) from None
+    print(finished.page)
+    if finished.failed:
+        raise SystemExit(EXIT_FAILED)

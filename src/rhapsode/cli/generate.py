@@ -1,0 +1,82 @@
+"""`rhapsode generate`."""
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from rhapsode.cli.options import CHECKPOINT, DEVICE, JSON, RUN, THREADS
+
+
+def generate(
+    run: Path = RUN,
+    prompt: str = typer.Argument("", help="How the text begins; - reads it from standard input."),
+    max_tokens: int = typer.Option(256, help="Most tokens to write."),
+    temperature: float = typer.Option(0.8, "--temperature", "-t", help="0 always takes the likeliest token."),
+    top_k: int = typer.Option(0, help="Draw from the k likeliest tokens; 0 for all."),
+    top_p: float = typer.Option(1.0, help="Draw from the fewest tokens that reach this probability together."),
+    min_p: float = typer.Option(0.0, help="Draw from tokens at least this likely, relative to the likeliest."),
+    repetition_penalty: float = typer.Option(1.0, help="Above 1: tokens that are there already become less likely."),
+    stop: list[str] = typer.Option(None, help="A text at which writing ends; repeatable."),
+    samples: int = typer.Option(1, "--samples", "-n", help="How many texts."),
+    seed: int = typer.Option(0, help="Sample i is drawn with seed + i."),
+    checkpoint: str = CHECKPOINT,
+    threads: int = THREADS,
+    device: str = DEVICE,
+    as_json: bool = JSON,
+) -> None:
+    """Continue a prompt."""
+    from rhapsode.api import load
+    from rhapsode.terminal import print_json
+    from rhapsode.threads import fixed_threads
+
+    prompt = _read(prompt)
+    with fixed_threads(threads):
+        model = load(run, checkpoint=checkpoint, device=device)
+        sampling = {
+            **{"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
+            **{"repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed},
+        }
+        if samples == 1 and not as_json:
+            pieces = model.stream(prompt, **sampling)  # type: ignore[arg-type]
+            print(prompt, end="", flush=True)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+            return
+        written = model.generate(prompt, n=samples, **sampling)  # type: ignore[arg-type]
+    if not as_json:
+        print("\n\n".join(map(str, written)))
+        return
+    end = model.tokenizer.eos_id
+    texts = [
+        {
+            "text": each.text,
+            "ended": "end of text" if each.tokens[-1] == end else each.finish_reason,
+            "log_probability": sum(each.log_probabilities),
+            "tokens": [
+                {"id": id, "token": model.tokenizer.token_text(id), "log_probability": log_probability}
+                for id, log_probability in zip(each.tokens, each.log_probabilities, strict=True)
+            ],
+        }
+        for each in written
+    ]
+    print_json({"prompt": prompt, "samples": texts})
+
+
+def _read(prompt: str) -> str:
+    """The prompt, also where the locale is not UTF-8 but its bytes are; ValueError where they are no text."""
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")  # the line end that `echo` adds
+        except UnicodeDecodeError:
+            raise ValueError("the prompt is not valid UTF-8") from None
+    try:
+        prompt.encode()
+        return prompt
+    except UnicodeEncodeError:  # how Python marks bytes of an argument that its locale cannot read
+        try:
+            return os.fsencode(prompt).decode()
+        except UnicodeError:
+            raise ValueError("the prompt is not valid UTF-8") from None

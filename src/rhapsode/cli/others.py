@@ -1,0 +1,41 @@
+"""The small verbs: `bench`, `import`, `corpus`."""
+
+from pathlib import Path
+
+import typer
+
+from rhapsode.cli.options import JSON
+
+
+def bench(
+    quick: bool = typer.Option(False, "--quick", help="A few seconds instead of some minutes; rougher."),
+    seconds: float = typer.Option(60.0, min=1.0, help="How long to measure each setting."),
+    as_json: bool = JSON,
+) -> None:
+    """How fast this machine trains, in tokens per second and as a share of its rate in a plain matrix product."""
+    from rhapsode.bench import bench as measure
+
+    measure(quick, as_json, seconds)
+
+
+def import_(
+    model: Path = typer.Argument(..., help="model.pt, as rnn.py writes it."),
+    run: Path = typer.Argument(..., help="The run directory to make of it."),
+    tokenizer: Path = typer.Option(Path("my_tokenizer"), help="The tokenizer folder that belongs to it."),
+) -> None:
+    """Make a run directory of the course's model.pt; nothing in the file is executed."""
+    from rhapsode.api import import_course_model
+
+    import_course_model(model, run, tokenizer)
+    print(run)
+
+
+def corpus(
+    count: int = typer.Argument(3, min=1, help="How many stories."),
+    seed: int = typer.Option(0, min=0, help="The first story's seed."),
+) -> None:
+    """Print stories of the corpus inside the package, storyworld."""
+    from rhapsode import storyworld
+
+    for text in storyworld.sample_batch(seed, count):
+        print(text, end="\n\n")

@@ -1,0 +1,101 @@
+"""`rhapsode train` and `rhapsode story`."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
+
+EXIT_STOPPED = 130
+STORIES = 3
+PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
+
+
+def train(
+    data: list[str] = typer.Argument(None, help="Files, folders, hub:NAME, storyworld[:COUNT] or - for stdin."),
+    valid: str = typer.Option(
+        None, help="Data to validate on; otherwise a folder's validation split, or a seeded share of the stories."
+    ),
+    out: Path = OUT,
+    preset: str = typer.Option(None, "--preset", "-p", help=PRESET_HELP),
+    minutes: float = typer.Option(None, "--minutes", "-m", help="Budget: minutes of training, validation not counted."),
+    tokens: int = typer.Option(None, help="Budget: tokens."),
+    sequences: int = typer.Option(None, help="Budget: sequences (rows of a batch)."),
+    epochs: float = typer.Option(None, help="Budget: times through the data."),
+    tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
+    vocab_size: int = typer.Option(None, help="Size of the tokenizer that is trained (1024)."),
+    config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
+    assignments: list[str] = typer.Option(None, "--set", help="field=value of the recipe; repeatable."),
+    seed: int = typer.Option(None, help="Seed of weights, order and dropout (0)."),
+    threads: int = THREADS,
+    device: str = DEVICE,
+    format: str = FORMAT,
+    cut: str = typer.Option("auto", *CUT, help=CUT_HELP),
+    separator: str = typer.Option(None, help=SEPARATOR_HELP),
+    field: str = typer.Option(None, help=FIELD_HELP),
+    tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard files too."),
+    explain_preset: bool = typer.Option(
+        False, "--explain-preset", help="Only print what the preset chooses for this text, and why."
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Resume the run in --out, exactly."),
+) -> None:
+    """Train a model on text and keep it in a run directory."""
+    from rhapsode.recipe.changes import own_sections
+
+    budgets = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    own = own_sections(config, given, seed, assignments)
+    wanted: dict[str, Any] = {
+        "data": tuple(map(Path, data or ())),
+        "valid": (Path(valid),) if valid else (),
+        "preset": preset,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        **{"cut": cut, "separator": separator, "field": field, "format": format},
+        **own,
+    }
+    if explain_preset:
+        from rhapsode.api import explain_preset as explain
+
+        for line in explain(**wanted, show=True):
+            print(line)
+        return
+    if resume and out is None:
+        raise ValueError("--resume needs --out DIR, the run to resume")
+    _train(out, device=device, threads=threads, resume=resume, tensorboard=tensorboard, **wanted)
+
+
+def story(
+    minutes: float = typer.Option(1.0, "--minutes", "-m", min=0.02, help="How long to train."),
+    seed: int = typer.Option(0, min=0, help="Seed of weights, order, and what is written."),
+    out: Path = OUT,
+) -> None:
+    """Train on the corpus inside the package, against its known floor, and print three stories of the model's own."""
+    from rhapsode.progress import say
+    from rhapsode.seeds import check_seed
+    from rhapsode.terminal import quoted
+
+    check_seed(seed, count=STORIES)
+    model = _train(out, minutes=minutes, seed=seed, device="cpu", quiet=True)
+    for each in model.generate("", n=STORIES, max_tokens=400, temperature=0.5, seed=seed):
+        print(each.text.strip(), end="\n\n")
+    say(f"more of them: rhapsode generate {quoted(model.path)}")
+
+
+def _train(out: Path | None, quiet: bool = False, **wanted: Any) -> Any:
+    """Trains with progress on stderr, and prints the run directory to stdout once there is a model in it."""
+    from rhapsode.api import train as train_model
+    from rhapsode.run import new_directory
+    from rhapsode.training import Interrupted
+
+    path = out or new_directory()
+    try:
+        model = train_model(out=path, show=True, **wanted)
+    except Interrupted:
+        if not quiet:
+            print(path)
+        raise SystemExit(EXIT_STOPPED) from None
+    if not quiet:
+        print(path)
+    return model

@@ -1,0 +1,216 @@
+"""A trained model in use: it writes, streams, scores, reads and goes on from a state, and shows where it looks."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhapsode.decode import SampleConfig, read_text, write
+from rhapsode.decode.continuation import read_tokens
+from rhapsode.evaluation import token_nats
+from rhapsode.inspection import read as look
+from rhapsode.model import LanguageModel
+from rhapsode.recipe import Recipe
+from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore
+from rhapsode.run import Run
+from rhapsode.state import State
+from rhapsode.tokenizer import Tokenizer
+
+
+class Model:
+    """A trained model with its tokenizer, and the run directory that it came from.
+
+    network: the PyTorch module. tokenizer: text to ids and back. recipe: what it was trained with, None where that is
+    not known (a course model). metrics: the lines of metrics.jsonl. fingerprint: SHA-256 of weights and tokenizer.
+    """
+
+    def __init__(self, network: LanguageModel, tokenizer: Tokenizer, run: Run | None = None) -> None:
+        self.network, self.tokenizer, self.run = network.eval(), tokenizer, run
+
+    @property
+    def path(self) -> Path | None:
+        """The run directory."""
+        return self.run.path if self.run else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What it was trained with."""
+        return self.run.recipe if self.run else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was written down while it trained: one object per report (`train`) or validation (`valid`)."""
+        return self.run.metrics() if self.run else []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and the tokenizer: whose a state is."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for name, tensor in self.network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        return f"<rhapsode.Model {self.path or ''}: {self.network.config.kind}, {count:,} parameters, {self.device}>"
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        n: int = 1,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] | str = (),
+        seed: int = 0,
+        state: State | None = None,
+    ) -> list[Completion]:
+        """Goes on from a prompt n times, side by side; sample i draws with seed + i, whatever the others are.
+
+        temperature 0 always takes the likeliest token. top_k, top_p and min_p leave out unlikely tokens; 0, 1.0 and 0.0
+        keep all. repetition_penalty above 1 makes tokens that are there already less likely. stop: texts at which
+        writing ends; they are left out. state: what stands before the prompt, from `read`, `Completion.state` or
+        `State.load`; the prompt then goes on from there as it is, nothing is put before it.
+        Raises ValueError for a value that cannot be, and for a state of another model.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
+        before = self._usable(state)
+        texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
+        log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
+        reasons = [""] * n
+        for token in write(self.network, self.tokenizer, self._checked(prompt), config, n, before):
+            texts[token.sample] += token.text
+            ids[token.sample].append(token.id)
+            log_probabilities[token.sample].append(token.log_probability)
+            reasons[token.sample] = FINISH_REASONS.get(token.ended or "", "")
+        return [
+            Completion(prompt, *parts, _read_again=self._reader(prompt, parts[1], before))
+            for parts in zip(texts, ids, log_probabilities, reasons, strict=True)
+        ]
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] | str = (),
+        seed: int = 0,
+        state: State | None = None,
+    ) -> Iterator[str]:
+        """As `generate` with n = 1, in pieces of text as they become certain; joined, they are its text."""
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
+        prompt, before = self._checked(prompt), self._usable(state)
+        return (token.text for token in write(self.network, self.tokenizer, prompt, config, 1, before) if token.text)
+
+    @staticmethod
+    def _checked(text: str) -> str:
+        if not isinstance(text, str):
+            raise ValueError(f"a text must be a str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not valid Unicode: half of a surrogate pair at {error.start}") from None
+        return text
+
+    def _usable(self, state: State | None) -> State | None:
+        """The state on this model's device; ValueError where it is another model's or nothing was read to it."""
+        if state is None:
+            return None
+        if state.fingerprint != self.fingerprint:
+            raise ValueError("this state is of another model; read the text with this one: model.read(text)")
+        if state.ids is None or state.logits is None or len(state.ids) != 1:
+            raise ValueError("a state to go on from has read one text: take it from model.read or Completion.state")
+        return state.apply(lambda tensor: tensor.to(self.device))
+
+    def _reader(self, prompt: str, ids: list[int], before: State | None) -> Callable[[], tuple[State, Any, Any]]:
+        """What makes a completion's state, log-probabilities (T, V) and names of tokens when they are wanted."""
+
+        @torch.inference_mode()
+        def read_again() -> tuple[State, Tensor, Callable[[int], str]]:
+            start = read_text(self.network, self.tokenizer, prompt, before)
+            assert start.logits is not None
+            tokens = torch.tensor([ids], device=self.device)
+            logits, _ = self.network(tokens, start)
+            after = read_tokens(self.network, tokens, start)
+            rows = torch.cat((start.logits[:, None], logits[:, :-1]), dim=1)[0].double().log_softmax(-1).cpu()
+            return replace(after, fingerprint=self.fingerprint), rows, self._piece
+
+        return read_again
+
+    def _piece(self, id: int) -> str:
+        """How tables show a token; an id that the vocabulary skips by its number."""
+        try:
+            return self.tokenizer.token_text(id)
+        except ValueError:
+            return f"<{id}>"
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, text: str = "", state: State | None = None) -> State:
+        """The memory after a text, to go on from as often as one likes; state: what stands before the text."""
+        after = read_text(self.network, self.tokenizer, self._checked(text), self._usable(state))
+        return replace(after, fingerprint=self.fingerprint)
+
+    def next_tokens(self, text: str = "", k: int = 5, state: State | None = None) -> list[NextToken]:
+        """The k likeliest next tokens after a text, the likeliest first."""
+        logits = self.read(text, state).logits
+        assert logits is not None
+        likeliest = logits[0].double().log_softmax(-1).cpu().topk(min(k, logits.shape[1]))
+        return [
+            NextToken(id, self._piece(id), value)
+            for id, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        ]
+
+    def score(self, texts: str | Sequence[str], *, per_token: bool = False, end: bool = True) -> Scores:
+        """How well the model expects texts, each from a fresh state, as `rhapsode evaluate` scores stories.
+
+        per_token: keep each token's log-probability. end: whether the end of the text is scored as a token after it.
+        Raises ValueError where there is no text, or nothing in one to score.
+        """
+        texts = [texts] if isinstance(texts, str) else [self._checked(text) for text in texts]
+        if not texts:
+            raise ValueError("there is no text to score")
+        after = [self.tokenizer.eos_id] if end else []
+        ids = [[*self.tokenizer.encode(text), *after] for text in texts]
+        for text, sequence in zip(texts, ids, strict=True):
+            if not sequence:
+                raise ValueError(f"nothing to score in the text {text!r}")
+        found = token_nats(self.network, ids, self.tokenizer.eos_id)
+        return Scores(
+            [
+                TextScore(float(nats.sum()), len(sequence), len(text.encode()), (-nats).tolist() if per_token else None)
+                for text, sequence, nats in zip(texts, ids, found, strict=True)
+            ]
+        )
+
+    def attention(self, text: str) -> AttentionMap:
+        """Where the model looks while it reads a text: every head of every part that attends."""
+        reading = look(self.network, self.tokenizer, self._checked(text), 1)
+        return AttentionMap(reading.tokens, {name: heads.numpy() for name, heads in reading.attention.items()})
+
+
+FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}
