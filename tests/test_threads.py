@@ -26,6 +26,7 @@ class Machine:
         self.now, self.probes, self.heard = 0.0, 0, []  # type: float, int, list[int]
 
     def meets(self, count: int) -> bool:
+        torch.set_num_threads(count)  # as the probe of a real machine does
         self.probes += 1
         self.now += threads.PROBE_SECONDS
         return count <= self.free
@@ -37,7 +38,8 @@ class Machine:
         """Steps of 0.1 s of one thread for so long; how many were done."""
         end, steps = self.now + seconds, 0
         while self.now < end:
-            took = 0.1 / chooser.count if chooser.count <= self.free else 3.0
+            count = torch.get_num_threads()
+            took = 0.1 / count if count <= self.free else 3.0
             self.now += took
             chooser.worked("step", took)
             steps += 1
@@ -69,6 +71,7 @@ def test_a_busy_core_costs_a_moment(cores: int, free: int, best: int) -> None:
 
 
 def test_a_neighbour_from_the_beginning() -> None:
+    """Would catch work that goes on with the threads of a probe that failed."""
     machine = Machine(2)
     machine.free = 1
     chooser = machine.chooser()

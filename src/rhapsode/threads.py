@@ -42,13 +42,13 @@ class ThreadChooser:
     ) -> None:
         self.most = self.count = most
         self.on_change, self.clock = on_change, clock
-        self.meets_in_time = meets_in_time or threads_meet_in_time
+        self.probe = meets_in_time or threads_meet_in_time
         self.usual: dict[str, float] = {}  # seconds per unit, by kind of work, with `most` threads
         self.seconds: dict[str, float] = {}
         self.units: dict[str, float] = {}
         self.wait, self.changed = FIRST_WAIT, clock()
         self.probed = -1e9
-        if most > 1 and not self.meets_in_time(most):
+        if most > 1 and not self._meet_in_time(most):
             self._fewer()
 
     def worked(self, kind: str, seconds: float, units: float = 1.0) -> None:
@@ -66,7 +66,7 @@ class ThreadChooser:
         now = self.clock()
         if self.count < self.most:
             if now - self.changed > self.wait:
-                if self.meets_in_time(self.most):
+                if self._meet_in_time(self.most):
                     self._use(self.most)
                 else:
                     self.wait, self.changed = min(LONGEST_WAIT, 2 * self.wait), self.clock()
@@ -76,7 +76,7 @@ class ThreadChooser:
         usual = self.usual.setdefault(kind, pace)
         if pace > SLOWER * usual and now - self.probed > SECONDS_BETWEEN_PROBES:
             self.probed = now
-            if not self.meets_in_time(self.most):
+            if not self._meet_in_time(self.most):
                 self.wait = min(LONGEST_WAIT, 2 * self.wait)
                 self._fewer()
                 return
@@ -84,10 +84,16 @@ class ThreadChooser:
             return
         self.usual[kind] = min(0.9 * usual + 0.1 * pace, SLOWER * usual)
 
+    def _meet_in_time(self, count: int) -> bool:
+        """What the probe says of so many threads, which it sets; work goes on with those that were chosen."""
+        met = self.probe(count)
+        torch.set_num_threads(self.count)
+        return met
+
     def _fewer(self) -> None:
         """Uses the most threads below `most` that meet in time."""
         for count in dict.fromkeys((self.most - 1, self.most // 2)):
-            if count > 1 and self.meets_in_time(count):
+            if count > 1 and self._meet_in_time(count):
                 self._use(count)
                 return
         self._use(1)
