@@ -43,9 +43,10 @@ from rhapsode.progress import say
 
 CHOSEN, ONE, ALL = "chosen", "one", "all"
 BEFORE = "02642c6"
-SECONDS = {"train": 4.0, "generate": 2.0, "evaluate": 2.0, "study": 0.0}  # of a turn; a study's is one cell
+SECONDS = {"train": 4.0, "generate": 1.5, "evaluate": 1.5, "study": 0.0}  # of a turn; a study's is one cell
 UNITS = {"train": "tokens/s", "generate": "tokens/s", "evaluate": "tokens/s", "study": "cells/s"}
-FEW = 3  # rounds of what is only there to compare with
+FEW = {"train": 3, "generate": 3, "evaluate": 1, "study": 1}  # rounds of what is only there to compare with, and slow
+BEFORE_ROUNDS = 2
 ARRIVES, STAYS = 2.0, 6.0  # seconds: when the neighbour comes to a run that began without it, and how long both go on
 BAR_BESIDE, BAR_IDLE = 0.8, 0.03
 QUICK_SECONDS = 0.3
@@ -201,18 +202,22 @@ def trained(folder: str, threads: int, minutes: float) -> float:
 def measure(names: list[str], threads: int, rounds: int, commit: str, quick: bool) -> dict[str, Any]:
     """The whole result as JSON-ready values."""
     load = round(os.getloadavg()[0], 2)
-    few = min(FEW, rounds)
     with contextlib.ExitStack() as stack:
         workers = {
             who: stack.enter_context(contender(names, count, fixed, quick))
             for who, count, fixed in ((CHOSEN, threads, False), (ONE, 1, True), (ALL, threads, True))
         }
+        for worker in workers.values():
+            worker.recv()
         race = Race(workers)
-        works = [compare(race, name, rounds, few, QUICK_SECONDS if quick else SECONDS[name]) for name in names]
+        works = [
+            compare(race, name, rounds, min(FEW[name], rounds), QUICK_SECONDS if quick else SECONDS[name])
+            for name in names
+        ]
         for result in works:
             if result["work"] == "train":
                 when, stays = (QUICK_SECONDS, QUICK_SECONDS) if quick else (ARRIVES, STAYS)
-                paces = [race.when_it_comes(CHOSEN, when, stays) for _ in range(few)]
+                paces = [race.when_it_comes(CHOSEN, when, stays) for _ in range(min(FEW["train"], rounds))]
                 result["after_it_comes"] = statistics.median(paces)
                 result["after_it_comes_over_one"] = round(result["after_it_comes"] / result["beside"][ONE], 4)
     for result in works:
@@ -220,7 +225,7 @@ def measure(names: list[str], threads: int, rounds: int, commit: str, quick: boo
     others = round(statistics.mean(race.others), 3) if race.others else None
     found = {"format_version": 1, **about(), "load_average_before": load, "threads_at_most": threads, "rounds": rounds}
     found |= {"share_of_cores_taken_by_others_while_idle": others, "works": works}
-    return found | {"before": before(commit, threads, few) if commit and "train" in names else None}
+    return found | {"before": before(commit, threads, BEFORE_ROUNDS) if commit and "train" in names else None}
 
 
 def as_table(result: dict[str, Any]) -> Table:

@@ -81,7 +81,7 @@ class Works:
         self.recipe = Recipe.from_sections(sections, self.data.tokenizer.vocab_size)
         self.model = build_model(self.recipe.model, seed=0).eval()
         if "study" in names:
-            sequences = 128 if quick else 2000
+            sequences = 128 if quick else 640
             assignments = (f"sequences={sequences}", "validations=1")
             request = StudyRequest("grid", DATA, VALID[0], vary=("hidden_dim=128",), assignments=assignments)
             self.study: Study = run_study(request, folder / "study", threads=torch.get_num_threads()).study
@@ -143,14 +143,13 @@ def serve(connection: Any, names: list[str], threads: int, fixed: bool, quick: b
 
 @contextlib.contextmanager
 def contender(names: list[str], threads: int, fixed: bool, quick: bool) -> Iterator[Any]:
-    """A connection to a contender in a new process, once it is ready; the process ends with the block."""
+    """A connection to a contender in a new process, over which it says when it is ready; ends with the block."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, names, threads, fixed, quick), daemon=True)
     process.start()
     theirs.close()
     try:
-        ours.recv()
         yield ours
     finally:
         process.kill()

@@ -1,6 +1,8 @@
 """The benchmarks: all can be imported, rivals compute what we compute, and a run counts for its recipe alone."""
 
 import importlib
+import itertools
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,53 @@ def test_the_figure_of_growth_is_drawn_from_its_numbers(tmp_path: Path) -> None:
     }
     training.plot(growth, tmp_path / "figures" / "growth.svg")
     assert (tmp_path / "figures" / "growth.svg").read_text().count("<svg") == 1
+
+
+def test_the_interval_of_a_median_holds_it_often_enough() -> None:
+    """Oracle: all 2^n ways in which n values can lie below or above the median; would catch a rank too far inside."""
+    neighbour = importlib.import_module("neighbour")
+    assert neighbour.median_interval([3.0, 1.0, 2.0]) == (None, None)
+    for count in (6, 7, 9, 12):
+        low, high = neighbour.median_interval([float(n) for n in range(count, 0, -1)])
+        below = [sum(way) for way in itertools.product((0, 1), repeat=count)]
+        coverage = [statistics.mean(rank <= n <= count - rank for n in below) for rank in range(count)]
+        assert coverage[int(low)] >= 0.95 > coverage[int(low) + 1]
+        assert low + high == count + 1
+
+
+def test_a_pace_is_of_the_marks_after_a_moment() -> None:
+    """Would catch a first piece that is counted without its time, and one from before the neighbour came."""
+    pace = importlib.import_module("pace").Pace([(10.0, 5.0), (11.0, 7.0), (12.0, 9.0), (16.0, 13.0)], 0.0)
+    assert pace.per_second() == (13 - 5) / (16 - 10)
+    assert pace.per_second(11.5) == (13 - 9) / (16 - 12)
+    assert pace.per_second(15.0) == (13 - 9) / (16 - 12)  # one piece alone: the one that was at work
+
+
+def test_the_bars_of_the_neighbour() -> None:
+    """Would catch a bar that nothing misses: 80% beside the neighbour, 3% or an interval that holds 1 alone."""
+    neighbour = importlib.import_module("neighbour")
+
+    def keeps(idle: list[float], beside: list[float]) -> dict[str, bool]:
+        alone, near = (neighbour.ratio(each, [1.0] * len(each)) for each in (idle, beside))
+        return neighbour.keeps_pace({"idle_chosen_over_all": alone, "beside_chosen_over_one": near})
+
+    assert keeps([0.98] * 9, [0.81] * 9) == {"idle": True, "beside": True}
+    assert keeps([0.96] * 9, [0.79] * 9) == {"idle": False, "beside": False}
+    assert keeps([0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 1.01, 1.02], [1.0])["idle"]
+
+
+@pytest.mark.slow
+def test_works_are_done_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a work that no longer runs: the measurement of twelve minutes is not made after each change."""
+    neighbour = importlib.import_module("neighbour")
+    result = neighbour.measure(["train", "generate", "evaluate", "study"], 1, 1, "", quick=True)
+    assert [row["work"] for row in result["works"]] == ["train", "generate", "evaluate", "study"]
+    for row in result["works"]:
+        assert all(pace > 0 for how in ("idle", "beside") for pace in row[how].values())
+    assert result["works"][0]["after_it_comes_over_one"] > 0
+    assert neighbour.before("no such commit", 1, 1) is None
+    assert "not in this checkout's history" in capsys.readouterr().err
+    assert neighbour.as_table(result).row_count == 8
 
 
 def test_recipes_are_compared_by_what_they_mean() -> None:
