@@ -51,7 +51,7 @@ def test_all_threads_while_the_cores_are_free() -> None:
     machine = Machine(2)
     chooser = machine.chooser()
     assert machine.work(chooser, 100) == pytest.approx(2000, rel=0.01)
-    assert (machine.heard, machine.probes) == ([], 1)
+    assert (machine.heard, machine.probes) == ([], threads.FIRST_PROBES)
 
 
 @pytest.mark.parametrize(("cores", "free", "best"), [(2, 1, 1), (8, 7, 7), (8, 5, 4), (8, 2, 1)])
@@ -101,7 +101,19 @@ def test_slower_work_is_no_neighbour() -> None:
         machine.now += took
         chooser.worked("step", took)
     assert chooser.count == 2
-    assert machine.probes < 5
+    assert machine.probes < 2 * threads.FIRST_PROBES
+
+
+def test_a_probe_that_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy core that most probes miss, from the beginning and later; would catch a slow pace taken for the usual."""
+    machine = Machine(2)
+    machine.free = 1
+    seen = iter([True, True, False, True, True, *[False] * 1000])  # of the probes beside the neighbour
+    monkeypatch.setattr(machine, "meets", lambda count: count <= machine.free or next(seen))
+    chooser = machine.chooser()
+    done = machine.work(chooser, 100)
+    assert chooser.count == 1
+    assert done > 0.8 * 1000
 
 
 def test_one_thread_needs_no_choice() -> None:

@@ -9,18 +9,20 @@ Sums are made in another order on another number of threads, so the last digits 
 many (`thread_plan` in run.json), and `fixed_threads` keeps one number for good.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-PROBE_SECONDS = 0.012  # longer than the system's time slice, or a busy core might not be noticed
+PROBE_SECONDS = 0.012  # longer than most of the system's time slices, or a busy core might not be noticed
 LATE_SECONDS = 1e-3  # a piece of work that takes 10 microseconds, and so long where threads wait for each other
 MOST_LATE = 0.2  # of the time of a probe that may be lost in waiting
 SLOWER = 1.4  # times the usual time of a piece of work: reason enough for a probe
 FEWEST_SECONDS = 0.05  # of work that are compared
 SECONDS_BETWEEN_PROBES = 1.0
+FIRST_PROBES = 5  # that find threads in time, one after another, before the pace alone is trusted
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before more threads are tried again; doubled each time that they fail
 CALM_SECONDS = 60.0  # after so long without a fall, the first wait counts again
 
@@ -42,14 +44,15 @@ class ThreadChooser:
     ) -> None:
         self.most = self.count = most
         self.on_change, self.clock = on_change, clock
-        self.probe = meets_in_time or threads_meet_in_time
+        self.meets_in_time = meets_in_time or threads_meet_in_time
         self.usual: dict[str, float] = {}  # seconds per unit, by kind of work, with `most` threads
+        self.fewer: dict[str, float] = {}  # the same with fewer
         self.seconds: dict[str, float] = {}
         self.units: dict[str, float] = {}
         self.wait, self.changed = FIRST_WAIT, clock()
-        self.probed = -1e9
-        if most > 1 and not self._meet_in_time(most):
-            self._fewer()
+        self.probed, self.trusted = -1e9, 0  # when, and how often in a row threads were in time
+        if most > 1 and not self._in_time():
+            self._use_fewer()
 
     def worked(self, kind: str, seconds: float, units: float = 1.0) -> None:
         """Tells of a piece of work that was done with the threads as they are; may change their number.
@@ -63,37 +66,52 @@ class ThreadChooser:
         if self.seconds[kind] < FEWEST_SECONDS:
             return
         pace = self.seconds.pop(kind) / self.units.pop(kind)
-        now = self.clock()
         if self.count < self.most:
-            if now - self.changed > self.wait:
-                if self._meet_in_time(self.most):
-                    self._use(self.most)
-                else:
-                    self.wait, self.changed = min(LONGEST_WAIT, 2 * self.wait), self.clock()
-            return
+            self.fewer[kind] = pace
+            self._try_more()
+        elif pace > self.fewer.get(kind, math.inf):  # fewer were faster a moment ago
+            self._use_fewer()
+        else:
+            self._watch(kind, pace)
+
+    def _try_more(self) -> None:
+        """After a while, all threads again, if they meet in time."""
+        if self.clock() - self.changed > self.wait:
+            if self._in_time():
+                self._use(self.most)
+            else:
+                self.wait, self.changed = min(LONGEST_WAIT, 2 * self.wait), self.clock()
+
+    def _watch(self, kind: str, pace: float) -> None:
+        """With all threads: probes in the beginning, and where the pace falls."""
+        now = self.clock()
         if now - self.changed > CALM_SECONDS:
             self.wait = FIRST_WAIT
-        usual = self.usual.setdefault(kind, pace)
-        if pace > SLOWER * usual and now - self.probed > SECONDS_BETWEEN_PROBES:
-            self.probed = now
-            if not self._meet_in_time(self.most):
-                self.wait = min(LONGEST_WAIT, 2 * self.wait)
-                self._fewer()
+            self.fewer.clear()  # the machine's own speed may have changed since
+        usual = self.usual.get(kind)
+        falls = usual is not None and pace > SLOWER * usual
+        if (falls or self.trusted < FIRST_PROBES) and now - self.probed > SECONDS_BETWEEN_PROBES:
+            if not self._in_time():
+                self._use_fewer()
                 return
-            self.usual[kind] = pace  # the work is slower for another reason
-            return
-        self.usual[kind] = min(0.9 * usual + 0.1 * pace, SLOWER * usual)
+            falls = False  # the work is slower for another reason
+            usual = pace
+        self.usual[kind] = pace if usual is None else usual if falls else 0.9 * usual + 0.1 * pace
 
-    def _meet_in_time(self, count: int) -> bool:
-        """What the probe says of so many threads, which it sets; work goes on with those that were chosen."""
-        met = self.probe(count)
-        torch.set_num_threads(self.count)
-        return met
+    def _in_time(self) -> bool:
+        """Asks by a probe whether all threads meet in time."""
+        found = self.meets_in_time(self.most)
+        self.probed, self.trusted = self.clock(), self.trusted + 1 if found else 0
+        if self.count < self.most and not found:
+            torch.set_num_threads(self.count)  # the probe took more
+        return found
 
-    def _fewer(self) -> None:
-        """Uses the most threads below `most` that meet in time."""
+    def _use_fewer(self) -> None:
+        """Uses the most threads below `most` that meet in time, for longer than the last time."""
+        self.wait = min(LONGEST_WAIT, 2 * self.wait) if self.clock() - self.changed < CALM_SECONDS else FIRST_WAIT
+        self.usual.clear()
         for count in dict.fromkeys((self.most - 1, self.most // 2)):
-            if count > 1 and self._meet_in_time(count):
+            if count > 1 and self.meets_in_time(count):
                 self._use(count)
                 return
         self._use(1)

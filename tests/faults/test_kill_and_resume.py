@@ -40,7 +40,7 @@ def test_twenty_kills_and_one_interrupt(tmp_path: Path) -> None:
     life.process.send_signal(signal.SIGINT)
     _, errors = life.process.communicate()
     assert life.process.returncode == 130
-    told = re.search(r"^go on with: rhapsode (train --resume --out .*)$", errors, re.MULTILINE)
+    told = re.search(r"^resume it with: rhapsode (train --resume --out .*)$", errors, re.MULTILINE)
     assert told, errors
     go_on = [sys.executable, "-m", "rhapsode", *shlex.split(told[1]), "--threads", "1"]
     subprocess.run(go_on, env=life.environment, check=True, capture_output=True)

@@ -272,7 +272,7 @@ def test_a_prefix_that_begins_no_story_is_named(tokenizers: dict[str, Tokenizer]
     assert storyworld.next_tokens(held_out, tokenizer, "held_out_skeletons").ids.tolist() == [tokenizer.eos_id]
     with pytest.raises(ValueError, match="no train story goes on like this"):
         storyworld.next_tokens(held_out, tokenizer)
-    with pytest.raises(ValueError, match="cut must be one of"):
+    with pytest.raises(ValueError, match="split must be one of"):
         storyworld.next_tokens("", tokenizer, "test")
 
 

@@ -101,7 +101,7 @@ def test_bad_seed_and_split() -> None:
         storyworld.sample(-1)
     with pytest.raises(ValueError, match="seeds must be from 0"):
         storyworld.sample_batch(2**64 - 1, 2)
-    with pytest.raises(ValueError, match="cut must be one of train, valid"):
+    with pytest.raises(ValueError, match="split must be one of train, valid"):
         storyworld.sample(0, "test")
 
 

@@ -256,7 +256,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path) -> None
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
-    assert "go on with: rhapsode study grid storyworld:120 --valid" in told
+    assert "resume it with: rhapsode study grid storyworld:120 --valid" in told
     assert "stopped and saved" in (cell / "log.txt").read_text()
     assert not (cell / "result.json").exists()
 
