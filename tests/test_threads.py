@@ -165,3 +165,21 @@ def test_a_real_neighbour_is_noticed() -> None:
             neighbour.terminate()
             neighbour.join()
     assert noticed >= 5
+
+
+def test_a_block_begins_with_what_the_last_one_learnt() -> None:
+    """Would catch a probe for every short piece of work, and the pace of other work taken for this one's."""
+    machine = Machine(2)
+    chooser = machine.chooser()
+    machine.work(chooser, 1)
+    probes = machine.probes
+    chooser.begin(machine.heard.append)
+    assert (machine.probes, chooser.count, machine.heard) == (probes, 2, [])
+    chooser.worked("step", 50.0)
+    machine.now += threads.SECONDS_KNOWN
+    machine.free = 1
+    chooser.begin(machine.heard.append)
+    assert (chooser.count, machine.heard) == (1, [1])
+    machine.now += threads.SECONDS_KNOWN - 1
+    chooser.begin(machine.heard.append)  # another block, which hears that it has one
+    assert machine.heard == [1, 1]
