@@ -66,7 +66,9 @@ class Data(NamedTuple):
     unit: int
 
 
-def rival(make: Callable[[], nn.Module], peak: float, data: Data, minutes: float, seed: int, looks: int) -> Result:
+def rival(
+    make: Callable[[], Transformer | LSTM], peak: float, data: Data, minutes: float, seed: int, looks: int
+) -> Result:
     """Trains a rival for so many minutes: AdamW, warm-up of 100 steps, cosine of the time to a twentieth."""
     torch.manual_seed(seed)
     model = make()
@@ -120,7 +122,7 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
 KEY = ("name", "seed", "peak", "preset", "threads")  # of a run; a new one takes the place of one with the same
 NAMES = ("rhapsode", "transformer", "lstm", "course")
 LABELS = {"rhapsode": "Rhapsode", "transformer": "transformer", "lstm": "nn.LSTM", "course": "the course's"}
-RIVALS: dict[str, Callable[[int, float], nn.Module]] = {"transformer": Transformer, "lstm": LSTM}
+RIVALS: dict[str, type[Transformer] | type[LSTM]] = {"transformer": Transformer, "lstm": LSTM}
 PEAKS = {"transformer": 8e-3, "lstm": 4.8e-2}  # the best of those that were tried for two minutes
 UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
 
@@ -188,7 +190,7 @@ def main() -> None:
             data = (
                 tinystories(*arguments.files)
                 if arguments.data == "tinystories"
-                else shakespeare(*arguments.files, Path(folder))
+                else shakespeare(arguments.files[0], Path(folder))
             )
             compare(name, data, arguments)
     results = read(name)

@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
     Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
-    Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *ids]", "ids = [*ids]", STORY),
+    Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *tok", "ids = [*tok", STORY),
 ]  # fmt: skip
 
 

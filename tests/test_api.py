@@ -1,5 +1,6 @@
 """Rhapsode from Python: what it writes, reads and scores, against the slow way and against the command line's parts."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import torch
 from rhapsode import evaluation
 from rhapsode.api import load
 from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run
 from rhapsode.sources import open_source
 from rhapsode.state import State
+from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare
 from rhapsode.trained import Model
 
@@ -194,3 +197,36 @@ def test_what_a_model_knows_of_itself(model: Model, tiny_run: Path) -> None:
     assert [event["event"] for event in model.metrics].count("valid") == 2
     assert model.path == tiny_run
     assert "stacked" in repr(model)
+
+
+def test_what_a_tokenizer_cannot_spell_has_its_price_in_scores(tmp_path: Path) -> None:
+    """The same texts as evaluate scores them; would catch a tokenizer that flatters the score from Python."""
+    texts = ["A cat sat.", "Кот сидел.", "A dog, 🐕 and a cat."]
+    tokenizer = train_tokenizer(["A cat sat. A dog and a cat sat, and sat."], "characters", 60)
+    config = ModelConfig(tokenizer.vocab_size, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
+    model = Model(build_model(config, seed=0), tokenizer)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    expected = evaluation.score(model.network, prepare(open_source([str(tmp_path / "texts.txt")]), tokenizer, tmp_path))
+    found = model.score(texts)
+    assert (found.unspelled_bytes, found.correction_bits) == (expected.unspelled_bytes, expected.correction_bits)
+    assert found.unspelled_bytes > 15
+    assert found.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert found.texts[0].correction_bits == 0 < found.texts[1].correction_bits
+
+
+def test_a_text_goes_on_without_a_blank_put_before_it(tmp_path: Path) -> None:
+    """A tokenizer that puts a blank before every text does not where a state goes on."""
+    trained = train_tokenizer(["once upon a time there was a cat and a dog"] * 3, "unigram", 60)
+    trained.save(tmp_path)
+    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    definition["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    vocabulary = [[piece.replace(" ", "▁"), score] for piece, score in definition["model"]["vocab"]]
+    definition["model"]["vocab"] = vocabulary
+    tokenizer = Tokenizer(definition, {"eos_token": "</s>"})
+    config = ModelConfig(tokenizer.vocab_size, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4)
+    model = Model(build_model(config, seed=0), tokenizer)
+    whole, cut = model.read("once upon a time"), model.read(" a time", model.read("once upon"))
+    assert whole.ids is not None
+    assert cut.ids is not None
+    assert cut.ids.tolist() == whole.ids.tolist()

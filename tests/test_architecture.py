@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"inspection", "machine", "model", "progress"},
     "studies": {
         *("__init__", "decode", "evaluation", "figure", "files", "machine", "model", "progress", "recipe", "recorded"),
-        *("run", "seeds", "sources", "storyworld", "terminal", "tokenizer", "tokens", "training"),
+        *("run", "seeds", "sources", "storyworld", "terminal", "threads", "tokenizer", "tokens", "training"),
     },
     "results": {"state"},
     "notebook": {"training"},

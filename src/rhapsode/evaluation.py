@@ -22,7 +22,7 @@ CHUNK = 512  # tokens of a row that are scored at once
 CONTEXT = 512  # tokens before a chunk that its attention sees
 BATCH_TOKENS = 16_384
 POLICY = (
-    f"each story starts from a fresh state; one longer than {CHUNK} tokens is scored in chunks, the state carried on and"
+    f"each story starts from a fresh state; one longer than {CHUNK} tokens is scored in chunks, the state carried on,"
     f" attention reaching back {CONTEXT} tokens or more"
 )
 

@@ -75,18 +75,21 @@ class TextScore:
     """How well a model expects one text.
 
     nats: summed negative log-likelihood of its tokens, of the end of the text too. tokens: how many. bytes: of the text
-    in UTF-8. token_log_probabilities: of each token in nats, where they were asked for.
+    in UTF-8. unspelled_bytes: how many of them the tokenizer cannot spell; correction_bits: what it takes to say them
+    beside the tokens (0 where nothing is missing). token_log_probabilities: of each token in nats, with per_token.
     """
 
     nats: float
     tokens: int
     bytes: int
+    unspelled_bytes: int = 0
+    correction_bits: int = 0
     token_log_probabilities: list[float] | None = None
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Compression in bits per UTF-8 byte; None for an empty text."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else None
+        """Compression in bits per UTF-8 byte, the corrections included; None for an empty text."""
+        return (self.nats / math.log(2) + self.correction_bits) / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,23 @@ class Scores:
         return sum(text.bytes for text in self.texts)
 
     @property
+    def unspelled_bytes(self) -> int:
+        """How many of the bytes the tokenizer cannot spell."""
+        return sum(text.unspelled_bytes for text in self.texts)
+
+    @property
+    def correction_bits(self) -> int:
+        """What it takes to say them beside the tokens, and where in which text; 0 where nothing is missing."""
+        bits = sum(text.correction_bits - 1 for text in self.texts if text.correction_bits)
+        return bits + len(self.texts) if bits else 0  # a bit ends the corrections of each text
+
+    @property
     def bits_per_byte(self) -> float | None:
-        """Of all texts together: a ratio of sums, never a mean of ratios; None where there is no byte."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else None
+        """Of all texts together, the corrections included: a ratio of sums, never a mean of ratios.
+
+        None where there is no byte.
+        """
+        return (self.nats / math.log(2) + self.correction_bits) / self.bytes if self.bytes else None
 
     @property
     def perplexity(self) -> float:

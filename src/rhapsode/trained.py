@@ -196,16 +196,25 @@ class Model:
         texts = [texts] if isinstance(texts, str) else [self._checked(text) for text in texts]
         if not texts:
             raise ValueError("there is no text to score")
+        spelled = self.tokenizer.encode_batch(texts)
         after = [self.tokenizer.eos_id] if end else []
-        ids = [[*self.tokenizer.encode(text), *after] for text in texts]
+        ids = [[*each.tolist(), *after] for each in spelled]
         for text, sequence in zip(texts, ids, strict=True):
             if not sequence:
                 raise ValueError(f"nothing to score in the text {text!r}")
         found = token_nats(self.network, ids, self.tokenizer.eos_id)
+        lost = self.tokenizer.corrections(texts, spelled)
         return Scores(
             [
-                TextScore(float(nats.sum()), len(sequence), len(text.encode()), (-nats).tolist() if per_token else None)
-                for text, sequence, nats in zip(texts, ids, found, strict=True)
+                TextScore(
+                    float(nats.sum()),
+                    len(sequence),
+                    len(text.encode()),
+                    loss.num_bytes,
+                    loss.bits + 1 if loss.bits else 0,
+                    (-nats).tolist() if per_token else None,
+                )
+                for text, sequence, nats, loss in zip(texts, ids, found, lost, strict=True)
             ]
         )
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from rhapsode.course.data import TOKENIZER_FOLDER
 from rhapsode.course.program import OUTPUTS, SIZES, generate, main, train_mod
-from rhapsode.terminal import prepare_streams
+from rhapsode.terminal import prepare_streams, told
 
 Program = Callable[[Any], None]
 
@@ -80,7 +80,7 @@ def command(argv: Sequence[str]) -> int:
         program, args = parse_arguments(argv)
         program(args)
     except (ValueError, OSError) as error:
-        print(f"rnn.py: {error}", file=sys.stderr)
+        print(f"rnn.py: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rnn.py: stopped; no file was written", file=sys.stderr)

@@ -97,9 +97,10 @@ def read_text(model: LanguageModel | Folded, tokenizer: Tokenizer, text: str, st
     state: None where the text begins, after </s> as in training; else what `read_text` gave for what stands before it.
     Read in pieces, so that memory does not grow with the square of a long text.
     """
-    ids = tokenizer.encode(text)
     if state is None:
-        ids = [tokenizer.eos_id, *ids]
+        ids = [tokenizer.eos_id, *tokenizer.encode(text)]
+    else:
+        ids = tokenizer.encode_batch([text], [True])[0].tolist()
     if not ids:
         assert state is not None
         return state

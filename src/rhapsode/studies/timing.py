@@ -17,6 +17,7 @@ from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import build
 from rhapsode.studies.data import valid_view
 from rhapsode.studies.plans import Cell, StudyPlan
+from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Optimizers
 from rhapsode.training.plan import first_plan
@@ -109,13 +110,16 @@ def _paces(plan: StudyPlan, train_store: TokenStore, valid_store: TokenStore, de
     start = time.monotonic() - started
     few = valid_view(valid_store, TIMED_STORIES, plan.valid_tokens, 0)
     paces: dict[str, Pace] = {}
-    for cell in plan.cells.values():
-        if _shape(cell) not in paces:
-            paces[_shape(cell)] = _pace(cell, train_store, few, start, device)
+    with chosen_threads() as threads:  # as in the cells themselves
+        for cell in plan.cells.values():
+            if _shape(cell) not in paces:
+                paces[_shape(cell)] = _pace(cell, train_store, few, start, device, threads)
     return paces
 
 
-def _pace(cell: Cell, train_store: TokenStore, few: TokenStore, start: float, device: str) -> Pace:
+def _pace(
+    cell: Cell, train_store: TokenStore, few: TokenStore, start: float, device: str, threads: ThreadChooser
+) -> Pace:
     config = ModelConfig(**{**cell.sections["model"], "vocab_size": train_store.vocab_size})
     model = build_model(config, seed=0).to(device)
     optimizers = Optimizers(model, build(OptimizerConfig, cell.sections["optimizer"]))
@@ -130,6 +134,7 @@ def _pace(cell: Cell, train_store: TokenStore, few: TokenStore, start: float, de
         optimizers.step(1.0)
         synchronize(device)
         times.append(time.monotonic() - began)
+        threads.worked(cell.name, times[-1])
     began = time.monotonic()
     score(model, few)
     story = (time.monotonic() - began) / few.num_stories
