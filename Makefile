@@ -43,8 +43,10 @@ docs: .venv/installed         ## write again what is generated: docs/cli.md, doc
 	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
 	$(BIN)/python tests/faults/kill_and_resume.py > docs/resume.md
 
-notebooks: .venv/installed    ## run notebooks/course.ipynb in place; FILES: what lies beside it (data, my_tokenizer)
-	$(BIN)/python notebooks/execute.py $(if $(FILES),--files $(FILES))
+notebooks: .venv/installed    ## run the notebooks in place; FILES: what lies beside course.ipynb (data, my_tokenizer)
+	$(BIN)/python notebooks/execute.py notebooks/course.ipynb $(if $(FILES),--files $(FILES))
+	$(BIN)/python notebooks/execute.py notebooks/quickstart.ipynb
+	$(BIN)/python notebooks/execute.py notebooks/research.ipynb
 
 lock:                         ## resolve requirements.lock anew, in a throw-away environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

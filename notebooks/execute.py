@@ -1,10 +1,11 @@
-"""Runs course.ipynb from top to bottom and writes it back with its outputs: `make notebooks`.
+"""Runs a notebook from top to bottom and writes it back with its outputs: `make notebooks`.
 
-    python notebooks/execute.py                                            on TinyStories, or on storyworld
+    python notebooks/execute.py                                            course.ipynb, on TinyStories or storyworld
+    python notebooks/execute.py notebooks/quickstart.ipynb
     python notebooks/execute.py --files train.jsonl valid.jsonl my_tokenizer
     python notebooks/execute.py --set 'SCALE = {"scale": 0.001}' --to small.ipynb
 
-The notebook runs in a folder of its own, where the files are laid beside it under their own names, so that nothing of
+A notebook runs in a folder of its own, where the files are laid beside it under their own names, so that nothing of
 this machine's paths gets into the outputs. Left out of what is written: progress, times of execution, and versions in
 the metadata.
 """
@@ -20,7 +21,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
-NOTEBOOK = HERE / "course.ipynb"
+COURSE = HERE / "course.ipynb"
 RESULTS = ("stream", "execute_result")  # of a cell that shows progress; the progress itself is displayed
 
 
@@ -72,14 +73,15 @@ def tidy(notebook: NotebookNode) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run notebooks/course.ipynb and write its outputs.")
+    parser = argparse.ArgumentParser(description="Run a notebook and write its outputs.")
+    parser.add_argument("notebook", nargs="?", type=Path, default=COURSE, help="course.ipynb")
     parser.add_argument("--files", nargs="+", type=Path, default=[], help="what lies beside it: data, my_tokenizer")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter")
-    parser.add_argument("--to", type=Path, default=NOTEBOOK, help="where it is written (in place)")
+    parser.add_argument("--to", type=Path, help="where it is written (in place)")
     arguments = parser.parse_args()
-    if missing := [str(file) for file in arguments.files if not file.exists()]:
+    if missing := [str(file) for file in (arguments.notebook, *arguments.files) if not file.exists()]:
         parser.error(f"no such file or folder: {', '.join(missing)}")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(arguments.notebook, as_version=4)
     try:
         for assignment in arguments.set:
             assign(notebook, assignment)
@@ -88,7 +90,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
         execute(notebook, Path(folder), arguments.files)
     tidy(notebook)
-    nbformat.write(notebook, arguments.to)
+    nbformat.write(notebook, arguments.to or arguments.notebook)
     return 0
 
 

@@ -164,6 +164,7 @@ def test_what_cannot_be_is_said_in_one_line(model: Model, tmp_path: Path) -> Non
         (lambda: model.generate(7), "a text must be a str, got int"),  # type: ignore[arg-type]
         (lambda: model.stream("x", top_p=2), r"top_p must be in \(0, 1\], got 2"),
         (lambda: model.score([]), "there is no text to score"),
+        (lambda: model.score("half \ud83d"), "half of a surrogate pair at 5"),
         (lambda: model.score("", end=False), "nothing to score in the text ''"),
         (lambda: model.attention(""), "must not be empty"),
         (lambda: load(tmp_path / "none"), "none: no such directory; a run is a directory"),

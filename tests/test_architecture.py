@@ -52,8 +52,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("decode", "evaluation", "model", "progress", "run", "sources", "storyworld", "tokens", "training"),
     },
     "trained": {"decode", "evaluation", "inspection", "model", "recipe", "results", "run", "state", "tokenizer"},
+    "arguments": {"recipe", "sources", "tokenizer", "training"},
     "api": {
-        *("decode", "evaluation", "machine", "model", "notebook", "progress", "recipe", "run", "scoring", "seeds"),
+        *(
+            "arguments",
+            "decode",
+            "evaluation",
+            "machine",
+            "model",
+            "notebook",
+            "progress",
+            "recipe",
+            "run",
+            "scoring",
+            "seeds",
+        ),
         *("sources", "terminal", "threads", "tokenizer", "trained", "training"),
     },
     "cli": set(),  # its files import what they run inside of the verbs; see below

@@ -1,4 +1,4 @@
-"""The course's notebook: it runs from top to bottom, what it shows are the study's numbers, and it asks for little."""
+"""The notebooks run from top to bottom; what the course's shows are the study's numbers, and it asks for little."""
 
 import importlib.util
 import json
@@ -20,6 +20,8 @@ from rhapsode.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "course.ipynb"
+NAMES = ("course", "quickstart", "research")
+QUIET = {"parameters", "answer", "memory", "load", "recipe", "probe-data"}  # cells that show nothing
 SEQUENCES, LENGTH = 300, 128
 
 
@@ -114,15 +116,68 @@ def test_all_cells_run_and_show_the_study(
     check_outputs(notebook, str(tmp_path))
 
 
-def test_what_is_committed_is_the_same_everywhere(notebook: nbformat.NotebookNode) -> None:
+def small_notebook(
+    name: str, assignments: list[str], execute: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> nbformat.NotebookNode:
+    """A notebook of the Python API, run at a small size in a folder of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    notebook = nbformat.read(NOTEBOOK.with_name(f"{name}.ipynb"), as_version=4)
+    for assignment in (*assignments, 'DEVICE = "cpu"'):
+        execute.assign(notebook, assignment)
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    execute.execute(notebook, folder, seconds=300)
+    execute.tidy(notebook)
+    check_outputs(notebook, str(tmp_path))
+    return notebook
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_on_texts_of_ones_own(
+    execute: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a cell that fails, a curve drawn in a new place each time, and text that is taken for HTML."""
+    text = 'TEXT = [f"Once upon a time <b>cat {i}</b> had {i % 7} kittens & slept." for i in range(500)]'
+    notebook = small_notebook("quickstart", [text, "TOKENS = 9_000"], execute, tmp_path, monkeypatch)
+    (shown,) = outputs(notebook, "train", "text/html")
+    assert "; kept in runs/quickstart</div>" in shown
+    assert "<polyline" in shown
+    assert "<circle" in shown
+    assert outputs(notebook, "text", "stdout") == []
+    assert "<span style" in outputs(notebook, "write", "text/html")[0]
+    assert len(outputs(notebook, "next", "stdout")[0].splitlines()) == 5
+    assert outputs(notebook, "attention", "text/html")[0].count("<svg") == 1
+    assert len(outputs(notebook, "score", "stdout")[0].splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_research_notebook_runs(execute: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a cell that fails, seeds that are the same model, and a resumed run that is another one."""
+    assignments = ["SEEDS = 2", "TOKENS = 10_000", "STORIES = 150"]
+    assignments += ['CORPUS = "storyworld:300"', 'JUDGED = "storyworld:20:valid"']
+    notebook = small_notebook("research", assignments, execute, tmp_path, monkeypatch)
+    assert [len(outputs(notebook, id, "image/png")) for id in ("curves", "probe")] == [1, 1]
+    table = outputs(notebook, "evaluate", "stdout")[0]
+    assert len(re.findall(r"\d\.\d{3,4} ± \d\.\d{3,4}", table)) == 6
+    assert "± 0.0000" not in table
+    assert "stopped and saved in runs/cut" in outputs(notebook, "resume", "stdout")[0]
+    assert "bit for bit the same: True" in outputs(notebook, "resume", "stdout")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_committed_is_the_same_everywhere(name: str) -> None:
     """Would catch paths of somebody's machine, progress bars, errors, and outputs of another scale than is said."""
+    notebook = nbformat.read(NOTEBOOK.with_name(f"{name}.ipynb"), as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata == {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    assert 'SCALE = {"minutes": 20}' in source(notebook, "parameters")
-    assert NOTEBOOK.stat().st_size < 1_500_000
+    sizes = {"course": 'SCALE = {"minutes": 20}', "quickstart": "TEXT = None", "research": "SEEDS = 3"}
+    assert sizes[name] in source(notebook, "parameters")
+    assert all(cell.outputs or cell.id in QUIET for cell in notebook.cells if cell.cell_type == "code")
+    assert NOTEBOOK.with_name(f"{name}.ipynb").stat().st_size < 1_500_000
     check_outputs(notebook, str(ROOT))
 
 
@@ -148,10 +203,12 @@ def test_parameters_are_replaced_by_name(notebook: nbformat.NotebookNode, execut
 # -- the first cell: installation ------------------------------------------------------------------------------------
 
 
-def test_it_installs_what_the_package_needs_but_pytorch(notebook: nbformat.NotebookNode) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_it_installs_what_the_package_needs_but_pytorch(name: str) -> None:
     """Would catch a dependency that came or rose since; and PyTorch among them, which Colab's own would give way to."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
+    notebook = nbformat.read(NOTEBOOK.with_name(f"{name}.ipynb"), as_version=4)
     wanted = [*project["dependencies"], *extras["study"], *extras["hub"]]
     listed = re.findall(r'^    "([^"]+)",$', source(notebook, "install"), re.MULTILINE)
     assert listed == [need for need in wanted if not need.startswith("torch")]

@@ -9,40 +9,36 @@ ends the process: what is wrong is a ValueError or an OSError in one line.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, training_request
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.machine import choose_device
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
-from rhapsode.recipe import BUDGETS, Recipe
-from rhapsode.recipe.changes import Sections, checked, lay
+from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
 from rhapsode.scoring import score_run
 from rhapsode.seeds import check_seed
-from rhapsode.sources import Source, SourceConfig
-from rhapsode.sources.memory import source_of_texts
+from rhapsode.sources import SourceConfig
 from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokenizer.training import KINDS
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
-MOST_TOKENS = 600  # of a story that is read by the grammar
+if TYPE_CHECKING:
+    from rhapsode.studies.whole import Finished
 
-PathLike = str | os.PathLike[str]
-Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
-Section = Mapping[str, Any]
+MOST_TOKENS = 600  # of a story that is read by the grammar
 
 
 def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
@@ -63,7 +59,7 @@ def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", toke
 
 
 def train(
-    data: Data = (),
+    data: Data | None = None,
     *,
     preset: str | None = None,
     recipe: Recipe | None = None,
@@ -77,7 +73,7 @@ def train(
     batch: Section | None = None,
     seed: int | None = None,
     out: PathLike | None = None,
-    valid: Data = (),
+    valid: Data | None = None,
     tokenizer: PathLike | Tokenizer | None = None,
     vocab_size: int | None = None,
     cut: str = "auto",
@@ -94,11 +90,11 @@ def train(
     """Trains a model on text, keeps it in a run directory, and returns it as `load` does: its best checkpoint.
 
     data: a file, a folder, `hub:NAME` or `storyworld` (the corpus inside the package) as one str or Path; several as
-    Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. Nothing:
-    storyworld. valid: the same, to be judged by; otherwise a share of the stories is held out.
+    Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. None:
+    storyworld. valid: the same, to be judged by; None: a folder's validation split, or a share that is held out.
     preset: minute, coffee or overnight, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
     them, in place of the preset's. model, optimizer, train, batch: fields that are to be otherwise, or recipe: all of
-    them. seed: of weights, order and dropout.
+    them, whose vocab_size must be the tokenizer's. seed: of weights, order and dropout.
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
@@ -119,16 +115,27 @@ def train(
     path = Path(out) if out is not None else new_directory()
     live = LiveTraining() if show is None and in_notebook() else None
     with _talking(bool(show)), fixed_threads(threads):
-        request = _request(wanted, preset, recipe, sections, budget, seed)
+        request = training_request(wanted, preset, recipe, sections, budget, seed)
+        if live is not None:
+            live.begin()
         _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
     return load(path, device=device)
 
 
 def explain_preset(
-    data: Data = (),
+    data: Data | None = None,
     *,
     preset: str | None = None,
-    valid: Data = (),
+    minutes: float | None = None,
+    tokens: int | None = None,
+    sequences: int | None = None,
+    epochs: float | None = None,
+    model: Section | None = None,
+    optimizer: Section | None = None,
+    train: Section | None = None,
+    batch: Section | None = None,
+    seed: int | None = None,
+    valid: Data | None = None,
     tokenizer: PathLike | Tokenizer | None = None,
     vocab_size: int | None = None,
     cut: str = "auto",
@@ -136,30 +143,13 @@ def explain_preset(
     field: str | None = None,
     format: str = "auto",
     show: bool = False,
-    **sections: Section,
 ) -> list[str]:
     """What `train` would choose with the same arguments, and why, a line for each field; trains nothing."""
     wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
     with _talking(show):
-        return choose_recipe(_request(wanted, preset, None, sections, {}, None)).reasons
-
-
-def _request(
-    wanted: tuple[Data, Data, PathLike | Tokenizer | None, int | None, SourceConfig],
-    preset: str | None,
-    recipe: Recipe | None,
-    sections: Mapping[str, Section | None],
-    budget: Mapping[str, Any],
-    seed: int | None,
-) -> TrainingRequest:
-    """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
-    data, valid, tokenizer, vocab_size, reading = wanted
-    own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        tokenizer = os.fspath(tokenizer)
-    if recipe is not None and (tokenizer is None or tokenizer in KINDS):
-        vocab_size = vocab_size or recipe.model.vocab_size
-    return TrainingRequest(DataRequest(_data(data), _data(valid), tokenizer, vocab_size, reading), preset, own)
+        return choose_recipe(training_request(wanted, preset, None, sections, budget, seed)).reasons
 
 
 def _train_to_the_end(
@@ -193,39 +183,9 @@ def _train_to_the_end(
         raise Interrupted(f"stopped and saved in {path}; {how_to_resume}")
 
 
-def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
-    """The fields that were chosen, by section."""
-    if len(budget) > 1:
-        raise ValueError(f"give only one budget ({', '.join(BUDGETS)}), got {' and '.join(budget)}")
-    given = checked({name: fields for name, fields in sections.items() if fields}, "train")
-    flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
-    if recipe is None:
-        return lay(given, flags)
-    if given or flags:
-        raise ValueError("recipe= already sets every field: change it with recipe.with_changes, or leave recipe= out")
-    own = recipe.to_dict()
-    del own["model"]["vocab_size"]  # the tokenizer's
-    return own
-
-
-def _data(data: Data) -> tuple[str, ...] | Source:
-    """Locations, or a source of texts in memory; ValueError where one could be taken for the other."""
-    if isinstance(data, str | os.PathLike):
-        return (os.fspath(data),)
-    if isinstance(data, list | tuple):
-        paths = [item for item in data if isinstance(item, os.PathLike)]
-        if paths:
-            return tuple(os.fspath(item) for item in data)
-        if not data:
-            return ()
-        if all(isinstance(item, str) and "\n" not in item and len(item) < 256 and Path(item).exists() for item in data):
-            raise ValueError(f"{data[0]!r} is the name of a file: pass files as pathlib.Path, texts as str")
-    return source_of_texts(data)  # type: ignore[arg-type]
-
-
 def evaluate(
     model: Model | PathLike,
-    data: PathLike | Iterable[os.PathLike[str]] = (),
+    data: Locations | None = None,
     *,
     generate: int = 0,
     temperature: float = 1.0,
@@ -254,7 +214,7 @@ def evaluate(
         model = load(model, checkpoint=checkpoint, device=device)
     if model.run is None:
         raise ValueError("this model has no run directory; score texts with model.score")
-    locations = _data(data)
+    locations = data_of(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("evaluate scores files; score texts with model.score")
     reading = SourceConfig(cut or "auto", separator, field, format)
@@ -264,27 +224,67 @@ def evaluate(
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
 
 
-def study(name: str, data: PathLike | Iterable[os.PathLike[str]] = (), *, show: bool = False, **options: Any) -> Any:
+def study(
+    name: str,
+    data: Locations | None = None,
+    *,
+    vary: str | Iterable[str] = (),
+    assignments: str | Iterable[str] = (),
+    scale: float | None = None,
+    minutes: float | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    out: PathLike | None = None,
+    publish: PathLike | None = None,
+    valid: PathLike | None = None,
+    valid_stories: int | None = None,
+    tokenizer: PathLike | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    device: str = "auto",
+    jobs: int = 1,
+    threads: int | None = None,
+    show: bool = False,
+) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
 
-    name: size, batch, sequences, temperature, all or grid. options: those of the command line by their names (out,
-    scale, minutes, seeds, jobs, threads, device, publish, valid, tokenizer, ...; vary and assignments as lists of
-    `field=value` texts). Returns its chapters, settings and page (`rhapsode.studies.whole.Finished`).
-    Raises ValueError or OSError with one line before anything is trained; Interrupted after Ctrl-C.
+    name: size, batch, sequences, temperature, all or grid. vary: of a grid, `field=value,value` texts; assignments:
+    `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into. out: the
+    study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the report too.
+    jobs: models trained at once. The rest is as for `train`.
+    Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
+    Interrupted after Ctrl-C.
     """
     from rhapsode.studies.plans import StudyRequest
     from rhapsode.studies.whole import run_study
 
-    locations = _data(data)
+    locations = data_of(data, "data")
     if not isinstance(locations, tuple):
         raise ValueError("a study reads files: write the texts to a file first")
-    running = {key: options.pop(key) for key in ("jobs", "threads", "device", "publish") if key in options}
-    if "cut" in options:
-        options["split"] = options.pop("cut")
-    out = Path(options.pop("out", None) or Path("studies") / name)
-    options |= {key: tuple(options[key]) for key in ("vary", "assignments") if key in options}
+    request = StudyRequest(
+        name,
+        locations,
+        None if valid is None else os.fspath(valid),
+        None if tokenizer is None else os.fspath(tokenizer),
+        vocab_size,
+        (vary,) if isinstance(vary, str) else tuple(vary),
+        (assignments,) if isinstance(assignments, str) else tuple(assignments),
+        scale,
+        minutes,
+        seeds,
+        seed,
+        valid_stories,
+        cut,
+        separator,
+        field,
+        format,
+    )
+    path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
-        return run_study(StudyRequest(name, data=locations, **options), out, **running)
+        return run_study(request, path, jobs, threads, device, None if publish is None else Path(publish))
 
 
 def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my_tokenizer") -> Model:

@@ -163,20 +163,20 @@ class AttentionMap:
 
 
 def _heat_map(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
-    """An SVG: a square for each pair, darker where the weight is larger; its numbers on hovering."""
-    size, left = 12, 8 * min(16, max(map(len, tokens)))
+    """An SVG: a square for each pair, the fuller the larger the weight; its numbers on hovering."""
+    size, left = 14, 8 * min(16, max(map(len, tokens)))
     width, height = left + size * len(tokens), left + size * len(tokens)
     shapes = []
     for i, row in enumerate(weights):
         y = left + size * i
         label = html.escape(tokens[i][:16])
-        shapes.append(f'<text x="{left - 4}" y="{y + size - 3}" text-anchor="end">{label}</text>')
-        x = left + size * i + size - 3
+        shapes.append(f'<text x="{left - 4}" y="{y + size - 4}" text-anchor="end">{label}</text>')
+        x = left + size * i + size - 4
         shapes.append(f'<text transform="translate({x},{left - 4}) rotate(-90)">{label}</text>')
         for j, weight in enumerate(row[: i + 1]):
             if weight >= 0.005:
                 title = html.escape(f"{tokens[i]} attends to {tokens[j]}: {weight:.0%}")
                 place = f'x="{left + size * j}" y="{y}" width="{size}" height="{size}"'
                 shapes.append(f'<rect {place} fill-opacity="{weight:.2f}"><title>{title}</title></rect>')
-    style = "font:9px monospace;fill:currentColor"
+    style = "font:10px monospace;fill:currentColor"
     return f'<svg width="{width}" height="{height}" style="{style}">{"".join(shapes)}</svg>'

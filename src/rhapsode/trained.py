@@ -193,7 +193,7 @@ class Model:
         per_token: keep each token's log-probability. end: whether the end of the text is scored as a token after it.
         Raises ValueError where there is no text, or nothing in one to score.
         """
-        texts = [texts] if isinstance(texts, str) else [self._checked(text) for text in texts]
+        texts = [self._checked(text) for text in ([texts] if isinstance(texts, str) else texts)]
         if not texts:
             raise ValueError("there is no text to score")
         spelled = self.tokenizer.encode_batch(texts)

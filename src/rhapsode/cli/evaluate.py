@@ -35,7 +35,7 @@ def evaluate(
 
     measured = score(
         run,
-        tuple(map(Path, data or ())),
+        [Path(each) for each in data] if data else None,
         generate=generate,
         temperature=temperature,
         seed=seed,

@@ -123,9 +123,9 @@ def _run(
     from rhapsode.progress import say
     from rhapsode.training import Interrupted
 
-    data = tuple(map(Path, asked.pop("data") or ()))
+    data = [Path(each) for each in asked.pop("data") or ()] or None
     asked |= {"assignments": tuple(asked["assignments"] or ()), "vary": vary}
-    running = {"jobs": jobs, "threads": threads, "device": device, "publish": publish}
+    running: dict[str, Any] = {"jobs": jobs, "threads": threads, "device": device, "publish": publish}
     try:
         finished = study(name, data, out=out, show=True, **running, **asked)
     except Interrupted as stopped:

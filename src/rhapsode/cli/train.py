@@ -49,8 +49,8 @@ def train(
     given = {name: value for name, value in budgets.items() if value is not None}
     own = own_sections(config, given, seed, assignments)
     wanted: dict[str, Any] = {
-        "data": tuple(map(Path, data or ())),
-        "valid": (Path(valid),) if valid else (),
+        "data": [Path(each) for each in data] if data else None,
+        "valid": Path(valid) if valid else None,
         "preset": preset,
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,

@@ -42,10 +42,12 @@ def checked(sections: Mapping[str, Any], where: str) -> Sections:
     """The sections, if every name is one and every value has its field's type; ValueError names what is not."""
     found: Sections = {}
     for section, fields in sections.items():
-        if section not in SECTIONS or not isinstance(fields, Mapping):
+        if section not in SECTIONS:
             raise ValueError(
                 f"{where}: {section!r} is not a section of a recipe; the sections are {', '.join(SECTIONS)}"
             )
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{where}: {section} must be a dict of fields, got {fields!r}")
         for field, value in fields.items():
             section_of(f"{section}.{field}", where)
             found.setdefault(section, {})[field] = typed(section, field, value, f"{where}, {section}")

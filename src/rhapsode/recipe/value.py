@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rhapsode.model import ModelConfig
-from rhapsode.recipe.changes import SECTIONS, Sections, build, checked, merge, types_of
+from rhapsode.recipe.changes import SECTIONS, Sections, build, checked, merge, typed, types_of
 from rhapsode.recipe.configs import OptimizerConfig, TrainConfig
 from rhapsode.recorded import read_config
 from rhapsode.tokens import BatchConfig
@@ -62,9 +62,14 @@ class Recipe:
     def with_changes(self, **sections: Mapping[str, Any]) -> "Recipe":
         """The recipe with some fields changed: `model={...}`, `optimizer={...}`, `train={...}`, `batch={...}`.
 
-        A budget takes the place of another; what a new `kind`, `optimizer` or `form` has no use for is dropped.
+        vocab_size may be among those of the model, to fit a tokenizer. A budget takes the place of another; what a new
+        `kind`, `optimizer` or `form` has no use for is dropped.
         Raises ValueError for a field that there is not, or a value that cannot be.
         """
-        changes = checked(sections, "with_changes")
-        merged = merge(self.to_dict(), changes)
-        return Recipe.from_sections(merged, self.model.vocab_size)
+        model = sections.get("model")
+        vocab_size = self.model.vocab_size
+        if isinstance(model, Mapping) and "vocab_size" in model:
+            vocab_size = typed("model", "vocab_size", model["vocab_size"], "with_changes, model")
+            sections = {**sections, "model": {name: model[name] for name in model if name != "vocab_size"}}
+        merged = merge(self.to_dict(), checked(sections, "with_changes"))
+        return Recipe.from_sections(merged, vocab_size)

@@ -1,6 +1,7 @@
 """Texts that a program has in memory, or makes one after the other, as a source."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from rhapsode.sources.guessing import recognise
 from rhapsode.sources.source import FileSource, SourceConfig
 
 TEXTS_IN_MEMORY = "texts given in Python"
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def source_of_texts(texts: Iterable[str]) -> FileSource:
@@ -21,6 +23,8 @@ def source_of_texts(texts: Iterable[str]) -> FileSource:
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{TEXTS_IN_MEMORY}: item {place} must be a str, got {type(text).__name__}")
+        if (half := SURROGATE.search(text)) is not None:
+            raise ValueError(f"{TEXTS_IN_MEMORY}: item {place}: half of a surrogate pair at {half.start()}")
         if text and not text.isspace():
             temporary.write(json.dumps(text) + "\n")
             count += 1

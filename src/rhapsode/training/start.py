@@ -79,13 +79,17 @@ def choose_recipe(request: TrainingRequest) -> Chosen:
     seed = Recipe.from_sections(merge(PRESETS[name], own), vocab_size=1).train.seed
     data = open_data(request.data, seed)
     fitted = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
-    sections = merge(fitted.sections, own)
+    sections, vocab_size = merge(fitted.sections, own), data.tokenizer.vocab_size
+    wanted = own.get("model", {}).get("vocab_size", vocab_size)
+    if wanted != vocab_size:
+        fitting = f"recipe.with_changes(model={{'vocab_size': {vocab_size}}})"
+        raise ValueError(f"the recipe has vocab_size {wanted}, the tokenizer {vocab_size}: take {fitting}")
     lines = [fitted.text]
     for section, fields in sections.items():
         for key, value in fields.items():
             why = "your choice" if key in own.get(section, {}) else fitted.reasons.get(key, f"as in {name}")
             lines.append(f"{key} {value}: {why}")
-    return Chosen(data, Recipe.from_sections(sections, data.tokenizer.vocab_size), lines)
+    return Chosen(data, Recipe.from_sections(sections, vocab_size), lines)
 
 
 def preset_of(request: TrainingRequest) -> str:
@@ -132,7 +136,7 @@ def refuse(out: Path, begun: str, asked: str) -> None:
 def _check_same_data(out: Path, run: Run, request: DataRequest) -> None:
     """ValueError where the request names other data, or reads them otherwise, than the run was begun with."""
     begun, data = {**DataRequest().recorded(), **run.about["request"]}, run.about["data"]
-    chosen = vars(reading_settings(data, str(out)))
+    chosen = {**vars(reading_settings(data, str(out))), "vocab_size": run.tokenizer.vocab_size}
     if begun["data"]:
         begun["data"] = data["locations"]
     asked, unasked = request.recorded(), DataRequest().recorded()
