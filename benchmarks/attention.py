@@ -27,7 +27,7 @@ from rhapsode.recipe.presets import PRESETS
 from rhapsode.sources import open_source
 from rhapsode.storyworld import Accuracy, judge, report
 from rhapsode.tokens import prepare
-from rhapsode.training import train
+from rhapsode.training import train_run
 from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin
 
@@ -42,7 +42,7 @@ def measure(preset: str, with_attention: bool, folder: Path, threads: int) -> tu
     own = {} if with_attention else {"model": {"attention": "none"}}
     name = f"{preset}{'' if with_attention else ', no attention'}"
     ready = begin(TrainingRequest(STORYWORLD, preset, own), folder / name.replace(", ", "-"))
-    outcome = train(ready.run, ready.train, ready.valid)
+    outcome = train_run(ready.run, ready.train, ready.valid)
     model, tokenizer = ready.run.load_model(), ready.run.tokenizer
     result = score(model, prepare(open_source([f"storyworld:{STORIES}:valid"]), tokenizer))
     excess = judge.excess(result.nats, result.num_bytes, STORIES)

@@ -71,7 +71,8 @@ def batches(file: str | None, batch_size: int, count: int) -> list[Tensor]:
     """Random ids, or the sequences of a file, from its start again where it is short."""
     if file is None:
         return list(torch.randint(VOCAB_SIZE, (count, batch_size, LENGTH)))
-    sequences = list(SentenceDataset(file))
+    dataset = SentenceDataset(file)
+    sequences = [dataset[n] for n in range(len(dataset))]
     return [
         torch.stack([sequences[(n * batch_size + row) % len(sequences)] for row in range(batch_size)])
         for n in range(count)

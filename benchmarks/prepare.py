@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("TEXT", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(*arguments.child, arguments.kind, arguments.vocab_size)
+        text_file, cache = arguments.child
+        child(text_file, cache, arguments.kind, arguments.vocab_size)
+        return
 
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "stories.txt"

@@ -43,7 +43,7 @@ from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
-from rhapsode.training import train
+from rhapsode.training import train_run
 from rhapsode.training.start import create_run
 
 
@@ -66,7 +66,9 @@ class Data(NamedTuple):
     unit: int
 
 
-def rival(make: Callable[[], nn.Module], peak: float, data: Data, minutes: float, seed: int, looks: int) -> Result:
+def rival(
+    make: Callable[[], Transformer | LSTM], peak: float, data: Data, minutes: float, seed: int, looks: int
+) -> Result:
     """Trains a rival for so many minutes: AdamW, warm-up of 100 steps, cosine of the time to a twentieth."""
     torch.manual_seed(seed)
     model = make()
@@ -109,7 +111,7 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
     recipe = Recipe.from_sections(sections, data.tokenizer.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", recipe, data.tokenizer, {})
-        outcome = train(run, data.train, data.valid)
+        outcome = train_run(run, data.train, data.valid)
         parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"
@@ -120,7 +122,7 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
 KEY = ("name", "seed", "peak", "preset", "threads")  # of a run; a new one takes the place of one with the same
 NAMES = ("rhapsode", "transformer", "lstm", "course")
 LABELS = {"rhapsode": "Rhapsode", "transformer": "transformer", "lstm": "nn.LSTM", "course": "the course's"}
-RIVALS: dict[str, Callable[[int, float], nn.Module]] = {"transformer": Transformer, "lstm": LSTM}
+RIVALS: dict[str, type[Transformer] | type[LSTM]] = {"transformer": Transformer, "lstm": LSTM}
 PEAKS = {"transformer": 8e-3, "lstm": 4.8e-2}  # the best of those that were tried for two minutes
 UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
 
@@ -188,7 +190,7 @@ def main() -> None:
             data = (
                 tinystories(*arguments.files)
                 if arguments.data == "tinystories"
-                else shakespeare(*arguments.files, Path(folder))
+                else shakespeare(arguments.files[0], Path(folder))
             )
             compare(name, data, arguments)
     results = read(name)

@@ -45,6 +45,7 @@ class Transformer(nn.Module):
         drop = self.dropout if self.training else 0.0
         x = F.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]], drop, self.training)
         for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
             q, k, v = block["qkv"](block["norm_1"](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
             x = x + F.dropout(block["out"](a.transpose(1, 2).flatten(2)), drop, self.training)

@@ -62,10 +62,10 @@ class PyTorchRNN(nn.Module):
         cell, config = model.rnn.cell, model.config
         self.rnn = nn.RNN(config.embed_dim, config.hidden_dim, nonlinearity=config.activation)
         with torch.no_grad():
-            self.rnn.weight_ih_l0.copy_(cell.i2h.weight)
-            self.rnn.weight_hh_l0.copy_(cell.h2h.weight)
-            self.rnn.bias_ih_l0.copy_(cell.i2h.bias)
-            self.rnn.bias_hh_l0.copy_(cell.h2h.bias)
+            self.rnn.get_parameter("weight_ih_l0").copy_(cell.i2h.weight)
+            self.rnn.get_parameter("weight_hh_l0").copy_(cell.h2h.weight)
+            self.rnn.get_parameter("bias_ih_l0").copy_(cell.i2h.bias)
+            self.rnn.get_parameter("bias_hh_l0").copy_(cell.h2h.bias)
         self.embeddings, self.out = copy.deepcopy(model.embeddings), copy.deepcopy(model.rnn.out)
         self.attention, self.lm_head = copy.deepcopy(model.attention), copy.deepcopy(model.lm_head)
 

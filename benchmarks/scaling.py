@@ -195,10 +195,11 @@ def main() -> None:
     if not arguments.plot:
         if len(arguments.files) != 2:
             parser.error("name TRAIN.jsonl and VALID.jsonl, or --plot")
+        train_file, valid_file = arguments.files
         there = [] if arguments.again else [setting_of(run) for run in runs if current(run)]
         wanted = [setting for setting in grid() if setting not in there]
         with at_once(2) as pool:
-            futures = [pool.submit(trained, *arguments.files, setting) for setting in wanted]
+            futures = [pool.submit(trained, train_file, valid_file, setting) for setting in wanted]
             for future in as_completed(futures):
                 found = future.result()
                 runs = [run for run in runs if setting_of(run) != setting_of(found)] + [found]

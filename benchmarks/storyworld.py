@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from report import about, write
@@ -94,13 +95,16 @@ def main() -> None:
         rates[name] = round(megabytes / spent, 1)
         print(f"{name:44s} {megabytes / spent:8.1f} MB/s  ({spent:.2f} s)", flush=True)
 
-    starts = range(0, IN_MEMORY, BATCH)
+    def every(make: Callable[[int], object]) -> None:
+        for start in range(0, IN_MEMORY, BATCH):
+            make(start)
+
     for name, make in (
         ("texts", lambda start: storyworld.sample_batch(start, BATCH)),
         ("fragments", lambda start: storyworld.sample_fragments(start, BATCH)),
         ("tokens", lambda start: table.tokens(*storyworld.sample_fragments(start, BATCH))),
     ):
-        report(name, IN_MEMORY, seconds(lambda make=make: [make(start) for start in starts], 3))
+        report(name, IN_MEMORY, seconds(partial(every, make), 3))
     for stories in arguments.stories:
         report(f"store of {stories:,}", stories, store_seconds(stories, tokenizer))
     milliseconds = prediction_milliseconds(tokenizer, 100)

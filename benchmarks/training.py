@@ -1,11 +1,11 @@
 """How fast is a training step, and how do its time and memory grow? Writes benchmarks/results/.
 
     python benchmarks/training.py                    training.json: ours against three yardsticks, side by side
-    python benchmarks/training.py --quick            the same in half a minute, printed only
+    python benchmarks/training.py --quick            the same in half a minute, without the large one, printed only
     python benchmarks/training.py --growth           growth.json and docs/figures/growth.svg: against T, batch, hidden
     python benchmarks/training.py --plot             docs/figures/growth.svg again from growth.json
 
-What is measured, and how, is in rhapsode/bench.py; the rivals are in rivals.py.
+What is measured, and how, is in harness.py; the rivals are in rivals.py.
 """
 
 import argparse
@@ -14,10 +14,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from harness import OURS, as_table, measure, take_turns
 from report import FIGURES, about, panels, read, save_figure, write
 from rich.console import Console
+from rivals import RIVALS
 
-from rhapsode.bench import OURS, Setting, as_table, contender_names, measure, plain, take_turns
+from rhapsode.bench import SETTINGS, Setting, plain
 from rhapsode.figure import COLOURS, DASHES, MARKERS
 from rhapsode.progress import say
 
@@ -59,7 +61,7 @@ def measure_growth(seconds: float) -> dict[str, Any]:
         for size in sizes:
             setting = growth_setting(axis, size)
             say(setting.name)
-            names = [n for n in contender_names() if n != "stepwise" or setting.length <= STEPWISE_LIMIT]
+            names = [n for n in (OURS, *RIVALS) if n != "stepwise" or setting.length <= STEPWISE_LIMIT]
             turns = take_turns(setting, names, seconds)
             growth[axis].append(
                 {
@@ -121,7 +123,7 @@ def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, help="how long each setting is timed (60; a point of --growth: 3)")
-    parser.add_argument("--quick", action="store_true", help="6 seconds a setting, print only")
+    parser.add_argument("--quick", action="store_true", help="6 seconds a setting, without the large one; prints only")
     parser.add_argument("--growth", action="store_true", help="time and memory against T, batch and hidden size")
     parser.add_argument("--plot", action="store_true", help="draw the figure again from growth.json")
     arguments = parser.parse_args()
@@ -130,7 +132,9 @@ def main() -> None:
     if arguments.growth or arguments.plot:
         plot(read("growth")["growth"], FIGURE)
         return
-    result = measure(arguments.seconds or (6 if arguments.quick else 60))
+    result = measure(
+        arguments.seconds or (6 if arguments.quick else 60), SETTINGS[::2] if arguments.quick else SETTINGS
+    )
     if not arguments.quick:
         write("training", {**about(), **result})
     Console().print(as_table(result))

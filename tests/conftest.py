@@ -53,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
     """A run directory of a tiny stacked model, trained for ten steps; not to be written to."""
     from rhapsode.recipe import Recipe
-    from rhapsode.training import train
+    from rhapsode.training import train_run
     from rhapsode.training.start import create_run
 
     recipe = Recipe.from_sections(
@@ -67,5 +67,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
     )  # fmt: skip
     path = tmp_path_factory.mktemp("runs") / "tiny"
     run = create_run(path, recipe, small.tokenizer, {})
-    train(run, small.train, small.valid, show=False)
+    train_run(run, small.train, small.valid, show=False)
     return path

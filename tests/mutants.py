@@ -59,7 +59,7 @@ MUTANTS = [
     Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
     Mutant("pair hash's token itself", MODEL, "1_000_003 + tokens * 7_919", "1_000_003 + tokens", EQUATIONS),
     Mutant("pair hash's token before", MODEL, "(previous * 1_000_003", "(previous * 0", EQUATIONS),
-    Mutant("pair across a cut", MODEL, "pairs(tokens, before, self", "pairs(tokens, None, self", DECODING),
+    Mutant("pair across a cut", MODEL, "pair_rows(tokens, before, self", "pair_rows(tokens, None, self", DECODING),
     Mutant(
         "head's split",
         MODEL,

@@ -105,9 +105,9 @@ def test_a_state_of_another_model_is_refused(model: Model, tiny_run: Path) -> No
     model.generate("x", max_tokens=1, state=other.read("A"))
     with torch.no_grad():
         next(other.network.parameters()).add_(1)
-    with pytest.raises(ValueError, match="this state is of another model"):
+    with pytest.raises(ValueError, match="this state belongs to another model"):
         model.generate("x", state=Model(other.network, other.tokenizer).read("A"))
-    with pytest.raises(ValueError, match="this state is of another model"):
+    with pytest.raises(ValueError, match="this state belongs to another model"):
         model.read("x", State(()))
 
 

@@ -27,11 +27,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"fold", "kernels", "seeds", "state"},
     "tokenizer": {"files", "progress"},
     "sources": {"files", "progress"},
-    "storyworld": {"figure", "files", "model", "progress", "sources", "state", "tokenizer"},
+    "storyworld": {"figure", "files", "model", "progress", "seeds", "sources", "state", "tokenizer"},
     "tokens": {"files", "progress", "seeds", "sources", "storyworld", "tokenizer"},
     "decode": {"fold", "model", "seeds", "state", "threads", "tokenizer"},
     "evaluation": {"model", "state", "threads", "tokens"},
-    "inspection": {"figure", "files", "model", "tokenizer"},
+    "inspection": {"figure", "files", "kernels", "model", "tokenizer"},
     "recipe": {"model", "recorded", "seeds", "tokens"},
     "run": {"__init__", "files", "model", "progress", "recipe", "recorded", "tokenizer"},
     "training": {
@@ -72,6 +72,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": set(),  # its files import what they run inside of the verbs; see below
 }
 NOT_BELOW = {"api", "cli", "serve"}
+# Public names that more than one room defines, with the one meaning that they have in all of them.
+IN_SEVERAL_ROOMS = {
+    **dict.fromkeys(("RNN", "RNNCell", "SelfAttention", "DEVICE", "generate", "train"), "the course's contract"),
+    **dict.fromkeys(
+        (
+            *("ACTIVATIONS", "BlockState", "LanguageModel", "RMSNorm", "SquaredReLU", "StackedModel", "State"),
+            *("attend", "pair_rows", "rms_norm", "squared_relu"),
+        ),
+        "the textbook's oracle of the same thing",
+    ),
+    **dict.fromkeys(("bench", "evaluate"), "a verb and the function that it calls"),
+    **dict.fromkeys(("app", "main"), "of each command line"),
+    **dict.fromkeys(("Setting", "SETTINGS"), "a row of a table of measurements, in bench and in studies"),
+    "FORMAT_VERSION": "of each kind of file",
+}
 
 
 def room_of(file: Path) -> str:
@@ -128,6 +143,29 @@ def test_no_room_imports_those_above_it() -> None:
     for file in FILES:
         if room_of(file) not in NOT_BELOW | {"__init__", "__main__"}:
             assert not rooms_imported(file, everywhere=True) & NOT_BELOW, file
+
+
+def defined_in(file: Path) -> set[str]:
+    """The public classes, functions and constants at the top level of a file."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_one_word_has_one_meaning() -> None:
+    """Would catch a second Outcome, Shape, parse or draw, which a reader must tell apart by where it was imported."""
+    rooms: dict[str, set[str]] = {}
+    for file in FILES:
+        for name in defined_in(file):
+            rooms.setdefault(name, set()).add(room_of(file))
+    several = {name: sorted(found) for name, found in rooms.items() if len(found) > 1}
+    assert not {name: found for name, found in several.items() if name not in IN_SEVERAL_ROOMS}
+    assert several.keys() == IN_SEVERAL_ROOMS.keys()  # no exception that nothing needs
 
 
 def test_textbook_stands_alone() -> None:

@@ -1,15 +1,21 @@
-"""The benchmarks: all can be imported, and what a run counts for is decided by its recipe and its conditions."""
+"""The benchmarks: all can be imported, rivals compute what we compute, and a run counts for its recipe alone."""
 
 import importlib
+import itertools
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rhapsode.bench import Setting, batches
+from rhapsode.model import ModelConfig
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS
 
+SMALL = Setting("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
 
@@ -23,6 +29,102 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_imports(name: str) -> None:
     """Would catch a name that has moved in the package: a benchmark of an hour is not run after each change."""
     assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_rivals_have_our_loss_and_gradients(batch_size: int, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rival that is fast because it computes something else; float64, all sizes different."""
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "TOLERANCE", 1e-11)
+    config = ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4, activation=activation)
+    models = {name: model.double() for name, model in harness.contenders(config).items()}
+    assert list(models) == ["rhapsode", "stepwise", "nn.RNN"]
+    tokens, targets = batches(Setting("", config, batch_size, length=6))[0]
+    assert harness.check_agreement(models, tokens, targets) > 0
+
+
+def test_a_rival_with_wrong_numbers_is_named() -> None:
+    """A speed-up on wrong numbers must not be reported."""
+    harness = importlib.import_module("harness")
+    models = harness.contenders(SMALL.config)
+    with torch.no_grad():
+        models["nn.RNN"].out.weight[0, 0] += 0.5
+    with pytest.raises(ValueError, match=r"nn\.RNN: .* differs from ours by"):
+        harness.check_agreement(models, *batches(SMALL)[0])
+
+
+def test_turns_are_taken_and_the_killed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contender has a time in every round; one whose process ends is named and does not stop the others."""
+    harness = importlib.import_module("harness")
+    monkeypatch.setattr(harness, "BURST_SECONDS", 1e-5)
+    turns = harness.take_turns(SMALL, ["nobody", "rhapsode"], seconds=0.0)
+    assert turns.peak_megabytes["nobody"] is None
+    assert turns.peak_megabytes["rhapsode"] is not None
+    assert len(turns.rounds) + turns.left_out == harness.FEWEST_ROUNDS
+    assert all(times.keys() == {"rhapsode"} and times["rhapsode"] > 0 for times in turns.rounds)
+
+
+def test_the_figure_of_growth_is_drawn_from_its_numbers(tmp_path: Path) -> None:
+    """The figure's code runs on the form of data that the measurement writes."""
+    pytest.importorskip("matplotlib")
+    training = importlib.import_module("training")
+    growth = {
+        axis: [
+            {"size": n, "seconds": dict.fromkeys(training.STYLES, n / 9), "peak_megabytes": {"rhapsode": n}}
+            for n in sizes
+        ]
+        for axis, sizes in training.AXES.items()
+    }
+    training.plot(growth, tmp_path / "figures" / "growth.svg")
+    assert (tmp_path / "figures" / "growth.svg").read_text().count("<svg") == 1
+
+
+def test_the_interval_of_a_median_holds_it_often_enough() -> None:
+    """Oracle: all 2^n ways in which n values can lie below or above the median; would catch a rank too far inside."""
+    neighbour = importlib.import_module("neighbour")
+    assert neighbour.median_interval([3.0, 1.0, 2.0]) == (None, None)
+    for count in (6, 7, 9, 12):
+        low, high = neighbour.median_interval([float(n) for n in range(count, 0, -1)])
+        below = [sum(way) for way in itertools.product((0, 1), repeat=count)]
+        coverage = [statistics.mean(rank <= n <= count - rank for n in below) for rank in range(count)]
+        assert coverage[int(low)] >= 0.95 > coverage[int(low) + 1]
+        assert low + high == count + 1
+
+
+def test_a_pace_is_of_the_marks_after_a_moment() -> None:
+    """Would catch a first piece that is counted without its time, and one from before the neighbour came."""
+    pace = importlib.import_module("pace").Pace([(10.0, 5.0), (11.0, 7.0), (12.0, 9.0), (16.0, 13.0)], 0.0)
+    assert pace.per_second() == (13 - 5) / (16 - 10)
+    assert pace.per_second(11.5) == (13 - 9) / (16 - 12)
+    assert pace.per_second(15.0) == (13 - 9) / (16 - 12)  # one piece alone: the one that was at work
+
+
+def test_the_bars_of_the_neighbour() -> None:
+    """Would catch a bar that nothing misses: 80% beside the neighbour, 3% or an interval that holds 1 alone."""
+    neighbour = importlib.import_module("neighbour")
+
+    def keeps(idle: list[float], beside: list[float]) -> dict[str, bool]:
+        alone, near = (neighbour.ratio(each, [1.0] * len(each)) for each in (idle, beside))
+        return neighbour.keeps_pace({"idle_chosen_over_all": alone, "beside_chosen_over_one": near})
+
+    assert keeps([0.98] * 9, [0.81] * 9) == {"idle": True, "beside": True}
+    assert keeps([0.96] * 9, [0.79] * 9) == {"idle": False, "beside": False}
+    assert keeps([0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 1.01, 1.02], [1.0])["idle"]
+
+
+@pytest.mark.slow
+def test_works_are_done_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a work that no longer runs: the measurement of twelve minutes is not made after each change."""
+    neighbour = importlib.import_module("neighbour")
+    result = neighbour.measure(["train", "generate", "evaluate", "study"], 1, 1, "", quick=True)
+    assert [row["work"] for row in result["works"]] == ["train", "generate", "evaluate", "study"]
+    for row in result["works"]:
+        assert all(pace > 0 for how in ("idle", "beside") for pace in row[how].values())
+    assert result["works"][0]["after_it_comes_over_one"] > 0
+    assert neighbour.before("no such commit", 1, 1) is None
+    assert "not in this checkout's history" in capsys.readouterr().err
+    assert neighbour.as_table(result).row_count == 8
 
 
 def test_recipes_are_compared_by_what_they_mean() -> None:

@@ -176,11 +176,12 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     assert not Path("runs").exists()
     lines = result.out.splitlines()
     read = f"{0.75 * 0.75 * 600 * PACE['coffee']:,.0f}"
-    assert re.match(rf"[\d,]+ tokens to train on; coffee would read {read}, which makes [\d,.]+ epochs$", lines[0])
+    assert re.match(rf"[\d,]+ training tokens; coffee would process {read}, which is [\d,.]+ epochs$", lines[0])
     assert "hidden_dim 8: your choice" in lines
     assert "key_dim 64: as in coffee" in lines
     assert any(
-        re.match(r"num_layers 2: in more than 5 epochs \([\d,.]+ at .*\) a second block pays$", x) for x in lines
+        re.match(r"num_layers 2: with more than 5 epochs \([\d,.]+ at .*\), a second block lowers the loss$", x)
+        for x in lines
     )
     assert any(line.startswith("embed_dim 192: reduced from 224: a wider model") for line in lines)
     told = dict(line.partition(":")[0].split(" ") for line in lines[1:])
@@ -196,7 +197,7 @@ def test_second_run_over_the_first(call: Call, trained: Path, small: Any) -> Non
     """Would catch hours of training that a repeated command wipes out."""
     before = {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()}
     result = call("train", str(small.file), "--out", str(trained), "--sequences", "40", *TINY)
-    assert_refused(result, "holds a run; --resume goes on with it")
+    assert_refused(result, "holds a run: resume it with --resume, or")
     assert {file.name: file.read_bytes() for file in trained.iterdir() if file.is_file()} == before
 
 
@@ -214,10 +215,10 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
     [
         (["missing.txt"], r"missing\.txt: no such file or folder"),
         (["empty.txt"], r"empty\.txt: empty, there is nothing to read"),
-        (["blank.txt"], "no story in it"),
+        (["blank.txt"], "no stories, it is empty"),
         (["folder"], "folder: no file in it ends in one of"),
         (["good.txt", "--preset", "tea"], "--preset must be one of minute, coffee, overnight, got 'tea'"),
-        (["good.txt", "--set", "lr=3"], "there is no field 'lr'"),
+        (["good.txt", "--set", "lr=3"], "unknown field 'lr'"),
         (["good.txt", "--set", "learning_rate"], "not of the form field=value"),
         (["good.txt", "--config", "none.toml"], r"none\.toml"),
         (["good.txt", "--config", "good.txt"], r"good\.txt: not TOML"),
@@ -236,7 +237,7 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["good.txt", "--valid", "none.txt"], r"none\.txt: no such file"),
         (["good.txt", "--separator", "##"], "the separator '##' does not occur in it"),
         (["good.txt", "--format", "xml"], "format must be one of auto, text, jsonl"),
-        (["good.txt", "--vocab-size", "300", "--out", "good.txt"], r"good\.txt is there already"),
+        (["good.txt", "--vocab-size", "300", "--out", "good.txt"], r"good\.txt already exists"),
         (["good.txt", "--vocab-size", "300", "--out", "good.txt/run"], r"good\.txt/run: .*directory"),
         (
             ["good.txt", "--vocab-size", "300", "--set", "batch_size=32"],
@@ -397,7 +398,7 @@ def test_resume_is_exact_through_the_command_line(call: Call, trained: Path, sma
     assert result.code == 0, result.err
     assert (tmp_path / "copy" / "last.safetensors").read_bytes() == before
     changed = call("train", "--resume", "--out", str(tmp_path / "copy"), "--seed", "9")
-    assert_refused(changed, "was begun with seed 0, not 9; a resumed run cannot change it")
+    assert_refused(changed, "was started with seed 0, not 9; a resumed run cannot change that")
 
 
 def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -> None:
@@ -413,8 +414,10 @@ def test_the_courses_model_is_imported(call: Call, small: Any, tmp_path: Path) -
     torch.testing.assert_close(direct.network(tokens)[0], model(tokens)[0])
     assert direct.generate("Once", max_tokens=3, temperature=0)[0].tokens
     assert "data" in call("evaluate", "run", str(small.file)).out
-    assert_refused(call("evaluate", "run"), "keeps no data of its own: name what to score, rhapsode evaluate run DATA")
-    assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run; ")
+    assert_refused(
+        call("evaluate", "run"), "has no data of its own: name the data to score, rhapsode evaluate run DATA"
+    )
+    assert_refused(call("import", "model.pt", "run", "--tokenizer", "tokenizer"), "run holds a run: resume it")
 
 
 BEYOND = str(2**64)
@@ -509,9 +512,9 @@ def test_damaged_runs_are_told_in_one_line(call: Call, trained: Path, tmp_path: 
         (lambda about: about.pop("train"), r"run/run\.json: the field train is missing"),
         (lambda about: about.update(model=[]), r"run/run\.json: model must be an object, got \[\]"),
         (lambda about: about["model"].pop("vocab_size"), r"run\.json: the field model\.vocab_size is missing"),
-        (lambda about: about["model"].update(lights=3), r"run\.json: model has no field 'lights'"),
+        (lambda about: about["model"].update(lights=3), r"run\.json: model has the field 'lights'"),
         (lambda about: about["model"].update(embed_dim="8"), r"model\.embed_dim must be a whole number, got '8'"),
-        (lambda about: about["model"].update(embed_dim=10**8), "do not fit the model config"),
+        (lambda about: about["model"].update(embed_dim=10**8), "do not match the model config"),
         (lambda about: about["data"].pop("locations"), r"run\.json: the field data\.locations is missing"),
     ):
         assert_refused(told(change), message)
@@ -521,12 +524,12 @@ def test_damaged_runs_are_told_in_one_line(call: Call, trained: Path, tmp_path: 
             content = file.read_bytes()
             file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
-    assert_refused(told(zeros), r"run/(best|last)\.safetensors: damaged, its contents do not fit its own checksum")
+    assert_refused(told(zeros), r"run/(best|last)\.safetensors: damaged, its contents do not match its checksum")
     if command[-1] not in ("run",) or command[0] == "train":
         other = train_tokenizer(["quite another text, with other words"] * 9, "bpe", 300)
         assert_refused(
             told(lambda _: (shutil.rmtree("run/tokenizer"), other.save(Path("run/tokenizer")))),
-            r"run/tokenizer/tokenizer\.json: another tokenizer .*; put back the tokenizer folder",
+            r"run/tokenizer/tokenizer\.json: a different tokenizer .*; restore the tokenizer folder",
         )
 
 

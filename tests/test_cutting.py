@@ -25,7 +25,7 @@ def test_a_large_file_of_blanks_is_no_story(tmp_path: Path, split: str, blank: s
     file = tmp_path / "a.txt"
     file.write_text(blank * (5 * MEGABYTE // len(blank)))
     like = SourceConfig(split=split)
-    with pytest.raises(ValueError, match="no story in it, only blank ones or none"):
+    with pytest.raises(ValueError, match="no stories, it is empty or has only white space"):
         list(open_source([str(file)], like=like).pieces())
     file.write_text(blank * MEGABYTE + "one" + blank * (5 * MEGABYTE // 2))
     (story,) = open_source([str(file)], like=like).stories()

@@ -13,7 +13,7 @@ import pytest
 from rhapsode.run import Run
 from rhapsode.sources import SourceConfig, cache_root, open_source
 from rhapsode.tokens import prepare
-from rhapsode.training.data import open_data, settings_of
+from rhapsode.training.data import open_data, reading_settings
 from rhapsode.training.start import TrainingRequest, begin, resume
 
 STORIES = "".join(f"Story {i} has a line.\nAnd another one.\n\n" for i in range(40))
@@ -37,7 +37,7 @@ def test_validation_is_cut_as_training_is(folder: Path, capsys: pytest.CaptureFi
     ready = begin(asked(valid="v.txt"), folder / "run")
     assert (ready.train.num_stories, ready.valid.num_stories) == (40, 1)
     said = capsys.readouterr().err
-    assert "a.txt: cut at blank lines (guessed; --cut says otherwise)" in said
+    assert "a.txt: cut at blank lines (guessed; to change it: --cut)" in said
     assert "validation: v.txt: cut at blank lines, as the training text is" in said
     kept = ready.run.about["data"]["source"]
     assert kept == {"split": "paragraph", "separator": None, "field": None, "format": "auto"}
@@ -51,7 +51,7 @@ def test_records_beside_text(folder: Path) -> None:
     """Would catch a guess for validation text that is not kept where the training data need none."""
     (folder / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES.split("\n\n")))
     data = open_data(asked("t.jsonl", valid="a.txt").data, 0)
-    assert settings_of(data.about, "run") == SourceConfig(split="paragraph")
+    assert reading_settings(data.about, "run") == SourceConfig(split="paragraph")
     assert data.valid.num_stories == 40
 
 
@@ -70,9 +70,9 @@ def test_a_separator_that_is_given_is_binding(folder: Path, place: int) -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"separator": "##"}, r"a.txt: the separator '##' does not occur in it; name what does stand between"),
-        ({"separator": r"\n##\n"}, r"does not occur in it; .*in a shell, a line end in it is written \$'\\n'"),
-        ({"split": "separator"}, r"'<\|endoftext\|>' does not occur in it; name what stands between .* --separator"),
+        ({"separator": "##"}, r"a.txt: the separator '##' does not occur in it; give the text that does stand between"),
+        ({"separator": r"\n##\n"}, r"does not occur in it; .*in a shell, write a line end in it as \$'\\n'"),
+        ({"split": "separator"}, r"'<\|endoftext\|>' does not occur in it; give the text between .* --separator"),
         ({"split": "line", "separator": "##"}, "--separator '##' and --cut line contradict each other"),
     ],
 )
@@ -91,13 +91,13 @@ def test_validation_without_the_run_s_separator(folder: Path) -> None:
     (folder / "v.txt").write_text("One story.\n\nIts second half.\n")
     data = open_data(asked("s.txt", valid="v.txt").data, 0)
     assert (data.train.num_stories, data.valid.num_stories) == (40, 1)
-    assert settings_of(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
+    assert reading_settings(data.about, "run") == SourceConfig(split="separator", separator="<|endoftext|>")
     (folder / "h.txt").write_text("one ## two\n")
     assert list(open_source(["h.txt"], SourceConfig("separator"), like=SourceConfig("separator", "##")).stories()) == [
         "one",
         "two",
     ]
-    like = open_source(["v.txt"], like=settings_of(data.about, "run"))
+    like = open_source(["v.txt"], like=reading_settings(data.about, "run"))
     assert like.description.endswith("as the training text is (it does not occur: one story per file)")
 
 
@@ -112,7 +112,7 @@ def test_the_validation_split_of_a_folder(folder: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "set (train.txt; left out: test.txt (test split), valid.txt (validation split)): cut at blank lines" in said
     assert "validation: set (valid.txt; left out: test.txt (test split), train.txt (train split)): cut" in said
-    assert "(--valid says otherwise)" in said
+    assert "(to use other data: --valid)" in said
     shutil.rmtree(cache_root())
     assert resume(folder / "run", asked("set/")).valid.num_stories == 2
     (folder / "v.txt").write_text("Other.\n")
@@ -132,12 +132,12 @@ def test_changed_data_are_refused(folder: Path, cache: str, part: str, capsys: p
     if cache == "cold":
         shutil.rmtree(cache_root())
     with pytest.raises(
-        ValueError, match=r"run: the data have changed since the run began \(.*\.txt: .*begin a new run"
+        ValueError, match=r"run: the data have changed since the run was started \(.*\.txt: .*start a new run"
     ):
         resume(folder / "run")
     if cache == "warm":  # the stories that the run was judged by are there all the same, to be scored
         assert resume(folder / "run", as_begun=True).valid.num_stories == 2
-        assert f"{changed}: changed since; using what the cache has of it, as it was" in capsys.readouterr().err
+        assert f"{changed}: has changed since; using the earlier version from the cache" in capsys.readouterr().err
 
 
 def test_a_file_more_in_the_folder_is_a_change(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_file_more_in_the_folder_is_a_change(folder: Path) -> None:
     begin(asked("set"), folder / "run")
     resume(folder / "run")
     (folder / "set" / "b.txt").write_text("One more.\n")
-    with pytest.raises(ValueError, match="the data have changed since the run began"):
+    with pytest.raises(ValueError, match="the data have changed since the run was started"):
         resume(folder / "run")
 
 
@@ -166,7 +166,7 @@ def test_data_that_are_gone(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     begin(asked(), folder / "run")
     os.rename("a.txt", "b.txt")
     resume(folder / "run")
-    assert "a.txt: gone; using what the cache has of it" in capsys.readouterr().err
+    assert "a.txt: no longer there; using the copy in the cache" in capsys.readouterr().err
     shutil.rmtree(cache_root())
     with pytest.raises(FileNotFoundError, match=r"a\.txt: no such file or folder"):
         resume(folder / "run")
@@ -180,7 +180,7 @@ def test_standard_input_is_not_waited_for(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.stdin", None)
     resume(folder / "run", asked("-"))
     shutil.rmtree(cache_root())
-    with pytest.raises(ValueError, match="run: was begun on standard input, which the cache no longer has"):
+    with pytest.raises(ValueError, match="run: was started on standard input, which is no longer in the cache"):
         resume(folder / "run")
 
 
@@ -195,7 +195,7 @@ def test_one_file_by_many_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     resume(folder / "run", same)
     resume(folder / "run", asked(str(folder / "a.txt")))
     for other in (asked("a.txt"), asked("../a.txt", valid="v.txt")):
-        with pytest.raises(ValueError, match="a resumed run cannot change it"):
+        with pytest.raises(ValueError, match="a resumed run cannot change that"):
             resume(folder / "run", other)
 
 
@@ -203,7 +203,7 @@ def test_what_was_guessed_may_be_said(folder: Path) -> None:
     """Would catch --cut paragraph that is refused for a run whose text is cut at blank lines."""
     begin(asked(), folder / "run")
     resume(folder / "run", asked(split="paragraph"))
-    with pytest.raises(ValueError, match="was begun with split 'auto', not 'line'"):
+    with pytest.raises(ValueError, match="was started with split 'auto', not 'line'"):
         resume(folder / "run", asked(split="line"))
 
 
@@ -228,17 +228,17 @@ def test_runs_of_before(folder: Path, description: str, source: dict[str, str], 
     run = Run.open(folder / "run")
     begun = {name: value for name, value in run.about["request"].items() if name != "format"} | request
     run.update(data=old, request=begun)
-    assert settings_of(Run.open(folder / "run").about["data"], "run") == settings
+    assert reading_settings(Run.open(folder / "run").about["data"], "run") == settings
     assert resume(folder / "run", asked()).valid.num_stories == 2
     shutil.rmtree(cache_root())
-    with pytest.raises(ValueError, match="run: another version of rhapsode read the data for this run"):
+    with pytest.raises(ValueError, match="run: its data were read by another version of rhapsode"):
         resume(folder / "run", asked())
 
 
 def test_settings_that_are_damaged() -> None:
     for source in ({"splot": "line", "format": "auto"}, {"split": "chapter", "format": "auto"}):
         with pytest.raises(ValueError, match=r"^run: data\.source"):
-            settings_of({"source": source}, "run")
+            reading_settings({"source": source}, "run")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_settings_that_are_damaged() -> None:
             "auto",
             "give validation data with --valid, or, if it is one long text, --cut file",
         ),
-        ("one.txt", "One story.", "file", "the text is too short for that: give validation data with --valid$"),
+        ("one.txt", "One story.", "file", "the text is too short to be cut in two: give validation data with --valid$"),
         ("one.jsonl", '{"text": "One story."}', "auto", "one story; give validation data with --valid$"),
     ],
 )

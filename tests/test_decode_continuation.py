@@ -316,7 +316,7 @@ def test_no_sample_is_drawn_with_a_seed_that_there_is_not(model: LanguageModel, 
     """Would catch sample 1 of the largest seed that is drawn with seed 0."""
     largest = SampleConfig(seed=2**64 - 1, max_tokens=2)
     assert len(write_texts(model, tokenizer, "once", largest)) == 1
-    with pytest.raises(ValueError, match="2 of them from 18446744073709551615 on go beyond"):
+    with pytest.raises(ValueError, match="2 of them starting at 18446744073709551615 go beyond that"):
         next(write(model, tokenizer, "once", largest, count=2))
 
 

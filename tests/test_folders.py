@@ -76,7 +76,7 @@ def test_what_only_tells_of_data(tmp_path: Path) -> None:
     assert found.left_out == ["README.md", "config.json", "licence.txt", "readme_zh.md"]
     assert list(open_source([str(tmp_path / "README.md")]).stories()) == ["README.md"]
     only = lay_out(tmp_path / "only", "README.md")
-    with pytest.raises(ValueError, match=r"no file in it ends in one of .*; README\.md only tells of data"):
+    with pytest.raises(ValueError, match=r"no file in it ends in one of .*; README\.md only describes data"):
         open_source([str(only)])
 
 
@@ -104,5 +104,5 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
         source.description.encode()
     assert "caf\\xe9.txt" in open_source([str(name)]).description
     name.write_text(" ")
-    with pytest.raises(ValueError, match=r"caf\\xe9\.txt.*no story in it"):
+    with pytest.raises(ValueError, match=r"caf\\xe9\.txt.*no stories, it is empty"):
         list(open_source([str(name)]).stories())

@@ -86,7 +86,7 @@ def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"standard input \(-\) is closed"):
         open_source(["-"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one")))
-    with pytest.raises(ValueError, match="can be named once only"):
+    with pytest.raises(ValueError, match="can be named only once"):
         open_source(["-", "-"])
 
 
@@ -111,7 +111,8 @@ def test_a_text_file_that_looks_like_json_lines_is_told(tmp_path: Path) -> None:
     """Would catch records that are trained on with their braces, without a word."""
     (tmp_path / "a.txt").write_text('{"text": "one"}\n{"text": "two"}\n')
     assert (
-        "a.txt looks like JSON Lines (--format jsonl reads it so)" in open_source([str(tmp_path / "a.txt")]).description
+        "a.txt looks like JSON Lines (to read it that way: --format jsonl)"
+        in open_source([str(tmp_path / "a.txt")]).description
     )
     (tmp_path / "a.txt").write_text('{"a"}, {"b"}\n')
     assert "looks like" not in open_source([str(tmp_path / "a.txt")]).description
@@ -155,9 +156,9 @@ def test_what_may_be_either_is_asked_for(tmp_path: Path) -> None:
         ('{"text": "one}\n{"text": "two"}\n{"text": "three"}\n', "a, line 1: not JSON"),
         ('{"text": "one"}{"text": "two"}', "a, line 1: not JSON: Extra data"),
         ('[{"text": "one"},\n{"text": two}]', "a, line 2: not JSON"),
-        ('["one", "two",\n', "a, line 2: not JSON: the file ends where an element should stand"),
-        ("[[1, 2],\n", "a, line 2: not JSON: the file ends where an element should stand"),
-        ("[[1, 2]", "a, line 1: not JSON: the file ends where , or ] should stand"),
+        ('["one", "two",\n', "a, line 2: not JSON: the file ends where an element was expected"),
+        ("[[1, 2],\n", "a, line 2: not JSON: the file ends where an element was expected"),
+        ("[[1, 2]", "a, line 1: not JSON: the file ends where , or ] was expected"),
         ('{\n"text": "one"\n}\n', "a: one object over several lines"),
     ],
 )
@@ -176,12 +177,12 @@ DIGITS = "1" * 5_000
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "one", "more": ' + DEEP + "}", r"(line|item) \d: JSON that is nested too deep"),
-        ('[{"text": "one"}, {"text": ' + DEEP + "}]", r"(line|item) \d: JSON that is nested too deep"),
-        ('{"text": "one", "n": ' + DIGITS + "}", r"(line|item) \d: a number of more than 4,300 digits; take it out"),
+        ('{"text": "one", "more": ' + DEEP + "}", r"(line|item) \d: JSON nested too deeply"),
+        ('[{"text": "one"}, {"text": ' + DEEP + "}]", r"(line|item) \d: JSON nested too deeply"),
+        ('{"text": "one", "n": ' + DIGITS + "}", r"(line|item) \d: a number of more than 4,300 digits; remove it"),
         (
             '[{"text": "one"}, {"n": ' + DIGITS + "}]",
-            r"(line|item) \d: a number of more than 4,300 digits; take it out",
+            r"(line|item) \d: a number of more than 4,300 digits; remove it",
         ),
     ],
     ids=["deep object", "deep list", "number in an object", "number in a list"],

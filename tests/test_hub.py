@@ -143,7 +143,7 @@ def test_a_later_run_continues_the_download(
     source = open_source(["hub:org/tales"])
     assert fake_hub.downloads() == ["bytes=12345-"]
     assert source.files[0].path.read_bytes() == fake_hub.files["train.jsonl"]
-    assert "going on with the download" in capsys.readouterr().err
+    assert "resuming the download" in capsys.readouterr().err
 
 
 def test_a_network_that_stays_broken_gives_one_line(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_second_run_downloads_nothing_and_needs_no_network(
     fake_hub.server.server_close()
     offline = open_source(["hub:org/tales:valid"])
     assert first.fingerprint() == again.fingerprint() == offline.fingerprint()
-    assert "going on with what was downloaded before" in capsys.readouterr().err
+    assert "using what was downloaded before" in capsys.readouterr().err
     with pytest.raises(OSError, match="no answer from http"):
         open_source(["hub:org/other"])
 
@@ -238,12 +238,12 @@ TINYSTORIES = [
 )
 def test_choice_of_files(names: list[str], inside: str, split: str, expected: list[str]) -> None:
     """Would catch two versions of one data set mixed, or validation data trained on."""
-    assert hub.choose(names, inside, split, "hub:x/y") == expected
+    assert hub.choose_files(names, inside, split, "hub:x/y") == expected
 
 
 def test_variants_have_to_be_chosen() -> None:
     with pytest.raises(ValueError, match=r"choose one.*big, small"):
-        hub.choose(["big/train.parquet", "small/train.parquet"], "", "train", "hub:x/y")
+        hub.choose_files(["big/train.parquet", "small/train.parquet"], "", "train", "hub:x/y")
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_variants_have_to_be_chosen() -> None:
     ],
 )
 def test_addresses(location: str, expected: tuple[str, ...]) -> None:
-    assert hub.parse(location) == expected
+    assert hub.parse_address(location) == expected

@@ -9,9 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rhapsode.inspection import Reading, as_text, draw, flops_per_token, next_token_tables, read
+from rhapsode.inspection import Reading, as_text, draw_reading, flops_per_token, next_token_tables, read
 from rhapsode.inspection.cost import parameters_by_part
-from rhapsode.inspection.reading import MOST_CELLS, weights
+from rhapsode.inspection.reading import MOST_CELLS
+from rhapsode.kernels.attention import attention_weights
 from rhapsode.model import ModelConfig, SelfAttention, build_model
 from rhapsode.progress import LiteralConsole
 from rhapsode.terminal import literal
@@ -59,7 +60,7 @@ def test_the_weights_shown_are_the_weights_used() -> None:
     attention = SelfAttention(6, 3, 5, num_heads=2)
     y = torch.randn(2, 7, 6)
     q, k, v = attention.project(y)
-    shown = weights(q, k)
+    shown = attention_weights(q, k)
     torch.testing.assert_close(shown.sum(-1), torch.ones(2, 2, 7))
     torch.testing.assert_close(attention.output_transform((shown @ v).transpose(1, 2).flatten(2)), attention(y)[0])
 
@@ -79,7 +80,7 @@ def test_a_reading_agrees_with_the_model() -> None:
     assert reading.expected[-1][0][1] == pytest.approx(math.exp(best), abs=1e-6)
     assert list(reading.attention) == ["attention"]
     _, y = model.rnn(model.embeddings(torch.tensor([ids])))
-    torch.testing.assert_close(reading.attention["attention"], weights(*model.attention.project(y)[:2])[0])
+    torch.testing.assert_close(reading.attention["attention"], attention_weights(*model.attention.project(y)[:2])[0])
     with pytest.raises(ValueError, match="must not be empty"):
         read(model, tokenizer, "")
 
@@ -106,7 +107,9 @@ def test_a_long_text_is_read_as_in_one_call(length: int) -> None:
     seen: dict[str, torch.Tensor] = {}
     for i, block in enumerate(model.blocks):
         block.attention.register_forward_pre_hook(
-            lambda part, inputs, i=i: seen.update({f"blocks.{i}.attention": weights(*part.project(inputs[0])[:2])[0]})
+            lambda part, inputs, i=i: seen.update(
+                {f"blocks.{i}.attention": attention_weights(*part.project(inputs[0])[:2])[0]}
+            )
         )
     with torch.inference_mode():
         expected = model(ids)[0][0].log_softmax(-1)
@@ -152,7 +155,7 @@ def test_a_long_text_takes_memory_by_its_length_alone(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     short = read(model, tokenizer, "a cat " * (MOST_CELLS // 6), top=2)
-    sizes = [[imread(file).shape for file in draw(each, tmp_path)] for each in (short, reading)]
+    sizes = [[imread(file).shape for file in draw_reading(each, tmp_path)] for each in (short, reading)]
     for short_size, long_size in zip(*sizes, strict=True):
         assert max(long_size[:2]) <= 1.1 * max(short_size[:2])
 
@@ -174,7 +177,7 @@ def test_tokens_are_shown_as_they_are(tmp_path: Path) -> None:
     for token in NASTY:
         assert f" {literal(token)} " in shown
     assert "\x1b[31m" not in shown
-    for file in draw(reading, tmp_path):
+    for file in draw_reading(reading, tmp_path):
         assert file.stat().st_size > 1000
 
 
@@ -186,6 +189,6 @@ def test_a_long_table_comes_in_parts() -> None:
     reading = Reading(tokens, 19, {}, [0.0] * (count - 1), expected)
     tables = list(next_token_tables(reading))
     assert [table.row_count for table in tables] == [1000, 1000, 345]
-    assert "places 2,001 to 2,345 of 2,345" in str(tables[-1].title)
+    assert "positions 2,001 to 2,345 of 2,345" in str(tables[-1].title)
     places = [cell for table in tables for cell in table.columns[0].cells]
     assert places == tokens

@@ -18,7 +18,9 @@ def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch, cuda: bool, 
     assert machine.choose_device("auto") == best
     assert machine.choose_device("cpu") == "cpu"
     if not cuda:
-        with pytest.raises(ValueError, match=f"--device cuda: PyTorch finds no such device here; there is {best}"):
+        with pytest.raises(
+            ValueError, match=f"--device cuda: PyTorch finds no CUDA device on this machine; available: {best}"
+        ):
             machine.choose_device("cuda")
     with pytest.raises(ValueError, match="--device must be one of auto, cpu, cuda, mps, got 'gpu'"):
         machine.choose_device("gpu")

@@ -36,11 +36,11 @@ def test_toml_with_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[model]\nhiden_dim = 3", r"config\.toml: there is no field 'model\.hiden_dim' \(model: kind, embed_dim"),
-        ("[train]\nhidden_dim = 3", r"there is no field 'train\.hidden_dim'"),
-        ("[model]\nvocab_size = 3", r"there is no field 'model\.vocab_size'"),
-        ("[modle]\nhidden_dim = 3", r"'modle' is no table of a config; there are \[model\], \[optimizer\]"),
-        ("hidden_dim = 3", "'hidden_dim' is no table of a config"),
+        ("[model]\nhiden_dim = 3", r"config\.toml: unknown field 'model\.hiden_dim' \(model: kind, embed_dim"),
+        ("[train]\nhidden_dim = 3", r"unknown field 'train\.hidden_dim'"),
+        ("[model]\nvocab_size = 3", r"unknown field 'model\.vocab_size'"),
+        ("[modle]\nhidden_dim = 3", r"'modle' is not a table of a config; the tables are \[model\], \[optimizer\]"),
+        ("hidden_dim = 3", "'hidden_dim' is not a table of a config"),
         ("[model]\nhidden_dim = 3.0", r"config\.toml, \[model\]: hidden_dim must be a whole number, got 3\.0"),
         ("[model]\nhidden_dim = true", "hidden_dim must be a whole number, got True"),
         ('[model]\ngate = "yes"', "gate must be true or false, got 'yes'"),
@@ -77,9 +77,9 @@ def test_assignments() -> None:
         ("hidden_dim=2.5", r"hidden_dim must be a whole number, got '2\.5'"),
         ("gate=1", "gate must be true or false, got '1'"),
         ("dropout=much", "dropout must be a number, got 'much'"),
-        ("lr=1", r"--set lr=1: there is no field 'lr' \(model: .*learning_rate"),
-        ("train.hidden_dim=3", r"there is no field 'train\.hidden_dim'"),
-        ("vocab_size=3", "there is no field 'vocab_size'"),
+        ("lr=1", r"--set lr=1: unknown field 'lr' \(model: .*learning_rate"),
+        ("train.hidden_dim=3", r"unknown field 'train\.hidden_dim'"),
+        ("vocab_size=3", "unknown field 'vocab_size'"),
     ],
 )
 def test_assignments_that_are_wrong(assignment: str, message: str) -> None:

@@ -117,10 +117,10 @@ def test_what_a_budget_of_minutes_reads() -> None:
         recipe = fit_preset("coffee", TextSize(size, size // 200), {"train": {"minutes": 10.0}})
         full = 600 * PACE["coffee"]
         often = full > 5 * size
-        assert f"would read {full * 0.75 * 0.75 if often else full:,.0f}," in recipe.text
+        assert f"would process {full * 0.75 * 0.75 if often else full:,.0f}," in recipe.text
         assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
     slow = fit_preset("overnight", TextSize(10**7, 10**5))  # three blocks, and no further one
-    assert f"would read {0.75 * 480 * 60 * PACE['overnight']:,.0f}," in slow.text
+    assert f"would process {0.75 * 480 * 60 * PACE['overnight']:,.0f}," in slow.text
 
 
 def test_tokens_that_a_budget_reads() -> None:
@@ -129,4 +129,6 @@ def test_tokens_that_a_budget_reads() -> None:
     assert tokens_read("minute", {"epochs": 1.5}, 128, 100) == 150
     assert tokens_read("minute", {"minutes": 2.0}, 128, 100) == 120 * PACE["minute"]
     small = fit_preset("coffee", TextSize(1000, 10), {"train": {"sequences": 60}})
-    assert f"would read {60 * small.sections['batch']['window']:,}," in small.text  # of the window that it really takes
+    assert (
+        f"would process {60 * small.sections['batch']['window']:,}," in small.text
+    )  # of the window that it really takes

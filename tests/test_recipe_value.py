@@ -40,11 +40,13 @@ def test_changes() -> None:
     plain = RECIPE.with_changes(model={"kind": "plain"}).model
     assert (plain.kind, plain.dropout, plain.num_layers, plain.vocab_size) == ("plain", 0.0, 1, 300)
     assert RECIPE.with_changes() == RECIPE
-    with pytest.raises(ValueError, match=r"with_changes: there is no field 'model\.depth'"):
+    with pytest.raises(ValueError, match=r"with_changes: unknown field 'model\.depth'"):
         RECIPE.with_changes(model={"depth": 3})
     with pytest.raises(ValueError, match="hidden_dim must be at least 1, got 0"):
         RECIPE.with_changes(model={"hidden_dim": 0})
-    with pytest.raises(ValueError, match="'modle' is no section of a recipe; there are model, optimizer, train, batch"):
+    with pytest.raises(
+        ValueError, match="'modle' is not a section of a recipe; the sections are model, optimizer, train, batch"
+    ):
         RECIPE.with_changes(modle={"hidden_dim": 3})
 
 
@@ -73,8 +75,8 @@ def broken(change: str) -> dict[str, Any]:
         ("missing field", r"run\.json: the field optimizer\.beta1 is missing"),
         ("missing section", r"run\.json: the section batch is missing"),
         ("no table", r"run\.json: batch must be an object, got \[1, 2\]"),
-        ("unknown field", r"run\.json: model has no field 'mood' that this program knows"),
-        ("unknown section", r"run\.json: 'weather' is no section of a recipe"),
+        ("unknown field", r"run\.json: model has the field 'mood', which this version of rhapsode does not know"),
+        ("unknown section", r"run\.json: 'weather' is not a section of a recipe"),
         ("type", r"run\.json: model\.hidden_dim must be a whole number, got '64'"),
         ("value", r"run\.json: train: validations must be >= 1, got 0"),
     ],

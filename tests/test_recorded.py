@@ -8,7 +8,7 @@ import pytest
 
 from rhapsode.model import ModelConfig
 from rhapsode.recipe import OptimizerConfig, TrainConfig
-from rhapsode.recorded import check_run, check_shape, read_config
+from rhapsode.recorded import check_run, check_schema, read_config
 from rhapsode.tokens import BatchConfig
 
 WHOLE: dict[str, Any] = {
@@ -87,7 +87,10 @@ def test_a_wrong_field_is_named(field: str, value: Any, message: str) -> None:
     ("fields", "message"),
     [
         ({}, "the field model.vocab_size is missing"),
-        ({"vocab_size": 5, "flavour": 1}, "model has no field 'flavour' that this program knows"),
+        (
+            {"vocab_size": 5, "flavour": 1},
+            "model has the field 'flavour', which this version of rhapsode does not know",
+        ),
         ({"vocab_size": "5"}, "model.vocab_size must be a whole number, got '5'"),
         ({"vocab_size": True}, "model.vocab_size must be a whole number, got True"),
         ({"vocab_size": 5, "gate": 1}, "model.gate must be true or false, got 1"),
@@ -104,4 +107,4 @@ def test_a_wrong_config_is_named(fields: Any, message: str) -> None:
 
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(ValueError, match=r"got 'x{59}$"):
-        check_shape({"a": "x" * 5000}, {"a": int}, "run.json")
+        check_schema({"a": "x" * 5000}, {"a": int}, "run.json")

@@ -58,7 +58,7 @@ def test_created_whole_or_not_at_all(tmp_path: Path, small: Any, monkeypatch: py
 def test_nothing_is_overwritten(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a second run over the first, also one that another process made a moment ago."""
     before = (run.path / "run.json").read_bytes()
-    with pytest.raises(FileExistsError, match=r"run holds a run; --resume goes on with it; choose another"):
+    with pytest.raises(FileExistsError, match=r"run holds a run: resume it with --resume, or choose another"):
         Run.create(run.path, ABOUT, None)
     with monkeypatch.context() as patch:
         checks = iter([lambda path: None])  # it was free when we looked
@@ -68,13 +68,13 @@ def test_nothing_is_overwritten(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert (run.path / "run.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(FileExistsError, match="file is there already"):
+    with pytest.raises(FileExistsError, match="file already exists"):
         Run.create(tmp_path / "file", ABOUT, None)
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
         Run.create(tmp_path / "file" / "run", ABOUT, None)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="folder is there already"):
+    with pytest.raises(FileExistsError, match="folder already exists"):
         Run.create(tmp_path / "folder", ABOUT, None)
 
 
@@ -93,10 +93,12 @@ def test_not_a_run(tmp_path: Path, run: Run) -> None:
     with pytest.raises(FileNotFoundError, match="nothing: no such directory"):
         Run.open(tmp_path / "nothing")
     run.update(format_version=2)
-    with pytest.raises(ValueError, match="format_version 2, this program reads 1"):
+    with pytest.raises(ValueError, match="format_version 2, but this version of rhapsode reads 1"):
         Run.open(run.path)
     run.update(format_version=1, model={"vocab_size": 3, "flavour": "sweet"})
-    with pytest.raises(ValueError, match=r"run\.json: model has no field 'flavour' that this program knows"):
+    with pytest.raises(
+        ValueError, match=r"run\.json: model has the field 'flavour', which this version of rhapsode does not know"
+    ):
         _ = Run.open(run.path).model_config
 
 
@@ -115,13 +117,15 @@ def test_damaged_checkpoint(run: Run) -> None:
     with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         run.load("last")
     run.save_last({"model/other": torch.zeros(1)}, {})
-    with pytest.raises(ValueError, match="do not fit the model config"):
+    with pytest.raises(ValueError, match="do not match the model config"):
         run.load_model()
 
 
 def test_checkpoints_come_back(run: Run) -> None:
     """Would catch weights that are rounded, or loaded into a model in training mode."""
-    with pytest.raises(FileNotFoundError, match="nothing saved yet; train it on with --resume --out"):
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint yet; continue training with rhapsode train --resume --out"
+    ):
         run.load_model()
     model = build_model(CONFIG, 5)
     run.save_last(weights_of(model), {"step": 3})
@@ -135,7 +139,7 @@ def test_checkpoints_come_back(run: Run) -> None:
     assert torch.equal(run.load_model("last").lm_head.weight, model.lm_head.weight)
     with pytest.raises(ValueError, match="checkpoint must be one of best, last, got 'first'"):
         run.load_model("first")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         load_weights(build_model(ModelConfig(12), 0), weights_of(model), "here")
 
 
@@ -270,7 +274,7 @@ def test_weights_have_a_checksum(run: Run) -> None:
     assert changed != content
     for damaged in (content[:half] + bytes(len(content) - half), content[:-1] + bytes([content[-1] ^ 1]), changed):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"best\.safetensors: damaged, its contents do not fit its own checksum"):
+        with pytest.raises(ValueError, match=r"best\.safetensors: damaged, its contents do not match its checksum"):
             run.load_model()
     # As earlier versions wrote it.
     metadata = {"format_version": "1", "progress": '{"step": 2}'}
@@ -313,17 +317,19 @@ def test_another_tokenizer_is_refused(with_tokenizer: Run, small: Any) -> None:
     other = train_tokenizer(["quite another text, with other words"] * 9, "bpe", small.tokenizer.vocab_size)
     shutil.rmtree(folder)
     other.save(folder)
-    message = r"tokenizer\.json: another tokenizer \(SHA-256 [0-9a-f]{12}, run\.json has [0-9a-f]{12}\); put back"
+    message = (
+        r"tokenizer\.json: a different tokenizer \(SHA-256 [0-9a-f]{12}, but run\.json has [0-9a-f]{12}\); restore"
+    )
     with pytest.raises(ValueError, match=message):
         _ = Run.open(with_tokenizer.path).tokenizer
     # One that spells the same but ends a text by another token: only a file beside tokenizer.json differs.
     small.tokenizer.save(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "a"}))
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: another tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: a different tokenizer"):
         _ = Run.open(with_tokenizer.path).tokenizer
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=r"tokenizer: no such folder; put back the tokenizer folder"):
+    with pytest.raises(ValueError, match=r"tokenizer: no such folder; restore the tokenizer folder"):
         _ = Run.open(with_tokenizer.path).tokenizer
 
 
@@ -354,9 +360,12 @@ def test_tokenizer_of_a_run_of_an_earlier_version(
     assert capsys.readouterr().err == ""
     file.write_text(json.dumps(about | {"tokenizer": "0" * 64}))
     assert Run.open(with_tokenizer.path).tokenizer.fingerprint == small.tokenizer.fingerprint
-    assert "run.json has 000000000000: another tokenizer, or one of an earlier version" in capsys.readouterr().err
+    assert (
+        "run.json has 000000000000: a different tokenizer, or one saved by an earlier version"
+        in capsys.readouterr().err
+    )
     train_tokenizer(["quite another text"] * 9, "characters", 40).save(with_tokenizer.path / "tokenizer")
-    with pytest.raises(ValueError, match=r"another tokenizer, of \d+ pieces, the model has 300; put back"):
+    with pytest.raises(ValueError, match=r"a different tokenizer, of \d+ tokens, but the model has 300; restore"):
         _ = Run.open(with_tokenizer.path).tokenizer
 
 

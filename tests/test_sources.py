@@ -98,7 +98,7 @@ def test_the_way_to_cut_is_guessed_and_said(tmp_path: Path, text: str, stories: 
     source = open_source([str(write(tmp_path / "a.txt", text))])
     assert list(source.stories()) == stories
     assert said in source.description
-    assert source.description.endswith("--cut says otherwise)")
+    assert source.description.endswith("to change it: --cut)")
     assert source.kind == "text"
     assert "(guessed" not in open_source([str(tmp_path / "a.txt")], SourceConfig(split="line")).description
 
@@ -162,7 +162,7 @@ def test_parquet(tmp_path: Path, rows_per_group: int) -> None:
     assert stories_of(tmp_path / "a.parquet", field="ids") == [[1, 2], [3], [4], [5, 6]]
     with pytest.raises(ValueError, match="no column 'text'; there are: id, story, ids"):
         stories_of(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="row 1: a int where a text"):
+    with pytest.raises(ValueError, match="row 1: expected a text or a list of token ids, got int"):
         stories_of(tmp_path / "a.parquet", field="id")
     broken = (tmp_path / "a.parquet").read_bytes()[:-10]
     with pytest.raises(ValueError, match="broken Parquet"):
@@ -245,8 +245,8 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, stories
     ("name", "content", "message"),
     [
         ("a.txt", b"", "a.txt: empty"),
-        ("a.txt", b" \n\n ", "no story in it"),
-        ("a.json", b"[]", "no story in it"),
+        ("a.txt", b" \n\n ", "no stories, it is empty"),
+        ("a.json", b"[]", "no stories, it is empty"),
         ("a.txt", b"good\nbad \xff here", "not UTF-8 at byte 9 "),
         ("a.txt", b"a" * (1 << 20) + b"\xc3", "not UTF-8 at byte 1048576 "),
         ("a.txt", "UTF-16 without its mark".encode("utf-16-le"), "byte 1 is zero; .*begins with its byte-order mark"),
@@ -265,13 +265,13 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, stories
         ),
         ("a.jsonl", b'{"text": [1]}\n{"text": "b"}\n', "line 2: a text, where the items before it are lists"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', "line 1: half of a surrogate pair"),
-        ("a.jsonl", b"7\n", "line 1: a int where a text or a list"),
+        ("a.jsonl", b"7\n", "line 1: expected a text or a list of token ids, got int"),
         ("a.json", b'{"text":\n"a"}', "one object over several lines"),
         ("a.json", b"no JSON", "not a JSON list"),
         ("a.json", b'["a",\n"b"\n"c"]', "line 3: not JSON: expected , or ]"),
         ("a.json", b'["a",\n{"text" "b"}]', "line 2: not JSON: Expecting ':'"),
         ("a.json", b'["a",\n"b', "line 2: not JSON: Unterminated string"),
-        ("a.json", b'["a",\n', "line 2: not JSON: the file ends where an element should stand"),
+        ("a.json", b'["a",\n', "line 2: not JSON: the file ends where an element was expected"),
         ("a.json", b'["a"]\n]', "line 2: not JSON: there is text after the list"),
         ("a.json", b"[[1, 2], [3, -4]]", "item 2, position 2: '-4' is not a token id"),
         ("a.json", b"[[1, 2], [3, 4.5]]", "item 2, position 2: '4.5' is not a token id"),

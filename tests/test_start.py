@@ -81,7 +81,7 @@ def test_the_last_word(tmp_path: Path) -> None:
     assert sections["train"] == {"epochs": 2.0, "seed": 6}
     assert own_sections(file, {"tokens": 9}, 6, [])["train"] == {"tokens": 9, "seed": 6}
     assert own_sections(file, {}, 6, ["minutes=3"])["train"] == {"minutes": 3.0, "seed": 6}
-    with pytest.raises(ValueError, match=r"a budget is one of .* got --tokens and --minutes"):
+    with pytest.raises(ValueError, match=r"give only one budget \(.*\), got --tokens and --minutes"):
         own_sections(file, {"tokens": 9, "minutes": 1.0}, None, None)
     with pytest.raises(ValueError, match="--preset must be one of minute, coffee, overnight, got 'tea'"):
         choose_recipe(asked(preset="tea"))
@@ -164,9 +164,9 @@ def test_resume_is_for_the_same_request(
         "tokenizer None, not 'characters'": {"tokenizer": "characters"},
     }
     for told, change in changes.items():
-        with pytest.raises(ValueError, match=f"was begun with {told}; a resumed run cannot change it"):
+        with pytest.raises(ValueError, match=f"was started with {told}; a resumed run cannot change that"):
             resume(out, asked(file, **{**wish, **change}))
-    with pytest.raises(ValueError, match=r"was begun with data \['.*stories.jsonl'\], not \['.*elsewhere'\]"):
+    with pytest.raises(ValueError, match=r"was started with data \['.*stories.jsonl'\], not \['.*elsewhere'\]"):
         resume(out, asked("elsewhere", **wish))
 
 
@@ -181,7 +181,7 @@ def test_resume_names_what_it_had_anyway(file: str, wish: dict[str, Any], tmp_pa
     resume(out, asked(file, **{**options, "vocab_size": None}, tokenizer=str(tokenizer)))
     toml.write_text("[model]\nembed_dim = 7\n")
     resume(out)
-    with pytest.raises(ValueError, match="was begun with embed_dim 6, not 7; a resumed run cannot change it"):
+    with pytest.raises(ValueError, match="was started with embed_dim 6, not 7; a resumed run cannot change that"):
         resume(out, asked(file, **options))
 
 
@@ -213,7 +213,7 @@ def test_resume_without_the_cache(file: str, wish: dict[str, Any], tmp_path: Pat
     shutil.rmtree(cache_root())
     with open(file, "a", encoding="utf-8") as stream:
         stream.write(json.dumps({"text": "One more."}) + "\n")
-    with pytest.raises(ValueError, match=r"the data have changed since the run began .*; begin a new run"):
+    with pytest.raises(ValueError, match=r"the data have changed since the run was started .*; start a new run"):
         resume(out)
 
 
@@ -234,5 +234,5 @@ def test_data_are_found_from_another_folder(
 
 def test_run_that_train_did_not_begin(tmp_path: Path) -> None:
     Run.create(tmp_path / "run", {"model": {}}, None)
-    with pytest.raises(ValueError, match="not begun by `rhapsode train`"):
+    with pytest.raises(ValueError, match="was not started by `rhapsode train`"):
         resume(tmp_path / "run")

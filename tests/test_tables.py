@@ -31,7 +31,7 @@ def write(path: Path, content: str) -> Path:
             "id,label,story\nx1,good,Once upon a time\nx2,bad,A dog ran off\n",
             None,
             ["Once upon a time", "A dog ran off"],
-            "column 'story' of id, label, story (guessed; --field says otherwise)",
+            "column 'story' of id, label, story (guessed; to change it: --field)",
         ),
         ("a.csv", "n,word\n1,one\n2,two\n", None, ["one", "two"], "column 'word' of n, word (guessed;"),
         ("a.csv", "story\none\ntwo\n", None, ["one", "two"], "column 'story' of story (guessed;"),
@@ -82,7 +82,7 @@ def test_long_cells(tmp_path: Path) -> None:
         ("a.csv", 'id,text\n1,one\n2,"two\n', None, "a.csv, line 3: not CSV .unexpected end of data"),
         ("a.csv", f"{'Once upon a time ' * 9}\nanother\n", None, "first row does not name columns"),
         ("a.csv", "\n\n", None, "first row does not name columns"),
-        ("a.csv", "text\n \n", None, "no story in it"),
+        ("a.csv", "text\n \n", None, "no stories, it is empty"),
     ],
 )
 def test_what_is_no_table_is_said_in_one_line(
@@ -110,7 +110,7 @@ def test_fields_inside_of_fields(tmp_path: Path, name: str) -> None:
     else:
         file.write_text(json.dumps(NESTED) if name == "a.json" else "\n".join(map(json.dumps, NESTED)))
     assert list(open_source([str(file)], SourceConfig(field="story.body")).stories()) == ["one", "two"]
-    with pytest.raises(ValueError, match=r"'story' holds an object.*--field story\.title or --field story\.body"):
+    with pytest.raises(ValueError, match=r"'story' is an object.*--field story\.title or --field story\.body"):
         list(open_source([str(file)], SourceConfig(field="story")).stories())
     with pytest.raises(ValueError, match=r"no (field|column) 'story\.text'; there are: (id, )?story"):
         list(open_source([str(file)], SourceConfig(field="story.text")).stories())
@@ -118,5 +118,7 @@ def test_fields_inside_of_fields(tmp_path: Path, name: str) -> None:
 
 def test_a_chat_is_no_list_of_ids(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"messages": [{"role": "user", "content": "Hello"}]}')
-    with pytest.raises(ValueError, match=r"line 1: a list of objects \(role, content\) where a text or"):
+    with pytest.raises(
+        ValueError, match=r"line 1: expected a text or a list of token ids, got a list of objects \(role, content\)"
+    ):
         list(open_source([str(file)], SourceConfig(field="messages")).stories())

@@ -26,6 +26,7 @@ class Machine:
         self.now, self.probes, self.heard = 0.0, 0, []  # type: float, int, list[int]
 
     def meets(self, count: int) -> bool:
+        torch.set_num_threads(count)  # as the probe of a real machine does
         self.probes += 1
         self.now += threads.PROBE_SECONDS
         return count <= self.free
@@ -37,7 +38,8 @@ class Machine:
         """Steps of 0.1 s of one thread for so long; how many were done."""
         end, steps = self.now + seconds, 0
         while self.now < end:
-            took = 0.1 / chooser.count if chooser.count <= self.free else 3.0
+            count = torch.get_num_threads()
+            took = 0.1 / count if count <= self.free else 3.0
             self.now += took
             chooser.worked("step", took)
             steps += 1
@@ -69,6 +71,7 @@ def test_a_busy_core_costs_a_moment(cores: int, free: int, best: int) -> None:
 
 
 def test_a_neighbour_from_the_beginning() -> None:
+    """Would catch work that goes on with the threads of a probe that failed."""
     machine = Machine(2)
     machine.free = 1
     chooser = machine.chooser()
@@ -162,3 +165,21 @@ def test_a_real_neighbour_is_noticed() -> None:
             neighbour.terminate()
             neighbour.join()
     assert noticed >= 5
+
+
+def test_a_block_begins_with_what_the_last_one_learnt() -> None:
+    """Would catch a probe for every short piece of work, and the pace of other work taken for this one's."""
+    machine = Machine(2)
+    chooser = machine.chooser()
+    machine.work(chooser, 1)
+    probes = machine.probes
+    chooser.begin(machine.heard.append)
+    assert (machine.probes, chooser.count, machine.heard) == (probes, 2, [])
+    chooser.worked("step", 50.0)
+    machine.now += threads.SECONDS_KNOWN
+    machine.free = 1
+    chooser.begin(machine.heard.append)
+    assert (chooser.count, machine.heard) == (1, [1])
+    machine.now += threads.SECONDS_KNOWN - 1
+    chooser.begin(machine.heard.append)  # another block, which hears that it has one
+    assert machine.heard == [1, 1]

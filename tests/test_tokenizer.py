@@ -480,7 +480,7 @@ def test_end_of_text_token_is_found_or_asked_for(tmp_path: Path) -> None:
     assert named.eos_id == 2
     assert named.decode([1, 2]) == "</s>"
     assert (named.pad_id, named.unk_id) == (None, 0)
-    with pytest.raises(ValueError, match=r"tokenizer.json: nothing says which token ends a text; name eos_token"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: no token is marked as the end of a text; set eos_token"):
         Tokenizer.load(write(["?", "a"]))
     with pytest.raises(ValueError, match=r"eos_token is 'STOP', which is not in the vocabulary"):
         Tokenizer.load(write(["?", "a"], eos_token="STOP"))

@@ -32,8 +32,7 @@ from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.trained import Model
-from rhapsode.training import Event, Interrupted
-from rhapsode.training import train as train_run
+from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
 if TYPE_CHECKING:
@@ -176,7 +175,7 @@ def _train_to_the_end(
     try:
         outcome = train_run(ready.run, ready.train, ready.valid, device, tensorboard, on_event=happened)
     except KeyboardInterrupt:  # the second one
-        say(f"stopped at once, without saving; {how_to_resume}")
+        say(f"stopped immediately, without saving; {how_to_resume}")
         raise
     say(f"run directory: {path}")
     if outcome.ended == "interrupted":
@@ -264,7 +263,7 @@ def study(
 
     locations = data_of(data, "data")
     if not isinstance(locations, tuple):
-        raise ValueError("a study reads files: write the texts to one first")
+        raise ValueError("a study reads files: write the texts to a file first")
     request = StudyRequest(
         name,
         locations,
@@ -307,8 +306,8 @@ def _course_model(path: Path, folder: Path) -> tuple[LanguageModel, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(
-            f"{folder}: a vocabulary of {tokenizer.vocab_size}, {path} has one of {config.vocab_size};"
-            " name the model's own tokenizer"
+            f"{folder}: has {tokenizer.vocab_size} tokens, but {path} has {config.vocab_size};"
+            " give the folder of the model's own tokenizer"
         )
     network = build_model(config, seed=0)
     network.load_state_dict(weights)

@@ -21,7 +21,10 @@ from rhapsode.tokens import IGNORED, TokenStore
 CHUNK = 512  # tokens of a row that are scored at once
 CONTEXT = 512  # tokens before a chunk that its attention sees
 BATCH_TOKENS = 16_384
-POLICY = f"each story from a fresh state; longer than {CHUNK} tokens: state carried, attention over {CONTEXT} or more"
+POLICY = (
+    f"each story starts from a fresh state; one longer than {CHUNK} tokens is scored in chunks, the state carried on,"
+    f" attention reaching back {CONTEXT} tokens or more"
+)
 
 
 @dataclass(frozen=True)

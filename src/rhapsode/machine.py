@@ -16,11 +16,14 @@ def choose_device(wanted: str) -> str:
     """`auto` is the best there is of cuda, mps, cpu; ValueError for one that this machine lacks."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return next(name for name, available in there.items() if available)
+        return next(name for name, is_there in there.items() if is_there)
     if wanted not in there:
         raise ValueError(f"--device must be one of auto, cpu, cuda, mps, got {wanted!r}")
     if not there[wanted]:
-        raise ValueError(f"--device {wanted}: PyTorch finds no such device here; there is {choose_device('auto')}")
+        available = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ValueError(
+            f"--device {wanted}: PyTorch finds no {wanted.upper()} device on this machine; available: {available}"
+        )
     return wanted
 
 

@@ -34,7 +34,7 @@ from rhapsode.state import BlockState, Cache, State
 
 KEPT = 0.9  # of its hidden state, what a fresh stacked model keeps from step to step
 
-SIZES = ("embed_dim", "hidden_dim", "key_dim", "value_dim", "num_layers", "num_heads")
+MODEL_SIZES = ("embed_dim", "hidden_dim", "key_dim", "value_dim", "num_layers", "num_heads")
 # The fields of a config that the plain model does not have.
 STACKED_ONLY = (
     *("num_layers", "num_heads", "attention", "gate"),
@@ -69,7 +69,7 @@ class ModelConfig:
     pair_embeddings: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", *SIZES):
+        for field in ("vocab_size", *MODEL_SIZES):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         for field, allowed in (
@@ -282,7 +282,7 @@ def embed(embeddings: nn.Embedding, tokens: Tensor) -> Tensor:
     return embeddings(tokens.t()).transpose(0, 1)
 
 
-def pairs(tokens: Tensor, before: Tensor | None, rows: int) -> Tensor:
+def pair_rows(tokens: Tensor, before: Tensor | None, rows: int) -> Tensor:
     """The row of each token and the one before it in a table of `rows` rows: (B, T) -> (B, T).
 
     before: the token (B,) before the first, or None at the beginning, where id 0 stands for it. Pairs share rows
@@ -343,7 +343,7 @@ class StackedModel(LanguageModel):
         x, last = embed(self.embeddings, tokens), None
         if self.pair_embeddings is not None:
             before = state.token if state else None
-            x = x + embed(self.pair_embeddings, pairs(tokens, before, self.config.pair_embeddings))
+            x = x + embed(self.pair_embeddings, pair_rows(tokens, before, self.config.pair_embeddings))
             last = tokens[:, -1]
         x = F.dropout(x, self.config.dropout, self.training)
         after = []

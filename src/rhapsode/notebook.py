@@ -126,6 +126,6 @@ class LiveTraining:
         )
         style = "font:10px sans-serif;fill:currentColor;display:block"
         return (
-            f'<svg width="{WIDTH}" height="{HEIGHT}" style="{style}" role="img" aria-label="the loss while training">'
+            f'<svg width="{WIDTH}" height="{HEIGHT}" style="{style}" role="img" aria-label="the loss during training">'
             f'{rules}<polyline points="{line}" fill="none" stroke="{TRAINING}" stroke-width="1.5"/>{dots}{labels}</svg>'
         )

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
-Config = TypeVar("Config")
-Shape = Any  # a type, a tuple of types, [the shape of each item], or {name: shape}, `name?` where it may be missing
+_Config = TypeVar("_Config")
+Schema = Any  # a type, a tuple of types, [the schema of each item], or {name: schema}, `name?` where it may be missing
 
 NUMBER = (int, float)
-CALLED = {
+TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -32,27 +32,27 @@ def read_versioned(file: Path, version: int) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: damaged ({error})") from None
     if found != version:
-        raise ValueError(f"{file.parent}: format_version {found}, this program reads {version}")
+        raise ValueError(f"{file.parent}: format_version {found}, but this version of rhapsode reads {version}")
     return about
 
 
-def check_shape(value: Any, shape: Shape, where: str, field: str = "") -> None:
+def check_schema(value: Any, schema: Schema, where: str, field: str = "") -> None:
     """Raises ValueError naming the first field that is missing or of another type; unknown fields are no mistake."""
-    if isinstance(shape, dict):
+    if isinstance(schema, dict):
         _check_type(value, dict, where, field)
-        for name, inner in shape.items():
+        for name, inner in schema.items():
             plain = name.removesuffix("?")
             path = f"{field}.{plain}".removeprefix(".")
             if plain in value:
-                check_shape(value[plain], inner, where, path)
+                check_schema(value[plain], inner, where, path)
             elif plain == name:
                 raise ValueError(f"{where}: the field {path} is missing")
-    elif isinstance(shape, list):
+    elif isinstance(schema, list):
         _check_type(value, list, where, field)
         for i, item in enumerate(value):
-            check_shape(item, shape[0], where, f"{field}[{i}]")
+            check_schema(item, schema[0], where, f"{field}[{i}]")
     else:
-        _check_type(value, shape, where, field)
+        _check_type(value, schema, where, field)
 
 
 def _check_type(value: Any, kinds: type | tuple[type, ...], where: str, field: str) -> None:
@@ -60,22 +60,22 @@ def _check_type(value: Any, kinds: type | tuple[type, ...], where: str, field: s
     # True is an int to Python, not to a reader of JSON; a whole number will do where any number will.
     fits = isinstance(value, kinds + ((int,) if float in kinds else ()))
     if not fits or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(CALLED[kind] for kind in kinds if not (kind is int and float in kinds))
+        wanted = " or ".join(TYPE_NAMES[kind] for kind in kinds if not (kind is int and float in kinds))
         shown = repr(value)
         raise ValueError(f"{where}: {field or 'all of it'} must be {wanted}, got {shown[:60]}")
 
 
-def read_config(kind: type[Config], fields: Any, where: str, section: str) -> Config:
+def read_config(kind: type[_Config], fields: Any, where: str, section: str) -> _Config:
     """A config from a section of a file; ValueError naming the file and what is wrong with which field.
 
     Fields with a default may be missing: files of earlier versions lack some.
     """
-    check_shape(fields, dict, where, section)
+    check_schema(fields, dict, where, section)
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name, value in fields.items():
         if name not in known:
-            raise ValueError(f"{where}: {section} has no field {name!r} that this program knows")
-        if known[name].type in CALLED:
+            raise ValueError(f"{where}: {section} has the field {name!r}, which this version of rhapsode does not know")
+        if known[name].type in TYPE_NAMES:
             _check_type(value, known[name].type, where, f"{section}.{name}")  # type: ignore[arg-type]
     for name, field in known.items():
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -87,7 +87,7 @@ def read_config(kind: type[Config], fields: Any, where: str, section: str) -> Co
         raise ValueError(f"{where}: {section}: {error}") from None
 
 
-RUN: Mapping[str, Shape] = {
+RUN_SCHEMA: Mapping[str, Schema] = {
     "model": dict,
     "optimizer?": dict,
     "train?": dict,
@@ -114,13 +114,13 @@ RUN: Mapping[str, Shape] = {
 def check_run(about: dict[str, Any], file: Path) -> None:
     """Raises ValueError with one line where the contents of a run.json cannot be those of a run."""
     where = str(file)
-    check_shape(about, RUN, where)
+    check_schema(about, RUN_SCHEMA, where)
     if "request" in about:
-        check_shape(about, {"data": dict}, where)
+        check_schema(about, {"data": dict}, where)
         if "valid" not in about["data"] and "held_out" not in about["data"]:
             raise ValueError(f"{where}: the field data.held_out is missing")
     if "request" in about or "study" in about:
-        check_shape(about, {"optimizer": dict, "train": dict, "batch": dict, "tokenizer": str}, where)
+        check_schema(about, {"optimizer": dict, "train": dict, "batch": dict, "tokenizer": str}, where)
     for i, entry in enumerate(about.get("plan", [])):
         if len(entry) != 2 or min(entry) < 0 or entry[1] < 1:
             raise ValueError(f"{where}: plan[{i}] must be [step, number of steps], got {entry}")

@@ -163,11 +163,11 @@ class AttentionMap:
         count = min(len(self.tokens), MOST_SHOWN)
         for name, heads in self.weights.items():
             for number, head in enumerate(heads, start=1):
-                parts.append(f"<p>{html.escape(name)}, head {number}: each row looks at the columns</p>")
+                parts.append(f"<p>{html.escape(name)}, head {number}: each row attends to the columns</p>")
                 parts.append(_heat_map(self.tokens[:count], head[:count, :count].tolist()))
         if count < len(self.tokens):
             parts.append(f"<p>the first {count} of {len(self.tokens):,} tokens</p>")
-        return "".join(parts) or "<p>no part of this model attends</p>"
+        return "".join(parts) or "<p>this model has no attention</p>"
 
 
 def _heat_map(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
@@ -183,7 +183,7 @@ def _heat_map(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
         shapes.append(f'<text transform="translate({x},{left - 4}) rotate(-90)">{label}</text>')
         for j, weight in enumerate(row[: i + 1]):
             if weight >= 0.005:
-                title = html.escape(f"{tokens[i]} looks at {tokens[j]}: {weight:.0%}")
+                title = html.escape(f"{tokens[i]} attends to {tokens[j]}: {weight:.0%}")
                 place = f'x="{left + size * j}" y="{y}" width="{size}" height="{size}"'
                 shapes.append(f'<rect {place} fill-opacity="{weight:.2f}"><title>{title}</title></rect>')
     style = "font:10px monospace;fill:currentColor"

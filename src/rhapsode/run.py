@@ -37,15 +37,15 @@ from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.changes import SECTIONS
-from rhapsode.recorded import NUMBER, check_run, check_shape, read_config, read_versioned
+from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned
 from rhapsode.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PUT_BACK = "put back the tokenizer folder that was made with it"
+PUT_BACK = "restore the tokenizer folder that was made with it"
 METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 class Checkpoint(NamedTuple):
@@ -102,7 +102,7 @@ class Run:
         """The shape of the run's model."""
         return self.config("model", ModelConfig)
 
-    def config(self, section: str, kind: type[Config]) -> Config:
+    def config(self, section: str, kind: type[_Config]) -> _Config:
         """The config in a section of run.json; ValueError naming the file and the field that is wrong."""
         return read_config(kind, self.about.get(section), str(self.path / "run.json"), section)
 
@@ -123,7 +123,7 @@ class Run:
         if not folder.is_dir():
             if "tokenizer" in self.about:
                 raise ValueError(f"{folder}: no such folder; {PUT_BACK}")
-            raise ValueError(f"{self.path}: this run has no tokenizer, it was trained on bare token ids")
+            raise ValueError(f"{self.path}: this run has no tokenizer, because it was trained on token ids")
         recorded = self.about.get("tokenizer"), self.about.get("tokenizer_files")
         return recorded_tokenizer(folder, *recorded, self.model_config.vocab_size, self.path / "run.json")
 
@@ -145,9 +145,9 @@ class Run:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 raise ValueError(f"{where}: damaged, not JSON; remove the line") from None
-            check_shape(entry, METRICS, where)
+            check_schema(entry, METRICS, where)
             if entry["event"] == "valid":
-                check_shape(entry, {"valid_loss": NUMBER}, where)
+                check_schema(entry, {"valid_loss": NUMBER}, where)
             entries.append(entry)
         return entries
 
@@ -194,14 +194,12 @@ class Run:
             tensors, metadata = safetensors.torch.load(content), metadata_in(content)
             progress = json.loads(metadata["progress"])
             if not isinstance(progress, dict):
-                raise ValueError("its progress is no JSON object")
+                raise ValueError("its progress is not a JSON object")
         except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{file}: damaged or not a checkpoint ({error})") from None
         # Checkpoints of earlier versions have no checksum.
         if "sha256" in metadata and metadata["sha256"] != checksum(tensors, metadata["progress"]):
-            raise ValueError(
-                f"{file}: damaged, its contents do not fit its own checksum; put a sound copy of the file in its place"
-            )
+            raise ValueError(f"{file}: damaged, its contents do not match its checksum; replace it with an intact copy")
         return Checkpoint(tensors, progress)
 
     def cut_metrics(self, checkpoint: Checkpoint | None) -> None:
@@ -219,7 +217,9 @@ class Run:
             raise ValueError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {checkpoint!r}")
         found = self.load(checkpoint) or self.load("last")
         if found is None:
-            raise FileNotFoundError(f"{self.path}: nothing saved yet; train it on with --resume --out {self.path}")
+            raise FileNotFoundError(
+                f"{self.path}: no checkpoint yet; continue training with rhapsode train --resume --out {self.path}"
+            )
         self.check_fits(found.tensors)
         model = build_model(self.model_config, seed=0)
         load_weights(model, found.tensors, str(self.path))
@@ -273,15 +273,18 @@ def recorded_tokenizer(
     if not same and files is not None:
         name = next((name for name in TOKENIZER_FILES if found.get(name) != files.get(name)), TOKENIZER_FILES[0])
         had, has = (digests.get(name, "none")[:12] for digests in (files, found))
-        raise ValueError(f"{folder / name}: another tokenizer (SHA-256 {has}, {record.name} has {had}); {PUT_BACK}")
+        raise ValueError(
+            f"{folder / name}: a different tokenizer (SHA-256 {has}, but {record.name} has {had}); {PUT_BACK}"
+        )
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(
-            f"{folder}: another tokenizer, of {tokenizer.vocab_size:,} pieces, the model has {vocab_size:,}; {PUT_BACK}"
+            f"{folder}: a different tokenizer, of {tokenizer.vocab_size:,} tokens, but the model has {vocab_size:,};"
+            f" {PUT_BACK}"
         )
     if not same and fingerprint is not None:
         say(
-            f"{folder}: fingerprint {tokenizer.fingerprint[:12]}, {record.name} has {fingerprint[:12]}: another"
-            " tokenizer, or one of an earlier version"
+            f"{folder}: fingerprint {tokenizer.fingerprint[:12]}, {record.name} has {fingerprint[:12]}: a"
+            " different tokenizer, or one saved by an earlier version"
         )
     return tokenizer
 
@@ -305,7 +308,7 @@ def check_same_shapes(model: LanguageModel, saved: dict[str, Tensor], where: str
     """Raises ValueError where the saved weights have other names or shapes than the model's."""
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
     if own != {name: tensor.shape for name, tensor in saved.items()}:
-        raise ValueError(f"{where}: the saved weights do not fit the model config of run.json")
+        raise ValueError(f"{where}: the saved weights do not match the model config in run.json")
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -316,11 +319,11 @@ def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def check_free(path: Path) -> None:
     """Raises an OSError with one line where a new run cannot be made: something is there, or nothing can be."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        what = "holds a run; --resume goes on with it" if (path / "run.json").exists() else "is there already"
-        raise FileExistsError(f"{path} {what}; choose another directory")
+        what = "holds a run: resume it with --resume, or" if (path / "run.json").exists() else "already exists:"
+        raise FileExistsError(f"{path} {what} choose another directory")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise PermissionError(f"{path}: cannot be made, {above} is no directory that can be written")
+        raise PermissionError(f"{path}: cannot be created, {above} is not a writable directory")
 
 
 def new_directory(parent: Path = Path("runs")) -> Path:

@@ -12,10 +12,9 @@ from rhapsode.progress import bar
 from rhapsode.run import Run
 from rhapsode.sources import EVALUATION, SourceConfig, open_source
 from rhapsode.storyworld import judge
-from rhapsode.storyworld.source import NAME as STORYWORLD
-from rhapsode.storyworld.source import GeneratedSource, is_generated, open_generated
+from rhapsode.storyworld.source import STORYWORLD, GeneratedSource, is_generated, open_generated
 from rhapsode.tokens import TokenStore, prepare
-from rhapsode.training.data import settings_of
+from rhapsode.training.data import reading_settings
 from rhapsode.training.start import resume
 
 STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")
@@ -39,7 +38,10 @@ def score_run(
     about: dict[str, Any] = {"run": str(run.path), "policy": POLICY}
     on_storyworld = len(data) == 1 and is_generated(data[0])
     if generate and not on_storyworld:
-        raise ValueError("--generate reads the stories with storyworld's grammar: rhapsode evaluate RUN storyworld")
+        raise ValueError(
+            "--generate checks the stories by storyworld's grammar, so the data must be storyworld: rhapsode"
+            " evaluate RUN storyworld"
+        )
     if on_storyworld:
         splits = STORYWORLD_SPLITS if data[0] == STORYWORLD else (data[0],)
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
@@ -48,7 +50,9 @@ def score_run(
         source = open_source(data, reading, EVALUATION, _read_as_in(run, as_trained))
         store, name = prepare(source, run.tokenizer), source.description
     elif "data" not in run.about:
-        raise ValueError(f"{run.path}: keeps no data of its own: name what to score, rhapsode evaluate {run.path} DATA")
+        raise ValueError(
+            f"{run.path}: has no data of its own: name the data to score, rhapsode evaluate {run.path} DATA"
+        )
     else:
         store, name = resume(run.path, as_begun=True).valid, "the run's own validation data"
     return about | {"data": name} | score_fields(scored(model, store))
@@ -58,7 +62,7 @@ def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
     """The settings by which the run's own data were read, to read others alike; None for a run without data."""
     if "data" not in run.about:
         return None
-    settings = settings_of(run.about["data"], str(run.path))
+    settings = reading_settings(run.about["data"], str(run.path))
     return settings if as_trained else replace(settings, split="auto", separator=None)
 
 

@@ -19,7 +19,7 @@ def check_seed(seed: int, name: str = "seed", count: int = 1) -> None:
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"{name} must be from 0 to 2^64 - 1, got {seed}")
     if seed + count - 1 > LARGEST_SEED:
-        raise ValueError(f"{name} must be from 0 to 2^64 - 1: {count:,} of them from {seed} on go beyond")
+        raise ValueError(f"{name} must be from 0 to 2^64 - 1: {count:,} of them starting at {seed} go beyond that")
 
 
 def seeded_generator(seed: int) -> "torch.Generator":

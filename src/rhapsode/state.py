@@ -120,7 +120,7 @@ class State:
         shapes = [{name: tensor.shape[1:] for name, tensor in part.items()} for part in parts]
         if any(shape != shapes[0] for shape in shapes) or len({state.fingerprint for state in states}) > 1:
             raise ValueError(
-                "these states cannot be joined: they are of different models, or of texts of other lengths"
+                "these states cannot be joined: they belong to different models, or to texts of different lengths"
             )
         joined = State.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         return replace(joined, fingerprint=states[0].fingerprint)
@@ -164,7 +164,7 @@ class State:
             with safetensors.safe_open(path, "pt") as file:
                 about: dict[str, Any] = file.metadata() or {}
                 if about.get("rhapsode_state") != str(FORMAT_VERSION):
-                    raise ValueError("no state, or one of another version")
+                    raise ValueError("not a state, or one saved by another version")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             state = cls.from_tensors(tensors)
             if state.tensors().keys() != tensors.keys() or not state.blocks:

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
+EXIT_STOPPED = 130  # what a shell expects after Ctrl-C
 JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and many emoji fall apart
 
 

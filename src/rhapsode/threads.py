@@ -26,7 +26,10 @@ FIRST_PROBES = 5  # that find threads in time, one after another, before the pac
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before more threads are tried again; doubled each time that they fail
 CALM_SECONDS = 60.0  # after so long without a fall, the first wait counts again
 
+SECONDS_KNOWN = 5.0  # so long after a probe, another block of work begins without one
+
 _active: "ThreadChooser | None" = None
+_known: "ThreadChooser | None" = None  # of the last block, with what it has learnt of the machine
 
 
 class ThreadChooser:
@@ -42,8 +45,8 @@ class ThreadChooser:
         meets_in_time: Callable[[int], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most = self.count = most
-        self.on_change, self.clock = on_change, clock
+        self.most = self.count = self.using = most
+        self.clock = clock
         self.meets_in_time = meets_in_time or threads_meet_in_time
         self.usual: dict[str, float] = {}  # seconds per unit, by kind of work, with `most` threads
         self.fewer: dict[str, float] = {}  # the same with fewer
@@ -51,7 +54,20 @@ class ThreadChooser:
         self.units: dict[str, float] = {}
         self.wait, self.changed = FIRST_WAIT, clock()
         self.probed, self.trusted = -1e9, 0  # when, and how often in a row threads were in time
-        if most > 1 and not self._in_time():
+        self.begin(on_change)
+
+    def begin(self, on_change: Callable[[int], object] | None = None) -> None:
+        """Begins a block of work, with the number of threads that a fresh probe, or a recent one, speaks for."""
+        self.on_change, self.using = on_change, self.most  # as PyTorch has it outside of the block
+        self.usual.clear()  # other work has another pace
+        self.fewer.clear()
+        if self.most == 1:
+            return
+        if self.clock() - self.probed < SECONDS_KNOWN:
+            self._use(self.count)
+        elif self._in_time():
+            self._use(self.most)
+        else:
             self._use_fewer()
 
     def worked(self, kind: str, seconds: float, units: float = 1.0) -> None:
@@ -118,10 +134,13 @@ class ThreadChooser:
 
     def _use(self, count: int) -> None:
         torch.set_num_threads(count)
-        self.count, self.changed = count, self.clock()
+        before, self.using = self.using, count
+        if count != self.count:
+            self.changed = self.clock()
+        self.count = count
         self.seconds.clear()
         self.units.clear()
-        if self.on_change:
+        if self.on_change and count != before:
             self.on_change(count)
 
 
@@ -147,8 +166,13 @@ def chosen_threads(on_change: Callable[[int], object] | None = None) -> Iterator
     if _active is not None:
         yield _active
         return
+    global _known
     before = torch.get_num_threads()
-    with _in_charge(ThreadChooser(before, on_change), before) as chooser:
+    if _known is not None and _known.most == before:
+        _known.begin(on_change)
+    else:
+        _known = ThreadChooser(before, on_change)
+    with _in_charge(_known, before) as chooser:
         yield chooser
 
 

@@ -141,9 +141,11 @@ class Model:
         if state is None:
             return None
         if state.fingerprint != self.fingerprint:
-            raise ValueError("this state is of another model; read the text with this one: model.read(text)")
+            raise ValueError("this state belongs to another model; read the text with this one: model.read(text)")
         if state.ids is None or state.logits is None or len(state.ids) != 1:
-            raise ValueError("a state to go on from has read one text: take it from model.read or Completion.state")
+            raise ValueError(
+                "a state to continue from must hold exactly one text: take it from model.read or Completion.state"
+            )
         return state.apply(lambda tensor: tensor.to(self.device))
 
     def _reader(self, prompt: str, ids: list[int], before: State | None) -> Callable[[], tuple[State, Any, Any]]:

@@ -139,7 +139,7 @@ def test_a_batch_larger_than_the_file_is_one_short_batch(folder: Path, capsys: p
         argv = ["train.json", "valid.json", *SIZES[:-1], num_sequences, "--batch_size", batch_size]
         assert command(argv) == 0
         told = (
-            f"batch_size is {int(batch_size):,}, but train.json has only 12 sequences: all of them are one short batch"
+            f"batch_size is {int(batch_size):,}, but train.json has only 12 sequences: all of them form one short batch"
         )
         assert capsys.readouterr().err == ("" if batch_size == "12" else f"{told}\n")
         losses.append([Path(name).read_text() for name in FILES[:3]])
@@ -283,10 +283,10 @@ def test_texts_in_batches_need_equal_lengths(folder: Path, capsys: pytest.Captur
         (["--train_losses_out", "nowhere/a.txt"], "train_losses_out: nowhere/a.txt cannot be written: No such file"),
         (["--val_losses_out", "train.json/a.txt"], "val_losses_out: train.json/a.txt cannot be written: Not a dir"),
         (["--metrics_out", "."], "metrics_out: . is a directory"),
-        (["--metrics_out", "train_losses.txt"], "metrics_out: train_losses.txt is the file of train_losses_out too"),
-        (["--metrics_out", "model.pt"], "model.pt: model.pt is the file of metrics_out too"),
+        (["--metrics_out", "train_losses.txt"], "metrics_out: train_losses.txt is also the file of train_losses_out"),
+        (["--metrics_out", "model.pt"], "model.pt: model.pt is also the file of metrics_out"),
         (["--model_path", "m.pt"], "unrecognized arguments: --model_path m.pt"),
-        (["--metrics_out", "./train.json"], "metrics_out: train.json is the file of train_data too"),
+        (["--metrics_out", "./train.json"], "metrics_out: train.json is also the file of train_data"),
         (["--tokenizer", "nowhere"], "nowhere: no such file; a tokenizer is a folder"),
     ],
 )

@@ -147,8 +147,8 @@ def test_a_data_file_may_be_called_train(folder: Path) -> None:
         (["train", "--train_data", "nowhere.json", "--val_data", "valid.json"], "rnn.py: nowhere.json: no such file"),
         (["train", "train.json", "valid.json", "--model_path", "."], "rnn.py: model_path: . is a directory"),
         (["train", "train.json", "valid.json", "--model_path", "no/m.pt"], "model_path: no/m.pt cannot be written"),
-        (["train", "train.json", "valid.json", "--model_path", "metrics.txt"], "is the file of metrics_out too"),
-        (["train", "train.json", "valid.json", "--model_path", "train.json"], "is the file of train_data too"),
+        (["train", "train.json", "valid.json", "--model_path", "metrics.txt"], "is also the file of metrics_out"),
+        (["train", "train.json", "valid.json", "--model_path", "train.json"], "is also the file of train_data"),
         (["generate"], "the following arguments are required: --model_path, --prefix"),
         (["generate", "--model_path", "m.pt"], "the following arguments are required: --prefix"),
         (["generate", "--model_path", "no.pt", "--prefix", "Tom"], "rnn.py: no.pt: no such file"),
@@ -164,7 +164,7 @@ def test_a_data_file_may_be_called_train(folder: Path) -> None:
             ["generate", "--model_path", "m.pt", "--prefix", "T", "--num_tokens", "-3"],
             "num_tokens must be >= 0, got -3",
         ),
-        (["generate", "--model_path", "small.pt", "--prefix", "Tom"], "it is another's"),
+        (["generate", "--model_path", "small.pt", "--prefix", "Tom"], "it belongs to another model"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -53,7 +53,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: seconds after the process began, the step it had gone on from (None: it did not come that far), what
+    """One kill: seconds after the process began, the step it had resumed at (None: it did not come that far), what
     it was doing, by the files it left, and the step of the checkpoint that remained (None: none yet).
     """
 
@@ -111,7 +111,7 @@ class Life:
         self.process.kill()
         self.process.communicate()
         told, last = self.told(), last_progress(self.out)
-        from_step = re.search(r"going on from step ([\d,]+)", told)
+        from_step = re.search(r"resumed at step ([\d,]+)", told)
         gone_on_from = int(from_step[1].replace(",", "")) if from_step else 0 if told else None
         return Kill(seconds, gone_on_from, self._doing(told, last), last["step"] if last else None)
 
@@ -160,7 +160,7 @@ def uninterrupted(folder: Path) -> tuple[Path, float]:
 
 
 def killed(folder: Path, start: float) -> tuple[Path, list[Kill]]:
-    """A run that is killed KILLS times and gone on with until it is done."""
+    """A run that is killed KILLS times and resumed until it is done."""
     draw = random.Random(SEED)
     out, kills = folder / "killed", []
     for number in range(KILLS):
@@ -201,11 +201,11 @@ def report(kills: list[Kill], straight: dict[str, str], other: dict[str, str]) -
         "",
         f"Written by `python tests/faults/kill_and_resume.py`: a run of {STEPS} steps with Muon, AdamW, dropout,",
         "weight decay and carried state, that writes a checkpoint after each step, was killed (SIGKILL)",
-        f"{len(kills)} times at moments drawn from seed {SEED}, and gone on with by the same command and `--resume`.",
+        f"{len(kills)} times at moments drawn from seed {SEED}, and resumed by the same command and `--resume`.",
         "Beside it, the same run was never stopped.",
         f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}, 1 thread.",
         "",
-        "| kill | seconds after the start | had gone on from step | was doing | checkpoint that remained |",
+        "| kill | seconds after the start | had resumed at step | was doing | checkpoint that remained |",
         "|---:|---:|---:|---|---:|",
     ]
     for number, kill in enumerate(kills, 1):

@@ -26,7 +26,7 @@ from rhapsode.run import Run
 from rhapsode.sources import open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import BatchConfig, TokenStore, prepare
-from rhapsode.training import train
+from rhapsode.training import train_run
 from rhapsode.training.start import create_run
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def trained(folder: Path, tokenizer: Tokenizer, optimizer: dict[str, Any], batch
         batch,
     )
     run = create_run(folder / "run", recipe, tokenizer, {})
-    train(run, *stores(tokenizer, folder / "cache"), show=False)
+    train_run(run, *stores(tokenizer, folder / "cache"), show=False)
     return run
 
 

@@ -217,7 +217,7 @@ def test_the_true_distribution_has_no_excess(split: str, monkeypatch: pytest.Mon
     assert found.floor == pytest.approx(found.sample_floor, rel=0.1)
     wasteful = judge.excess(nats + 100 * 7 * math.log(2), byte_count, 100, split, 1_000)
     assert wasteful.excess_bits_per_story == pytest.approx(7)
-    with pytest.raises(ValueError, match=r"have [\d,]+ bytes, but the loss is over"):
+    with pytest.raises(ValueError, match=r"have [\d,]+ bytes, but the loss covers"):
         judge.excess(nats, byte_count, 100, split, 1_001)
 
 
@@ -267,11 +267,11 @@ def test_summary_and_tables() -> None:
     for table in report.tables(measured):
         console.print(table)
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
-    assert "words since it was told ┃ valid ┃ held_out_skeletons ┃ chance ┃ references" in " ".join(lines)
+    assert "words since it was mentioned ┃ valid ┃ held_out_skeletons ┃ chance ┃ references" in " ".join(lines)
     assert "10-19 50.0% 4" in lines
     assert "5-9 90.0% 50.0% 206" in lines  # no chance level is known for all of them
     assert "sound 60.0% 35.0% 100" in lines
-    assert "stories of the grammar 1 (33%)" in lines
+    assert "follow the grammar 1 (33%)" in lines
     order = [line.split()[0] for line in lines if line[:1].isdigit()]
     assert order == ["5-9", "10-19", "200+"]
     assert report.tables(judge.summary()) == []
@@ -285,7 +285,7 @@ def test_figure(tmp_path: Path) -> None:
     drawn = (tmp_path / "a.svg").read_text()
     assert drawn == (tmp_path / "b.svg").read_text()
     comments = [line for line in drawn.splitlines() if "<!--" in line]
-    for text in ("valid (300 references)", "chance", "10–19", "Recall of what the story told before", "60%"):
+    for text in ("valid (300 references)", "chance", "10–19", "Recall of what the story said earlier", "60%"):
         assert any(text in line for line in comments), text
     with pytest.raises(ValueError, match="1 to 4 lines, got 0"):
         report.plot_recall({}, tmp_path / "none.png")

@@ -247,7 +247,7 @@ def test_a_prefix_that_begins_no_story_is_named(tokenizers: dict[str, Tokenizer]
     cut = text.index(" every")
     cases = [
         (" Once", "character 0: found ' Once', expected 'Once' or"),
-        ("Call me", r"no train story goes on like this from character 2: found 'Call', expected '\w+'"),
+        ("Call me", r"no train story continues like this from character 2: found 'Call', expected '\w+'"),
         (text[: cut + 3] + "zzz", rf"character {cut + 3}: found 'evzzz', expected 'every'"),
         (text + " The end.", rf"character {len(text)}: found ' The', expected the end"),
         (text.replace("\n\n", " ", 1), rf"character {text.index(chr(10))}: found ' \S+', expected '\\n\\n"),
@@ -270,7 +270,7 @@ def test_a_prefix_that_begins_no_story_is_named(tokenizers: dict[str, Tokenizer]
     assert table.rows[30].probability(ids[30]) > 0
     held_out = storyworld.sample(0, "held_out_skeletons").text
     assert storyworld.next_tokens(held_out, tokenizer, "held_out_skeletons").ids.tolist() == [tokenizer.eos_id]
-    with pytest.raises(ValueError, match="no train story goes on like this"):
+    with pytest.raises(ValueError, match="no train story continues like this"):
         storyworld.next_tokens(held_out, tokenizer)
     with pytest.raises(ValueError, match="split must be one of"):
         storyworld.next_tokens("", tokenizer, "test")
@@ -288,7 +288,7 @@ def test_tokenizers_whose_truth_is_not_known_are_refused(tokenizers: dict[str, T
     definition["model"]["unk_token"] = None
     deaf = Tokenizer(definition)
     text = storyworld.sample(5).text
-    with pytest.raises(ValueError, match=r"leaves out the end of ' .+\.', which stories say"):
+    with pytest.raises(ValueError, match=r"leaves out the end of ' .+\.', which occurs in stories"):
         storyworld.next_tokens(text[: text.index(".")], deaf)
 
 

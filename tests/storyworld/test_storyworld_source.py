@@ -43,15 +43,15 @@ def test_names(location: str, count: int, split: str) -> None:
 @pytest.mark.parametrize(
     ("locations", "said"),
     [
-        (["storyworld:abc"], "storyworld:abc: 'abc' is no number of stories (1 or more), nor a split (train, valid"),
-        (["storyworld:0"], "storyworld:0: '0' is no number of stories"),
-        (["storyworld:-5"], "'-5' is no number of stories"),
-        (["storyworld:²"], "'²' is no number of stories"),
-        (["storyworld:"], "'' is no number of stories"),
-        (["storyworld:x:valid"], "storyworld:x:valid: 'x' is no number of stories (1 or more)"),
+        (["storyworld:abc"], "storyworld:abc: 'abc' is not a number of stories (1 or more), nor a split (train, valid"),
+        (["storyworld:0"], "storyworld:0: '0' is not a number of stories"),
+        (["storyworld:-5"], "'-5' is not a number of stories"),
+        (["storyworld:²"], "'²' is not a number of stories"),
+        (["storyworld:"], "'' is not a number of stories"),
+        (["storyworld:x:valid"], "storyworld:x:valid: 'x' is not a number of stories (1 or more)"),
         (["storyworld:5:nosuch"], "storyworld:5:nosuch: storyworld has no split 'nosuch'; its splits are train, valid"),
-        (["storyworld:5:valid:2"], "give it as storyworld:COUNT:SPLIT"),
-        (["storyworld:valid:5"], "'valid' is no number of stories"),
+        (["storyworld:5:valid:2"], "write it as storyworld:COUNT:SPLIT"),
+        (["storyworld:valid:5"], "'valid' is not a number of stories"),
         ([f"storyworld:{2**64 + 1}"], "seeds must be from 0 to 2^64 - 1"),
         (["a.txt", "storyworld:5"], "storyworld cannot be mixed with other data, got a.txt, storyworld:5"),
         (["storyworld", "storyworld:valid"], "storyworld cannot be mixed with other data"),
@@ -84,7 +84,7 @@ def test_stories_and_pieces_are_the_seeds() -> None:
     assert list(source.stories()) == expected
     assert [piece.text for piece in source.pieces(read.append)] == expected
     assert sum(read) == sum(len(text.encode()) for text in expected)
-    assert "from seed 18,446,744,073,709,551,593 on" in source.description
+    assert "starting at seed 18,446,744,073,709,551,593" in source.description
 
 
 def test_fingerprint_tells_what_decides_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_the_course_figures_stand_beside_ours_with_their_caveat(everything: Stud
     markdown = (everything.path / "report.md").read_text(encoding="utf-8")
     for number in ("241.8", "124.2", "61.0", "39.7", "2.032871", "2.285386", "777.4"):
         assert f"| {number} |" in markdown
-    assert markdown.count("losses on different text cannot be compared") == 2
+    assert markdown.count("losses on different texts cannot be compared") == 2
 
 
 def test_completions_at_each_temperature(everything: Study) -> None:
@@ -180,7 +180,7 @@ def test_the_full_scale_with_seeds_reads_right(tmp_path: Path) -> None:
     markdown = (study.path / "report.md").read_text(encoding="utf-8")
     assert "| scale | the full number of sequences |" in markdown
     assert "The texts below are by the model of seed 4." in markdown
-    assert "At 250,112 sequences validation is 0.064 nats above training." in markdown
+    assert "At 250,112 sequences validation loss is 0.064 nats above training loss." in markdown
     (study.cell_path(study.plan.cells["temperature-large-seed4"]) / "result.json").unlink()
     write_report(study, {"temperature-large-seed4": "killed"}, {}, None)
     assert "The texts below" not in (study.path / "report.md").read_text(encoding="utf-8")

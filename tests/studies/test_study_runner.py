@@ -128,7 +128,7 @@ def test_another_plan_in_the_same_directory_is_refused(finished: Path, cache: Pa
     ("more", "message"),
     [
         (("--vary", "hidden_dim=8", "--valid", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--vary", "batch_sizes=8"), "there is no field 'batch_sizes'"),
+        (("--vary", "batch_sizes=8"), "unknown field 'batch_sizes'"),
         (("--vary", "hidden_dim=8", "--seeds", "0"), "--seeds must be >= 1"),
         (("--vary", "hidden_dim=8", "--device", "gpu"), "--device must be one of auto, cpu, cuda, mps, got 'gpu'"),
     ],
@@ -161,7 +161,7 @@ def test_cells_train_where_the_study_says(finished: Path, monkeypatch: pytest.Mo
     assert "| device | cpu |" in (finished / "report.md").read_text()
     study.about["device"] = "cuda"
     found = []
-    monkeypatch.setattr(cell_process, "train", lambda *arguments, **_: found.append(arguments[3]) or 1 / 0)
+    monkeypatch.setattr(cell_process, "train_run", lambda *arguments, **_: found.append(arguments[3]) or 1 / 0)
     failed = study.plan.cells["grid-learning-rate-1e-30"]
     with pytest.raises(ZeroDivisionError):
         cell_process.run_cell(study, failed, threads=torch.get_num_threads())
@@ -178,10 +178,10 @@ def test_a_study_stays_on_its_device(finished: Path, cache: Path, a_gpu_is_there
     result = run(cache, command(finished, *RATES, "--device", "cuda"))
     assert result.code == 2
     assert "holds a study on cpu, not cuda" in result.stderr
-    assert "go on with --device cpu or choose another directory" in result.stderr.splitlines()[-1]
+    assert "use --device cpu or choose another directory" in result.stderr.splitlines()[-1]
     result = run(cache, command(finished, *RATES, "--device", "auto"))
     assert result.code == 0, result.stderr
-    assert "going on on cpu, where the study was begun; cuda is there too" in result.stderr
+    assert "continuing on cpu, where the study was started; cuda is available too" in result.stderr
     assert "cells, 2 at once on cpu with 1 threads each" in result.stderr
 
 
@@ -191,7 +191,10 @@ def test_a_study_whose_device_is_gone_is_refused(finished: Path, cache: Path, tm
     (tmp_path / "moved" / "study.json").write_text(json.dumps(about | {"device": "cuda"}))
     result = run(cache, command(tmp_path / "moved", *RATES))
     assert result.code == 2
-    assert "holds a study on cuda, and PyTorch finds no such device here, only cpu" in result.stderr.splitlines()[-1]
+    assert (
+        "holds a study on cuda, but PyTorch finds no such device on this machine, only cpu"
+        in result.stderr.splitlines()[-1]
+    )
 
 
 def test_another_gpu_of_the_same_kind_is_told(finished: Path, cache: Path, tmp_path: Path, no_cell_runs: None) -> None:
@@ -201,7 +204,7 @@ def test_another_gpu_of_the_same_kind_is_told(finished: Path, cache: Path, tmp_p
     file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "a faster cpu"}))
     result = run(cache, command(tmp_path / "moved", *RATES))
     assert result.code == 0, result.stderr
-    assert "finished cells ran on a faster cpu, the others run on cpu" in result.stderr
+    assert "finished cells ran on a faster cpu, the others will run on cpu" in result.stderr
     assert "| device | a faster cpu, cpu |" in (tmp_path / "moved" / "report.md").read_text()
 
 
@@ -241,7 +244,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path, cache: Path) ->
     result = run(cache, command(out, *words, sets=LONGER))
     assert result.code == 0, result.stderr
     assert "1 of 2 cells are finished already" in result.stderr
-    assert "grid-hidden-dim-16: going on" in result.stderr
+    assert "grid-hidden-dim-16: resumed" in result.stderr
     assert contents(out / "cells" / "grid-hidden-dim-8") == before
     uncut = tmp_path / "uncut"
     assert run(cache, command(uncut, *words, sets=LONGER)).code == 0

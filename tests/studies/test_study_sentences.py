@@ -26,7 +26,7 @@ def test_trend_in_both_directions() -> None:
 
 def test_trend_that_goes_both_ways() -> None:
     told = sentences.trend("Loss", ["a", "b", "c"], one(3.0, 2.0, 2.5))
-    assert told == "Loss does not go one way: lowest at b (2.000), highest at a (3.000)."
+    assert told == "Loss goes up and down: lowest at b (2.000), highest at a (3.000)."
 
 
 def test_trend_with_ties() -> None:
@@ -34,7 +34,7 @@ def test_trend_with_ties() -> None:
     spread = [Measured(2.0, 0.06), Measured(2.1, 0.05)]
     assert "within the spread over seeds (2.000 to 2.100)" in sentences.trend("Loss", ["a", "b"], spread)
     told = sentences.trend("Loss", ["a", "b", "c"], one(3.0, 2.999, 2.5))
-    assert told.startswith("Loss falls, from 3.000 (a) to 2.500 (c), by 0.500 nats, though not at every step")
+    assert told.startswith("Loss falls, from 3.000 (a) to 2.500 (c), by 0.500 nats, though not every step")
     slowly = sentences.trend("Loss", ["a", "b", "c"], one(2.0, 2.004, 2.008))
     assert slowly.startswith("Loss rises, from 2.000 (a) to 2.008 (c)")
     assert sentences.trend("Loss", ["a"], one(2.0)) == "Loss is 2.000 nats (a)."
@@ -67,10 +67,10 @@ def test_gap_above_below_and_equal() -> None:
 
 
 def test_best_with_and_without_a_tie() -> None:
-    assert "0.100 nats below the next, b" in sentences.best(["a", "b"], one(2.0, 2.1))
-    assert "of b, 0.100 nats below the next, a" in sentences.best(["a", "b"], one(2.1, 2.0))
+    assert "0.100 nats below the next (b)" in sentences.best(["a", "b"], one(2.0, 2.1))
+    assert "(b), 0.100 nats below the next (a)" in sentences.best(["a", "b"], one(2.1, 2.0))
     tie = sentences.best(["a", "b"], [Measured(2.0, 0.2), Measured(2.1, 0.2)])
-    assert "no more than the spread over seeds below the next, b" in tie
+    assert "no more than the spread over seeds below the next (b)" in tie
 
 
 def test_against_the_course() -> None:
@@ -79,8 +79,8 @@ def test_against_the_course() -> None:
 
 
 def test_times_the_data_were_read() -> None:
-    assert sentences.times_read([0.2, 0.2]) == "No sequence was seen twice: the data were read 0.20 times."
-    assert sentences.times_read([1.06]) == "The data were read 1.06 times, each time in a new order."
+    assert sentences.times_read([0.2, 0.2]) == "No sequence was seen twice: training took 0.20 epochs."
+    assert sentences.times_read([1.06]) == "Training took 1.06 epochs, each in a new order."
 
 
 def test_lowest_before_and_at_the_end() -> None:

@@ -79,7 +79,7 @@ def _output_size(text: str, given: Any, question: Question) -> Any:
         for k, s, p, d in (map(int, layer) for layer in layers):
             x = F.conv1d(x, torch.zeros(1, 1, k), stride=s, padding=p, dilation=d)
         return np.array(x.shape[-1])
-    k, d, n = _ints(r"filter of (\d+)x\d+, stride 1, dilation (\d+) shall leave .* a (\d+)x", text)
+    k, d, n = _ints(r"filter of (\d+)x\d+, stride 1, dilation (\d+) should keep .* a (\d+)x", text)
     x, f = torch.zeros(1, 1, n, n), torch.zeros(1, 1, k, k)
     sizes = [F.conv2d(x, f, padding=p, dilation=d).shape[-1] for p in range(d * k // 2 - 1, d * k)]
     return np.array(range(d * k // 2 - 1, d * k)[sizes.index(n)])
@@ -244,7 +244,7 @@ def _tape(text: str, given: Any, question: Question) -> Any:
         return " | ".join(names[:-pops])
     if "In which order must" in text:
         return "The one pushed last first: the tape is a stack."
-    return "The first module would hand on a gradient of zero, as nobody has added to it yet."
+    return "The first module would pass on a gradient of zero, as nothing has been added to it yet."
 
 
 ORACLES: dict[str, Callable[[str, Any, Question], Any]] = {

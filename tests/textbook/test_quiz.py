@@ -14,8 +14,8 @@ from quiz_oracle import expected, lines_of, shown
 
 from rhapsode.textbook.explain.page import Lines
 from rhapsode.textbook.explain.quiz import TOPICS
-from rhapsode.textbook.explain.quiz.answers import TOLERANCE, Choice, Numbers, Shape
-from rhapsode.textbook.explain.quiz.draw import MAKERS, chosen_topics, draw
+from rhapsode.textbook.explain.quiz.answers import ANSWER_TOLERANCE, ChoiceAnswer, NumbersAnswer, ShapeAnswer
+from rhapsode.textbook.explain.quiz.draw import MAKERS, chosen_topics, draw_questions
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.quiz.reading import arithmetic, grids
 
@@ -24,7 +24,7 @@ SEEDS = range(8)
 
 @cache
 def questions_of(topic: str) -> list[Question]:
-    return [question for seed in SEEDS for question in draw(seed, 2 * len(MAKERS[topic]), [topic])]
+    return [question for seed in SEEDS for question in draw_questions(seed, 2 * len(MAKERS[topic]), [topic])]
 
 
 def test_every_topic_has_its_makers():
@@ -36,9 +36,9 @@ def test_right_is_what_pytorch_computes_from_what_is_shown(topic):
     """Catches a text that says other numbers than the answer was computed with, and a wrong use of the textbook."""
     for question in questions_of(topic):
         answer, right = question.answer, expected(question)
-        if isinstance(answer, Choice):
+        if isinstance(answer, ChoiceAnswer):
             assert answer.options[answer.right] == right
-        elif isinstance(answer, Shape):
+        elif isinstance(answer, ShapeAnswer):
             assert answer.right == right
         else:
             assert answer.right.shape == right.shape
@@ -51,10 +51,10 @@ def test_the_steps_end_in_the_answer(topic):
     for question in questions_of(topic):
         answer = question.answer
         last = [block for block in question.steps if isinstance(block, Lines)][-1:]
-        if isinstance(answer, Choice):
+        if isinstance(answer, ChoiceAnswer):
             if last:
                 assert last[0].lines[-1].endswith(answer.options[answer.right])
-        elif isinstance(answer, Shape):
+        elif isinstance(answer, ShapeAnswer):
             found = [int(n) for line in last[0].lines for n in re.findall(r"\d+", line.split(" = ")[-1])]
             assert found == list(answer.right[-len(found) :])
         elif answer.right.ndim == 0 or answer.right.ndim == 1:
@@ -94,10 +94,10 @@ def test_near_misses_are_wrong_and_the_usual_mistakes_are_recognised(topic):
     """Each mistake with its own remark; one entry off by a little; the transpose; the other sign; the other letters."""
     for question in questions_of(topic):
         answer = question.answer
-        if isinstance(answer, Choice):
+        if isinstance(answer, ChoiceAnswer):
             for i in range(len(answer.options)):
                 assert (answer.check("abcd"[i]) is None) == (i == answer.right)
-        elif isinstance(answer, Shape):
+        elif isinstance(answer, ShapeAnswer):
             for mistake, _ in answer.mistakes:
                 assert answer.check(" x ".join(map(str, mistake))).startswith("that is ")
             reordered = (*answer.right[1:], answer.right[0])
@@ -111,26 +111,26 @@ def test_near_misses_are_wrong_and_the_usual_mistakes_are_recognised(topic):
                 near = answer.right.copy()
                 near[index] += off
                 assert answer.judge(near), (near, answer)
-            if np.abs(answer.right).max() > TOLERANCE:
+            if np.abs(answer.right).max() > ANSWER_TOLERANCE:
                 assert answer.judge(-answer.right)
             if answer.right.ndim == 2 and not np.allclose(answer.right, answer.right.T if _square(answer) else 0):
                 assert answer.judge(answer.right.T)
 
 
 def test_remarks_say_what_is_wrong():
-    matrix = Numbers("M", np.array([[1.0, 0.5], [0.25, -2.0]]))
+    matrix = NumbersAnswer("M", np.array([[1.0, 0.5], [0.25, -2.0]]))
     assert matrix.check("1 0.5; 0.25 -3") == "all right but one: row 2 column 2, where you have -3"
     assert matrix.check("1 0.25; 0.5 -2") == "that is its transpose"
-    assert matrix.check("-1 -0.5; -0.25 2") == "the sign is the other way round"
+    assert matrix.check("-1 -0.5; -0.25 2") == "the sign is wrong"
     assert matrix.check("7 7; 7 7") == "4 of 4 entries are not right, the first is row 1 column 1, where you have 7"
-    assert Numbers("x", np.array(1 / 3)).check("0.3") == "close, but off by 0.0333: keep more decimals"
-    assert Numbers("x", np.array(1 / 3)).check("0.33") is None
-    assert Numbers("x", np.array(5.0), whole=True).check("5.004") == "not 5.004"
-    toeplitz = Numbers("A", np.eye(2, 3), size_asked=True)
+    assert NumbersAnswer("x", np.array(1 / 3)).check("0.3") == "close, but off by 0.0333: keep more decimals"
+    assert NumbersAnswer("x", np.array(1 / 3)).check("0.33") is None
+    assert NumbersAnswer("x", np.array(5.0), whole=True).check("5.004") == "not 5.004"
+    toeplitz = NumbersAnswer("A", np.eye(2, 3), size_asked=True)
     assert toeplitz.check("1 0 0; 0 1 0; 0 0 1") == "the matrix is 2x3, yours is 3x3"
-    assert Shape("s", (2, 3, 4)).check("3 4") == "it has 3 axes, yours has 2"
-    assert Shape("s", (2, 3, 4)).check("2 x 4 x 3") == "the right sizes, but in another order"
-    assert Shape("s", (2, 3, 4)).check("2 x 5 x 4") == "axis 2 is not right"
+    assert ShapeAnswer("s", (2, 3, 4)).check("3 4") == "it has 3 axes, yours has 2"
+    assert ShapeAnswer("s", (2, 3, 4)).check("2 x 4 x 3") == "the right sizes, but in another order"
+    assert ShapeAnswer("s", (2, 3, 4)).check("2 x 5 x 4") == "axis 2 is not right"
 
 
 @pytest.mark.parametrize(
@@ -171,29 +171,49 @@ def test_what_is_no_arithmetic_is_one_line(text, message):
     ],
 )
 def test_matrices_are_read_in_every_spelling(text):
-    assert Numbers("M", np.array([[1, -2], [0.75, 0]])).check(text) is None
+    assert NumbersAnswer("M", np.array([[1, -2], [0.75, 0]])).check(text) is None
 
 
 @pytest.mark.parametrize(
     "text", ["1 -2 3", "(1, -2, 3)", "[1, -2, 3]", "1; -2; 3", "1\n-2\n3", "1, 1 - 3, 6 / 2", "1,-2,3"]
 )
 def test_vectors_are_read_in_every_spelling(text):
-    assert Numbers("v", np.array([1.0, -2, 3])).check(text) is None
+    assert NumbersAnswer("v", np.array([1.0, -2, 3])).check(text) is None
 
 
 @pytest.mark.parametrize(
     ("answer", "text", "message"),
     [
-        (Numbers("v", np.ones(3), whole=True), "1 2", "2 numbers cannot be the answer; type 3 whole numbers in a row"),
-        (Numbers("v", np.ones(3)), "1 two 3", "'two' is not a number; type 3 numbers in a row; two decimals suffice"),
-        (Numbers("M", np.ones((2, 2))), "1 2; 3", "rows of 2 and 1 numbers cannot be the answer; type a 2x2 matrix"),
-        (Numbers("M", np.ones((2, 2)), size_asked=True), "1 2; 3", "rows of 2 and 1 numbers cannot be the answer"),
-        (Numbers("M", np.ones((2, 2))), "[[1, 2], [3, 4]", "the brackets do not match; type a 2x2 matrix"),
-        (Numbers("x", np.array(0.5)), "0,5", "decimals are written with a point, got '0,5'"),
-        (Numbers("x", np.array(7.0), whole=True), "seven", "'seven' is not a number; type a whole number"),
-        (Shape("s", (2, 3)), "two by three", "is not a number; type a size such as 2 x 3"),
-        (Shape("s", (2, 3)), "2.5 x 3", "has other numbers than whole ones; type a size"),
-        (Choice(("yes", "no"), 0, ("", "")), "perhaps", "'perhaps' is none of the answers; type a letter, a to b"),
+        (
+            NumbersAnswer("v", np.ones(3), whole=True),
+            "1 2",
+            "2 numbers cannot be the answer; type 3 whole numbers in a row",
+        ),
+        (
+            NumbersAnswer("v", np.ones(3)),
+            "1 two 3",
+            "'two' is not a number; type 3 numbers in a row; two decimals suffice",
+        ),
+        (
+            NumbersAnswer("M", np.ones((2, 2))),
+            "1 2; 3",
+            "rows of 2 and 1 numbers cannot be the answer; type a 2x2 matrix",
+        ),
+        (
+            NumbersAnswer("M", np.ones((2, 2)), size_asked=True),
+            "1 2; 3",
+            "rows of 2 and 1 numbers cannot be the answer",
+        ),
+        (NumbersAnswer("M", np.ones((2, 2))), "[[1, 2], [3, 4]", "the brackets do not match; type a 2x2 matrix"),
+        (NumbersAnswer("x", np.array(0.5)), "0,5", "decimals are written with a point, got '0,5'"),
+        (NumbersAnswer("x", np.array(7.0), whole=True), "seven", "'seven' is not a number; type a whole number"),
+        (ShapeAnswer("s", (2, 3)), "two by three", "is not a number; type a size such as 2 x 3"),
+        (ShapeAnswer("s", (2, 3)), "2.5 x 3", "must have whole numbers only; type a size"),
+        (
+            ChoiceAnswer(("yes", "no"), 0, ("", "")),
+            "perhaps",
+            "'perhaps' is not one of the answers; type a letter, a to b",
+        ),
     ],
 )
 def test_what_cannot_be_read_says_what_is_expected(answer, text, message):
@@ -206,12 +226,16 @@ def test_what_cannot_be_read_says_what_is_expected(answer, text, message):
 @given(st.text(alphabet="0123456789.,;/+-*^()[]√ \nexlogsqrt'_:x×", max_size=40) | st.text(max_size=20))
 def test_nothing_typed_ends_in_a_traceback(text):
     """Whatever is typed is right, wrong, or one line."""
-    answers = [Numbers("M", np.ones((2, 2))), Numbers("A", np.ones((2, 3)), size_asked=True), Numbers("v", np.ones(3))]
+    answers = [
+        NumbersAnswer("M", np.ones((2, 2))),
+        NumbersAnswer("A", np.ones((2, 3)), size_asked=True),
+        NumbersAnswer("v", np.ones(3)),
+    ]
     for answer in [
         *answers,
-        Numbers("x", np.array(2.0), whole=True),
-        Shape("s", (2, 3)),
-        Choice(("a", "b"), 0, ("", "")),
+        NumbersAnswer("x", np.array(2.0), whole=True),
+        ShapeAnswer("s", (2, 3)),
+        ChoiceAnswer(("a", "b"), 0, ("", "")),
     ]:
         message = ""
         try:
@@ -223,15 +247,15 @@ def test_nothing_typed_ends_in_a_traceback(text):
 
 
 def test_thousands_may_be_set_apart_in_whole_numbers():
-    assert Numbers("n", np.array(1341184.0), whole=True).check("1,341,184") is None
+    assert NumbersAnswer("n", np.array(1341184.0), whole=True).check("1,341,184") is None
     assert list(grids("1,600")) == [[[1, 600]]]
 
 
 def test_a_seed_gives_the_same_questions_and_a_larger_count_goes_on():
-    ten, twenty = draw(5, 10, TOPICS), draw(5, 20, TOPICS)
+    ten, twenty = draw_questions(5, 10, TOPICS), draw_questions(5, 20, TOPICS)
     assert [q.blocks for q in ten] == [q.blocks for q in twenty[:10]]
     assert sorted(q.topic for q in ten) == sorted(TOPICS)
-    assert all(a.blocks != b.blocks for a, b in zip(ten, draw(6, 10, TOPICS), strict=True))
+    assert all(a.blocks != b.blocks for a, b in zip(ten, draw_questions(6, 10, TOPICS), strict=True))
     assert len({str(q.blocks) for q in twenty}) == 20
 
 
@@ -255,15 +279,15 @@ def _calculated(text: str) -> np.ndarray | None:
         return None
 
 
-def _square(answer: Numbers) -> bool:
+def _square(answer: NumbersAnswer) -> bool:
     return answer.right.shape[0] == answer.right.shape[1]
 
 
-def _spellings(answer: Numbers | Shape | Choice) -> list[str]:
-    if isinstance(answer, Choice):
+def _spellings(answer: NumbersAnswer | ShapeAnswer | ChoiceAnswer) -> list[str]:
+    if isinstance(answer, ChoiceAnswer):
         letter = "abcd"[answer.right]
         return [letter, letter.upper(), f"({letter})", f" {letter}) ", answer.options[answer.right].upper()]
-    if isinstance(answer, Shape):
+    if isinstance(answer, ShapeAnswer):
         sizes = [str(size) for size in answer.right]
         return ["x".join(sizes), " x ".join(sizes), " ".join(sizes), f"({', '.join(sizes)})", f"[{','.join(sizes)}]"]
     writers = [lambda v: f"{v:.12g}", lambda v: str(Fraction(float(v)).limit_denominator(10_000)).replace("-", "−")]

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 from rhapsode.textbook.explain import app
 from rhapsode.textbook.explain.page import Lines, Text
 from rhapsode.textbook.explain.quiz import TOPICS
-from rhapsode.textbook.explain.quiz.answers import Choice, Numbers
-from rhapsode.textbook.explain.quiz.draw import draw
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer, NumbersAnswer
+from rhapsode.textbook.explain.quiz.draw import draw_questions
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.quiz.sheet import to_html
 
@@ -37,15 +37,15 @@ def quiz(*arguments: str, stdin: str = "") -> Result:
 
 def right_answer(question: Question) -> str:
     answer = question.answer
-    if isinstance(answer, Choice):
+    if isinstance(answer, ChoiceAnswer):
         return "abcd"[answer.right]
-    if isinstance(answer, Numbers):
+    if isinstance(answer, NumbersAnswer):
         return np.array2string(answer.right, separator=", ", max_line_width=1000).replace("\n", "")
     return " x ".join(map(str, answer.right))
 
 
 def test_a_pipe_answers_one_on_each_line():
-    questions = draw(SEED, 10, TOPICS)
+    questions = draw_questions(SEED, 10, TOPICS)
     result = quiz("--seed", str(SEED), stdin="\n".join(map(right_answer, questions)))
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1].split() == ["score", "10", "10"]
@@ -56,13 +56,13 @@ def test_a_pipe_answers_one_on_each_line():
 
 
 def test_wrong_empty_and_unreadable_answers_show_the_steps_and_count():
-    questions = draw(SEED, 4, ["parameters"])
+    questions = draw_questions(SEED, 4, ["parameters"])
     answers = ["1", "", "many\x1b[31m", right_answer(questions[3])]
     result = quiz("--seed", str(SEED), "--topic", "parameters", "--count", "4", stdin="\n".join(answers))
     assert result.stdout.splitlines()[-2:] == ["parameters      1   4", "score           1   4"]
     assert "✗ not 1." in result.stderr
     assert "→ this is how:" in result.stderr
-    assert "✗ not read: 'many\\x1b[31m' is not a number; type a whole number." in result.stderr
+    assert "✗ not understood: 'many\\x1b[31m' is not a number; type a whole number." in result.stderr
     assert "\x1b" not in result.stderr
     for question in questions[:3]:
         assert all(f"  {line}\n" in result.stderr for line in question.answer.lines())
@@ -98,7 +98,7 @@ def test_the_page_in_docs_shows_what_is_printed():
 def test_examples_that_are_offered_show_the_answer():
     """`rhapsode explain convolution --filter '-1 2'`: also with negative numbers, which look like options."""
     offered = 0
-    for question in draw(SEED, 40, TOPICS):
+    for question in draw_questions(SEED, 40, TOPICS):
         if question.example:
             result = CliRunner().invoke(app, question.example)
             assert result.exit_code == 0, result.output
@@ -128,7 +128,7 @@ def test_bytes_that_are_no_text_are_an_answer_that_is_not_read():
     command = [*COMMAND, "--seed", "1", "--topic", "parameters", "--count", "1"]
     result = subprocess.run(command, input=b"\xff\xfe\n", capture_output=True, check=False)
     assert result.returncode == 0
-    assert "not read" in result.stderr.decode()
+    assert "not understood" in result.stderr.decode()
     assert result.stdout.decode().splitlines()[-1].split() == ["score", "0", "1"]
 
 
@@ -192,7 +192,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
 
 
 def test_at_a_terminal_what_cannot_be_read_is_asked_again():
-    [question] = draw(SEED, 1, ["parameters"])
+    [question] = draw_questions(SEED, 1, ["parameters"])
     with terminal("--topic", "parameters", "--count", "1") as screen:
         screen.wait_for("answer> ")
         screen.type("many\n")
@@ -206,14 +206,14 @@ def test_at_a_terminal_what_cannot_be_read_is_asked_again():
 
 def test_at_a_terminal_a_matrix_is_typed_row_by_row():
     """A row that cannot be read is asked again alone; where the size is known, its last row ends the matrix."""
-    [question] = draw(SEED, 1, ["convolution-gradient"])
+    [question] = draw_questions(SEED, 1, ["convolution-gradient"])
     rows = [" ".join(f"{v:g}" for v in row) for row in question.answer.right]
     with terminal("--topic", "convolution-gradient", "--count", "1") as screen:
         screen.wait_for("answer> ")
         screen.type(f"{rows[0]}\n")
         screen.wait_for(" row 2> ")
         screen.type("1 x\n")
-        screen.wait_for("? 'x' is not a number; only this row again")
+        screen.wait_for("? 'x' is not a number; type only this row again")
         for n, row in enumerate(rows[1:], start=2):
             screen.wait_for(f" row {n}> ")
             screen.type(f"{row}\n")
@@ -221,7 +221,7 @@ def test_at_a_terminal_a_matrix_is_typed_row_by_row():
 
 
 def test_at_a_terminal_a_matrix_is_pasted_over_several_lines():
-    [question] = draw(SEED, 1, ["convolution-gradient"])
+    [question] = draw_questions(SEED, 1, ["convolution-gradient"])
     rows = ["[", *(f"  [{', '.join(f'{v:g}' for v in row)}]," for row in question.answer.right), "]"]
     with terminal("--topic", "convolution-gradient", "--count", "1") as screen:
         screen.wait_for("answer> ")
@@ -230,7 +230,7 @@ def test_at_a_terminal_a_matrix_is_pasted_over_several_lines():
 
 
 def test_at_a_terminal_an_empty_line_ends_a_matrix_whose_size_is_asked():
-    questions = draw(SEED, 2, ["toeplitz"])
+    questions = draw_questions(SEED, 2, ["toeplitz"])
     with terminal("--topic", "toeplitz", "--count", "2") as screen:
         for question in questions:
             screen.wait_for("answer> ")
@@ -268,7 +268,7 @@ def test_the_sheet_is_self_contained_and_holds_every_question_and_answer(tmp_pat
     assert html.count("<article>") == html.count("<details>") == html.count("<summary>") == 20
     assert "<script" not in html
     assert not re.search(r"(?:src|href)=|url\(|@import", html)
-    for question in draw(SEED, 20, TOPICS):
+    for question in draw_questions(SEED, 20, TOPICS):
         for block in (*question.blocks, *question.steps, Lines(question.answer.lines())):
             for line in block.lines if isinstance(block, Lines) else [block.text]:
                 escaped = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;")
@@ -284,7 +284,11 @@ def test_the_sheet_is_self_contained_and_holds_every_question_and_answer(tmp_pat
 def test_the_sheet_shows_markup_as_it_is():
     evil = '<b title="x">&amp;</b>'
     question = Question(
-        [Text(f"{evil} `{evil}`"), Lines([evil])], Choice((evil, "no"), 0, (evil, "")), [Lines([evil])], (evil,), evil
+        [Text(f"{evil} `{evil}`"), Lines([evil])],
+        ChoiceAnswer((evil, "no"), 0, (evil, "")),
+        [Lines([evil])],
+        (evil,),
+        evil,
     )
     html = to_html([question], evil, evil)
     assert "<b " not in html

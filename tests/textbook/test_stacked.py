@@ -18,7 +18,7 @@ from rhapsode.textbook import tape
 from rhapsode.textbook.optimizer import Optimizer, Rates
 from rhapsode.textbook.stacked import StackedModel
 from rhapsode.tokens import BatchConfig, Batcher
-from rhapsode.training import train
+from rhapsode.training import train_run
 
 SHAPES = {
     "whole": {},
@@ -182,7 +182,7 @@ def test_a_whole_training_run_is_the_textbooks(
     torch.set_default_dtype(torch.float64)
     try:
         before = {name: array(p).copy() for name, p in build_model(configs["model"], training.seed).named_parameters()}
-        train(run, small.train, small.valid, show=False)
+        train_run(run, small.train, small.valid, show=False)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -24,7 +24,7 @@ from rhapsode.run import Run
 from rhapsode.threads import ThreadChooser
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.training import Outcome, loop, train
+from rhapsode.training import Outcome, loop, train_run
 from rhapsode.training.start import create_run
 
 MODELS = {
@@ -87,11 +87,11 @@ def interrupted(
 ) -> Outcome:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_interruptible", lambda: nullcontext(AskedAfter(looks)))
-        return train(Run.open(run.path), small.train, valid or small.valid, show=False)
+        return train_run(Run.open(run.path), small.train, valid or small.valid, show=False)
 
 
 def go(run: Run, small: Any) -> Outcome:
-    return train(Run.open(run.path), small.train, small.valid, show=False)
+    return train_run(Run.open(run.path), small.train, small.valid, show=False)
 
 
 def timeless(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -156,16 +156,16 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], Non
     ("damage", "message"),
     [
         (put("optimizer/0/rnn.out.weight/momentum", torch.zeros(3)), r"momentum has the shape \[3\], it must have"),
-        (put("optimizer/1/rnn.out.weight/exp_avg", torch.zeros(10, 10)), "is no state of this run's optimisers"),
-        (put("optimizer/9/rnn.out.weight/momentum", torch.zeros(10, 10)), "is no state of this run's optimisers"),
-        (put("optimizer/0/other/momentum", torch.zeros(3)), "0/other/momentum is no state"),
+        (put("optimizer/1/rnn.out.weight/exp_avg", torch.zeros(10, 10)), "does not belong to this run's optimisers"),
+        (put("optimizer/9/rnn.out.weight/momentum", torch.zeros(10, 10)), "does not belong to this run's optimisers"),
+        (put("optimizer/0/other/momentum", torch.zeros(3)), "0/other/momentum does not belong"),
         (put("optimizer/0", torch.zeros(3)), "not enough values to unpack"),
         (without("optimizer/1/rnn.out.bias/exp_avg_sq"), "optimizer/1/rnn.out.bias/exp_avg_sq is missing"),
         (without("optimizer/0/rnn.out.weight/momentum"), "optimizer/0/rnn.out.weight/momentum is missing"),
         (without("generator/cpu"), "'generator/cpu' is missing"),
         (put("generator/cpu", torch.zeros(7, dtype=torch.uint8)), "RNG state"),
         (put("generator/cpu", torch.zeros(7)), "RNG state|ByteTensor"),
-        (without("model/rnn.out.bias"), "do not fit the model config"),
+        (without("model/rnn.out.bias"), "do not match the model config"),
         (without("state/0/hidden"), r"state/0/hidden has the shape None, the model's is \[4, 10\]"),
         (
             put("state/0/hidden", torch.zeros(3, 10)),
@@ -176,9 +176,9 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], Non
         (without("timed_from"), "'timed_from' is missing"),
         (put("timed_from", 5), "cannot unpack|not iterable"),
         (put("step", "six"), "progress.step must be a whole number, got 'six'"),
-        (put("flavour", 1), "no field 'flavour'"),
+        (put("flavour", 1), "the field 'flavour'"),
         (put("batcher", {"epoch": 0}), "'position' is missing"),
-        (put("batcher", {"epoch": 0, "position": 10**9}), "does not fit data"),
+        (put("batcher", {"epoch": 0, "position": 10**9}), "does not match data"),
         (put("metrics_bytes", "all"), "metrics_bytes must be a whole number, got 'all'"),
     ],
 )
@@ -202,7 +202,11 @@ def test_a_state_that_cannot_be_restored_is_one_line(
     run._save("last", checkpoint.tensors, progress)
     with pytest.raises(ValueError, match=message) as caught:
         go(run, small)
-    assert str(caught.value).startswith(f"{run.path / 'last.safetensors'}: training cannot go on from it: ")
+    beginnings = (
+        f"{run.path / 'last.safetensors'}: training cannot be resumed from it: ",
+        f"{run.path}: the saved weights ",
+    )
+    assert str(caught.value).startswith(beginnings)
     assert "\n" not in str(caught.value)
     assert run.metrics_path.read_bytes() == before
 
@@ -311,14 +315,14 @@ def test_validation_pays_for_what_the_tokenizer_cannot_spell(begin: Callable[...
     columns = (valid.tokens, valid.offsets, valid.byte_counts, valid._marks, valid._about)
     lossy = TokenStore(*columns, valid.indices, valid.fingerprint, unspelled)
     run = begin(validations=1, sequences=40)
-    outcome = train(run, small.train, lossy, show=False)
+    outcome = train_run(run, small.train, lossy, show=False)
     assert outcome.valid is not None
     entry = next(entry for entry in run.metrics() if entry["event"] == "valid")
     bits = outcome.valid.nats / math.log(2) + 81 * lossy.num_stories
     assert entry["bits_per_byte"] == pytest.approx(bits / lossy.num_bytes)
     assert entry["valid_loss"] == outcome.valid.nats / outcome.valid.num_tokens
     assert entry["unspelled_share"] == 8 * lossy.num_stories / lossy.num_bytes
-    paid = f"{81 * lossy.num_stories / lossy.num_bytes:.3f} of it for what the tokenizer cannot spell"
+    paid = f"{81 * lossy.num_stories / lossy.num_bytes:.3f} of it for what the tokenizer cannot represent"
     assert paid in (run.path / "log.txt").read_text()
 
 
@@ -386,7 +390,7 @@ def test_patience(begin: Callable[..., Run], small: Any, monkeypatch: pytest.Mon
     before = run.metrics()
     assert go(run, small).ended == "patience"
     assert Run.open(run.path).metrics() == before
-    assert "no gain in 2 validations" in (run.path / "log.txt").read_text()
+    assert "stopped early, no improvement in 2 validations" in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -467,7 +471,7 @@ def test_id_lists_without_text(begin: Callable[..., Run], tmp_path: Path) -> Non
     assert outcome.valid.bits_per_byte is None
     assert outcome.valid.num_tokens == stores.valid.num_tokens - stores.valid.num_stories
     assert [entry["bits_per_byte"] for entry in run.metrics() if entry["event"] == "valid"] == [None] * 4
-    with pytest.raises(ValueError, match="no tokenizer, it was trained on bare token ids"):
+    with pytest.raises(ValueError, match="no tokenizer, because it was trained on token ids"):
         _ = run.tokenizer
 
 
@@ -562,7 +566,7 @@ def test_other_threads_are_told(begin: Callable[..., Run], small: Any, monkeypat
     finally:
         torch.set_num_threads(before)
     log = (run.path / "log.txt").read_text()
-    assert f"; with {before + 1} the last digits of its numbers differ, with --threads {before} they do not" in log
+    assert f" and now uses {before + 1}, so its numbers can differ in the last digits; --threads {before} gives" in log
     about = Run.open(run.path).about
     assert (about["threads"], about["thread_plan"]) == (before, [[3, before + 1]])
 
@@ -588,8 +592,8 @@ def test_threads_that_change_on_the_way_are_recorded(
         torch.set_num_threads(before)
     assert Run.open(run.path).about["thread_plan"] == [[3, 1], [6, 2]]
     log = (run.path / "log.txt").read_text()
-    assert "step 3: 1 thread from here on, another process keeps a core busy" in log
-    assert "step 6: 2 threads from here on, the cores are free again" in log
+    assert "step 3: now using 1 thread, because another process keeps a core busy" in log
+    assert "step 6: now using 2 threads, the cores are free again" in log
 
 
 def test_metrics_are_objects_of_one_form(begin: Callable[..., Run], small: Any) -> None:
@@ -621,8 +625,8 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(loop._Training, "_step", die_at_10)
         with pytest.raises(RuntimeError):
-            train(run, small.train, small.valid, tensorboard=True, show=False)
-    train(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)
+            train_run(run, small.train, small.valid, tensorboard=True, show=False)
+    train_run(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     for event, name in (

@@ -17,7 +17,7 @@ from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
 from rhapsode.cli.study import app as study_app
 from rhapsode.cli.train import story, train
-from rhapsode.terminal import discard, is_of_output, literal, prepare_streams, told
+from rhapsode.terminal import EXIT_STOPPED, discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show where an error came from, with any verb."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; works with every command."),
 ) -> None:
     """Options before or after any verb; `main` takes --debug out before they are read."""
 
@@ -73,7 +73,7 @@ def main() -> None:
         code = app(prog_name="rhapsode", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # what is wrong with it is told below
-        if code == 130:
+        if code == EXIT_STOPPED:
             raise KeyboardInterrupt
         sys.exit(code)
     except UsageError as error:
@@ -93,4 +93,4 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("rhapsode: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_STOPPED)

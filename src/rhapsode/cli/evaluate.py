@@ -10,19 +10,21 @@ from rhapsode.cli.options import CHECKPOINT, CUT, DEVICE, FORMAT, JSON, RUN, THR
 
 def evaluate(
     run: Path = RUN,
-    data: list[str] = typer.Argument(None, help="Data to score; otherwise the run's own validation data."),
-    generate: int = typer.Option(0, "--generate", min=0, help="Storyworld only: sample so many stories and read them."),
-    temperature: float = typer.Option(
-        1.0, "--temperature", "-t", help="Temperature of those stories; 1 is the model's own distribution."
+    data: list[str] = typer.Argument(None, help="Data to score; by default the run's own validation data."),
+    generate: int = typer.Option(
+        0, "--generate", min=0, help="Storyworld only: write this many stories and check them."
     ),
-    seed: int = typer.Option(0, help="Seed of those stories."),
+    temperature: float = typer.Option(
+        1.0, "--temperature", "-t", help="Temperature for those stories; 1 is the model's own distribution."
+    ),
+    seed: int = typer.Option(0, help="Seed for those stories."),
     checkpoint: str = CHECKPOINT,
     threads: int = THREADS,
     device: str = DEVICE,
     format: str = FORMAT,
-    cut: str = typer.Option(None, *CUT, help="As for train; otherwise text files are cut as the run's own were."),
-    separator: str = typer.Option(None, help="As for train; otherwise the run's own."),
-    field: str = typer.Option(None, help="As for train; otherwise the run's own."),
+    cut: str = typer.Option(None, *CUT, help="As for train; by default text files are cut as the run's own were."),
+    separator: str = typer.Option(None, help="As for train; by default the run's own."),
+    field: str = typer.Option(None, help="As for train; by default the run's own."),
     as_json: bool = JSON,
 ) -> None:
     """Nats per token, perplexity and bits per byte over all of the data; on storyworld, the distance to the floor."""
@@ -66,9 +68,9 @@ def score_table(measured: dict[str, Any]) -> Any:
     if measured["bits_per_byte"] is not None:
         table.add_row("bits per byte", f"{measured['bits_per_byte']:.4f}")
     if measured["correction_bits"]:
-        table.add_row("not spelled by the tokens", f"{measured['unspelled_share']:.1%} of the bytes")
+        table.add_row("not represented by the tokens", f"{measured['unspelled_share']:.1%} of the bytes")
         share = measured["correction_bits"] / measured["bytes"]
-        table.add_row("of the bits per byte, to correct that", f"{share:.4f}")
+        table.add_row("bits per byte spent on correcting that", f"{share:.4f}")
     table.add_row("tokens", f"{measured['tokens']:,}")
     table.add_row("stories", f"{measured['stories']:,}")
     return table

@@ -9,16 +9,16 @@ from rhapsode.cli.options import CHECKPOINT, RUN
 
 def inspect(
     run: Path = RUN,
-    text: str = typer.Option(None, help="A text to read: shows where the model looks and what it expects next."),
-    top: int = typer.Option(5, min=1, help="How many expected tokens to show at each place."),
+    text: str = typer.Option(None, help="A text to read: shows what the model attends to and expects next."),
+    top: int = typer.Option(5, min=1, help="How many likely next tokens to show at each position."),
     out: Path = typer.Option(
-        None, "--out", "-o", help="Where the pictures go; otherwise inspect/ in the run directory."
+        None, "--out", "-o", help="Folder for the pictures; by default inspect/ in the run directory."
     ),
     checkpoint: str = CHECKPOINT,
 ) -> None:
     """Parameters per part, memory and FLOPs per token; with --text, an attention map and a next-token table."""
     from rhapsode.api import load
-    from rhapsode.inspection import about_groups, as_text, cost_table, draw, next_token_tables, read
+    from rhapsode.inspection import about_groups, as_text, cost_table, draw_reading, next_token_tables, read
     from rhapsode.progress import bar, say, show
 
     model = load(run, checkpoint=checkpoint, device="cpu")
@@ -33,7 +33,7 @@ def inspect(
         print(f"\n{groups}")
     for name, heads in reading.attention.items():
         for head, attention in enumerate(heads):
-            print(f"\nattention: {name}, head {head + 1} (rows look at columns, the first column is the beginning)\n")
+            print(f"\nattention: {name}, head {head + 1} (rows attend to columns, the first column is the beginning)\n")
             print(as_text(reading.labels, attention))
-    for file in draw(reading, out or run / "inspect"):
+    for file in draw_reading(reading, out or run / "inspect"):
         say(f"saved {file}")

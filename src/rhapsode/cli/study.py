@@ -6,35 +6,35 @@ from typing import Any
 import typer
 
 from rhapsode.cli.options import CUT, CUT_HELP, FIELD_HELP, FORMAT, SEPARATOR_HELP
+from rhapsode.terminal import EXIT_STOPPED
 
-EXIT_STOPPED = 130
 EXIT_FAILED = 1  # a report there is, but not of all cells
 
 app = typer.Typer(
-    help="Train many small models that differ in one thing, and write a report of them.",
+    help="Train many small models that differ in one setting, and write a report about them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-DATA = typer.Argument(None, help="Files, folders, hub:NAME or storyworld[:COUNT]; otherwise storyworld.")
-VALID = typer.Option(None, help="Data to validate on; otherwise a seeded share of the stories is held out.")
+DATA = typer.Argument(None, help="Files, folders, hub:NAME or storyworld[:COUNT]; by default storyworld.")
+VALID = typer.Option(None, help="Data to validate on; by default a seeded share of the stories is held out.")
 TOKENIZER = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters.")
-VOCAB_SIZE = typer.Option(None, help="Size of the tokenizer that is trained (1024).")
+VOCAB_SIZE = typer.Option(None, help="Vocabulary size of a tokenizer that is trained (1024).")
 OUT = typer.Option(
     None, "--out", "-o", help="The study's directory, studies/NAME by default; the same command resumes it."
 )
-SCALE = typer.Option(None, help="Multiplies the sequences of all cells; 0.05 suits a laptop (1).")
+SCALE = typer.Option(None, help="Multiply the sequences of all cells by this; 0.05 suits a laptop (1).")
 MINUTES = typer.Option(
-    None, "--minutes", "-m", help="Choose the scale so that all of it ends in about so many minutes."
+    None, "--minutes", "-m", help="Choose the scale so that the whole study takes about this many minutes."
 )
-JOBS = typer.Option(1, min=1, help="How many cells train at once; they share the threads.")
-SEEDS = typer.Option(1, help="How many seeds each setting is trained with.")
+JOBS = typer.Option(1, min=1, help="How many cells to train at once; they share the threads.")
+SEEDS = typer.Option(1, help="How many seeds to train each setting with.")
 SEED = typer.Option(0, help="The first seed.")
-THREADS = typer.Option(None, min=1, help="CPU threads in all; otherwise as many as there are cores.")
-SET = typer.Option(None, "--set", help="field=value of the recipe, the same in all cells; repeatable.")
-VALID_STORIES = typer.Option(None, help="Most stories that a validation scores, 0 for all (1000).")
-DEVICE = typer.Option("auto", help="auto, cpu, cuda or mps, for all cells; a study stays where it was begun.")
-PUBLISH = typer.Option(None, help="A folder that gets the report too, as NAME.md with its SVGs in NAME/.")
+THREADS = typer.Option(None, min=1, help="CPU threads in total; by default as many as there are cores.")
+SET = typer.Option(None, "--set", help="Set a field of the recipe in all cells: field=value; repeatable.")
+VALID_STORIES = typer.Option(None, help="Maximum number of stories scored by a validation, 0 for all (1000).")
+DEVICE = typer.Option("auto", help="Device for all cells: auto, cpu, cuda or mps; a resumed study keeps its own.")
+PUBLISH = typer.Option(None, help="Also write the report to this folder, as NAME.md with its SVGs in NAME/.")
 CUT_FILES = typer.Option("auto", *CUT, help=CUT_HELP)
 SEPARATOR = typer.Option(None, help=SEPARATOR_HELP)
 FIELD = typer.Option(None, help=FIELD_HELP)
@@ -70,10 +70,10 @@ def _add(name: str, help_text: str) -> None:
 
 
 _add("size", "embed = hidden in 64, 128, 256, 512: losses against sequences seen.")
-_add("batch", "Batch size 32, 64, 128, 256: losses against sequences seen, and the time of each.")
+_add("batch", "Batch size 32, 64, 128, 256: losses against sequences seen, and training times.")
 _add("sequences", "Final losses after 10,000, 20,000, 50,000 and 100,000 sequences.")
 _add("temperature", "The large model: its losses and time, and what it writes at temperature 0, 0.3 and 0.8.")
-_add("all", "All four, in one report; what two of them share is trained once.")
+_add("all", "All four in one report; cells that two of them share are trained once.")
 
 ASKED = (
     *("data", "valid", "tokenizer", "vocab_size", "scale", "minutes", "seeds", "seed", "assignments"),
@@ -84,7 +84,7 @@ ASKED = (
 @app.command()
 def grid(
     data: list[str] = DATA,
-    vary: list[str] = typer.Option(None, "--vary", help="field=value,value of the recipe; repeatable."),
+    vary: list[str] = typer.Option(None, "--vary", help="Vary a field of the recipe: field=value,value; repeatable."),
     valid: str = VALID,
     tokenizer: str = TOKENIZER,
     vocab_size: int = VOCAB_SIZE,

@@ -6,35 +6,37 @@ from typing import Any
 import typer
 
 from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
+from rhapsode.terminal import EXIT_STOPPED
 
-EXIT_STOPPED = 130
 STORIES = 3
 PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
 
 
 def train(
-    data: list[str] = typer.Argument(None, help="Files, folders, hub:NAME, storyworld[:COUNT] or - for stdin."),
+    data: list[str] = typer.Argument(
+        None, help="Files, folders, hub:NAME, storyworld[:COUNT], or - for standard input."
+    ),
     valid: str = typer.Option(
-        None, help="Data to validate on; otherwise a folder's validation split, or a seeded share of the stories."
+        None, help="Data to validate on; by default a folder's validation split, or a seeded share of the stories."
     ),
     out: Path = OUT,
     preset: str = typer.Option(None, "--preset", "-p", help=PRESET_HELP),
     minutes: float = typer.Option(None, "--minutes", "-m", help="Budget: minutes of training, validation not counted."),
     tokens: int = typer.Option(None, help="Budget: tokens."),
     sequences: int = typer.Option(None, help="Budget: sequences (rows of a batch)."),
-    epochs: float = typer.Option(None, help="Budget: times through the data."),
+    epochs: float = typer.Option(None, help="Budget: passes over the data."),
     tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
-    vocab_size: int = typer.Option(None, help="Size of the tokenizer that is trained (1024)."),
+    vocab_size: int = typer.Option(None, help="Vocabulary size of a tokenizer that is trained (1024)."),
     config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
-    assignments: list[str] = typer.Option(None, "--set", help="field=value of the recipe; repeatable."),
-    seed: int = typer.Option(None, help="Seed of weights, order and dropout (0)."),
+    assignments: list[str] = typer.Option(None, "--set", help="Set a field of the recipe: field=value; repeatable."),
+    seed: int = typer.Option(None, help="Seed for weights, data order and dropout (0)."),
     threads: int = THREADS,
     device: str = DEVICE,
     format: str = FORMAT,
     cut: str = typer.Option("auto", *CUT, help=CUT_HELP),
     separator: str = typer.Option(None, help=SEPARATOR_HELP),
     field: str = typer.Option(None, help=FIELD_HELP),
-    tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard files too."),
+    tensorboard: bool = typer.Option(False, "--tensorboard", help="Also write TensorBoard files."),
     explain_preset: bool = typer.Option(
         False, "--explain-preset", help="Only print what the preset chooses for this text, and why."
     ),
@@ -67,8 +69,8 @@ def train(
 
 
 def story(
-    minutes: float = typer.Option(1.0, "--minutes", "-m", min=0.02, help="How long to train."),
-    seed: int = typer.Option(0, min=0, help="Seed of weights, order, and what is written."),
+    minutes: float = typer.Option(1.0, "--minutes", "-m", min=0.02, help="How long to train, in minutes."),
+    seed: int = typer.Option(0, min=0, help="Seed for weights, data order, and the stories written."),
     out: Path = OUT,
 ) -> None:
     """Train on the corpus inside the package, against its known floor, and print three stories of the model's own."""
@@ -80,7 +82,7 @@ def story(
     model = _train(out, minutes=minutes, seed=seed, device="cpu", quiet=True)
     for each in model.generate("", n=STORIES, max_tokens=400, temperature=0.5, seed=seed):
         print(each.text.strip(), end="\n\n")
-    say(f"more of them: rhapsode generate {quoted(model.path)}")
+    say(f"for more stories: rhapsode generate {quoted(model.path)}")
 
 
 def _train(out: Path | None, quiet: bool = False, **wanted: Any) -> Any:

@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; --help lists what there is\n")
 
 
-def parse(argv: Sequence[str]) -> tuple[Program, argparse.Namespace]:
+def parse_arguments(argv: Sequence[str]) -> tuple[Program, argparse.Namespace]:
     """What the command line asks for: one of main, train_mod and generate, and its arguments."""
     first = argv[0] if argv else ""
     # A data file may bear the name of a subcommand: `rnn.py train valid`.
@@ -32,7 +32,9 @@ def parse(argv: Sequence[str]) -> tuple[Program, argparse.Namespace]:
 
 def _train_mod(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="rnn.py train", description="Train the course's language model.")
-    parser.add_argument("--model_path", metavar="FILE", help="write the model there; left out, to no file")
+    parser.add_argument(
+        "--model_path", metavar="FILE", help="write the model to this file; by default it is not written"
+    )
     return _training(parser, argv)
 
 
@@ -75,7 +77,7 @@ def command(argv: Sequence[str]) -> int:
     """The program itself: one line on stderr and exit code 2 for what is wrong, 130 after Ctrl-C."""
     prepare_streams()
     try:
-        program, args = parse(argv)
+        program, args = parse_arguments(argv)
         program(args)
     except (ValueError, OSError) as error:
         print(f"rnn.py: {told(error)}", file=sys.stderr)

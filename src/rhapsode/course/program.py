@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from rhapsode.course.data import TOKENIZER_FOLDER, SentenceDataset, find_tokenizer
 from rhapsode.course.model import RNNLanguageModel, whole
 from rhapsode.course.tokenizer import decode, encode
-from rhapsode.course.training import device_of, train
+from rhapsode.course.training import model_device, train
 from rhapsode.course.weights import load_course_model
 from rhapsode.files import replacing
 from rhapsode.progress import say
@@ -118,7 +118,7 @@ def _run(args: Any, model_file: dict[str, Path]) -> None:
         say(f"{TOKENIZER_FOLDER}/ is here and comes first: --tokenizer {args.tokenizer} was not read")
     if batch_size > len(train_set):
         held = f"{len(train_set):,} sequences"
-        say(f"batch_size is {batch_size:,}, but {args.train_data} has only {held}: all of them are one short batch")
+        say(f"batch_size is {batch_size:,}, but {args.train_data} has only {held}: all of them form one short batch")
     elif num_sequences > len(train_set):
         say(f"training ends with the data, after {len(train_set):,} sequences; reports are spaced for num_sequences")
 
@@ -174,8 +174,10 @@ def _completion(
     if not ids:
         raise ValueError("the prefix must hold at least one token, got an empty text")
     if max(ids) >= (vocab_size := lm.embeddings.weight.shape[0]):
-        raise ValueError(f"the tokenizer gives id {max(ids)}, the model knows 0 to {vocab_size - 1}: it is another's")
-    new = lm.generate(torch.tensor([ids], device=device_of(lm)), num_tokens, temperature)
+        raise ValueError(
+            f"the tokenizer gives id {max(ids)}, the model knows 0 to {vocab_size - 1}: it belongs to another model"
+        )
+    new = lm.generate(torch.tensor([ids], device=model_device(lm)), num_tokens, temperature)
     return decode(tokenizer, new.tolist())
 
 
@@ -189,7 +191,7 @@ def check_outputs(args: Any, paths: dict[str, Path]) -> None:
             continue
         other = taken.setdefault(path.resolve(), name)
         if other != name:
-            raise ValueError(f"{name}: {path} is the file of {other} too")
+            raise ValueError(f"{name}: {path} is also the file of {other}")
         try:
             with tempfile.TemporaryFile(dir=path.resolve().parent):
                 pass

@@ -41,7 +41,7 @@ def train(
     batches_per_report = max(int(num_sequences * REPORTS) // batch_size, 1)
     if isinstance(valid_data, Iterator):
         valid_data = list(islice(valid_data, 1))  # can be read once only, and its first batch is what counts
-    device = device_of(lm)
+    device = model_device(lm)
     train_losses: list[float] = []
     valid_losses: list[float] = []
     since_report: list[Tensor] = []
@@ -83,7 +83,7 @@ def validate(lm: nn.Module, dataset: Iterable[Tensor], loss_fn: Loss) -> float:
     lm.eval()
     try:
         for tokens in dataset:
-            return next_token_loss(lm, tokens.to(device_of(lm)), loss_fn).item()
+            return next_token_loss(lm, tokens.to(model_device(lm)), loss_fn).item()
     finally:
         for module in training:
             module.training = True
@@ -98,6 +98,6 @@ def next_token_loss(lm: nn.Module, tokens: Tensor, loss_fn: Loss) -> Tensor:
     return loss_fn(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def device_of(lm: nn.Module) -> torch.device:
+def model_device(lm: nn.Module) -> torch.device:
     """Where the model's weights are."""
     return next(lm.parameters()).device

@@ -89,7 +89,7 @@ def _obstacle(path: Path) -> str:
         foreign = []
     if not foreign:
         return "damaged, or it holds more than a language model's layers and weights"
-    return f"it holds {', '.join(sorted(foreign)[:3])}, which the course's model has no place for"
+    return f"it holds {', '.join(sorted(foreign)[:3])}, which the course's model does not have"
 
 
 def plain_parts(lm: RNNLanguageModel) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -115,16 +115,16 @@ def _rebuilt(found: RNNLanguageModel) -> RNNLanguageModel:
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         lm = RNNLanguageModel(config.embed_dim, config.hidden_dim, config.vocab_size, config.key_dim, config.value_dim)
     if {name: tensor.shape for name, tensor in state.items()} != {n: t.shape for n, t in lm.state_dict().items()}:
-        raise ValueError("the weights do not fit together")
+        raise ValueError("the sizes of the weights do not match")
     ours, theirs = (dict(model.named_modules()) for model in (lm, found))
     if extra := theirs.keys() - ours.keys():
         name = min(extra)
-        raise ValueError(f"{name} is a {type(theirs[name]).__name__}, for which the model has no place")
+        raise ValueError(f"{name} is a {type(theirs[name]).__name__}, which the model does not have")
     for name, module in theirs.items():
         if type(module) is not type(ours[name]) and name != "rnn.cell.activation":
             raise ValueError(f"{name} is a {type(module).__name__}, not a {type(ours[name]).__name__}")
     if found.embeddings.max_norm is not None:
-        raise ValueError("the embeddings have a max_norm, which the model does without")
+        raise ValueError("the embeddings have a max_norm, which the model does not support")
     for name, tensor in state.items():
         if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise ValueError(f"{name} holds no weights")

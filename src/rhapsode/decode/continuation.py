@@ -19,7 +19,7 @@ from rhapsode.state import State
 from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokenizer import Tokenizer
 
-CONTEXT = 32  # ids before a new one that decide how it is spelled: more than a character has bytes
+SPELLING_CONTEXT = 32  # ids before a new one that decide how it is spelled: more than a character has bytes
 PIECE = 512  # tokens of a prompt that are read at once
 
 
@@ -66,7 +66,7 @@ def choose_token(logits: Tensor, config: SampleConfig, seen: Tensor, generator: 
     """
     logits = logits.double().cpu()
     if not logits.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite numbers; its training went wrong")
+        raise FloatingPointError("the model's logits are not finite numbers, so its training failed")
     if config.repetition_penalty != 1 and len(seen):
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
@@ -206,7 +206,7 @@ class _Sample:
         self.seen = set(before[1:]) if config.repetition_penalty != 1 else set()
         self.last, self.left = -1, config.max_tokens
         self.stream = tokenizer.stream()
-        for id in before[-CONTEXT:]:
+        for id in before[-SPELLING_CONTEXT:]:
             self.stream.push(id)  # so that the first new piece is spelled as it is after what stands before
         self.held = ""
         self.ended: str | None = None

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from rhapsode.model import LanguageModel, ModelConfig
 
-CONTEXT = 128  # visible positions for which the table counts attention
+COUNTED_CONTEXT = 128  # visible positions for which the table counts attention
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:
@@ -57,7 +57,7 @@ def parameters_by_part(model: LanguageModel) -> dict[str, int]:
 def cost_table(model: LanguageModel) -> Table:
     """Parameters, memory and FLOPs, for the terminal."""
     config = model.config
-    parameters, flops = parameters_by_part(model), flops_by_part(config, CONTEXT)
+    parameters, flops = parameters_by_part(model), flops_by_part(config, COUNTED_CONTEXT)
     total = sum(parameters.values())
     table = Table(title=f"{config.kind} model, {total:,} parameters", title_justify="left")
     table.add_column("part")
@@ -71,8 +71,8 @@ def cost_table(model: LanguageModel) -> Table:
     cached = config.num_heads * (config.key_dim + config.value_dim)
     attending = {"all": config.num_layers, "last": 1, "none": 0}[config.attention]
     table.caption = (
-        f"weights {4 * total / 1e6:.1f} MB; a state {4 * config.num_layers * config.hidden_dim:,} bytes and"
-        f" {4 * attending * cached:,} a token; FLOPs of a forward pass with {CONTEXT} tokens in sight, training three"
-        " times that"
+        f"weights {4 * total / 1e6:.1f} MB; state {4 * config.num_layers * config.hidden_dim:,} bytes plus"
+        f" {4 * attending * cached:,} per token; FLOPs of a forward pass that attends to {COUNTED_CONTEXT} tokens,"
+        " training takes three times as many"
     )
     return table

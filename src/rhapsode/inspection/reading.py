@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from rhapsode.figure import LITERAL_TEXT
 from rhapsode.files import replacing
+from rhapsode.kernels.attention import attention_weights
 from rhapsode.model import LanguageModel, SelfAttention
 from rhapsode.tokenizer import Tokenizer
 
@@ -127,23 +128,13 @@ def map_of(q: Tensor, k: Tensor, group: int, on_tokens: Callable[[float], None] 
     for begin in range(0, length, ROWS_AT_ONCE):
         rows = q[:, begin : begin + ROWS_AT_ONCE]
         visible = begin + rows.shape[1]  # none looks further
-        share = F.pad(weights(rows, k[:, :visible]), (0, -visible % group))
+        share = F.pad(attention_weights(rows, k[:, :visible]), (0, -visible % group))
         by_group = share.unflatten(-1, (-1, group)).sum(-1).cpu()
         found[:, :, : by_group.shape[-1]].index_add_(1, torch.arange(begin, visible) // group, by_group)
         if on_tokens:
             on_tokens(rows.shape[1])
     sizes = torch.tensor([min(group, length - begin) for begin in range(0, length, group)])
     return found / sizes[:, None]
-
-
-def weights(q: Tensor, k: Tensor) -> Tensor:
-    """The attention weights (..., T, S) of queries (..., T, key_dim), the last T of those of keys (..., S, key_dim);
-    each row sums to 1.
-    """
-    scores = q @ k.mT / math.sqrt(k.shape[-1])
-    T, S = scores.shape[-2:]
-    later = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-    return scores.masked_fill(later, -torch.inf).softmax(-1)
 
 
 def as_text(tokens: Sequence[str], attention: Tensor) -> str:
@@ -161,10 +152,10 @@ def about_groups(reading: Reading) -> str:
     """What a cell of the maps is, where it is more than a token; empty where it is one."""
     if reading.group == 1:
         return ""
-    return f"{len(reading.tokens):,} tokens, {reading.group} to a cell: the share of their look, averaged"
+    return f"{len(reading.tokens):,} tokens, {reading.group} per cell: the average of their attention weights"
 
 
-def draw(reading: Reading, folder: Path) -> list[Path]:
+def draw_reading(reading: Reading, folder: Path) -> list[Path]:
     """Saves a PNG per attention head and one of the next-token table; needs matplotlib. Returns the files.
 
     The table's picture shows the last MOST_CELLS places.
@@ -225,8 +216,8 @@ def _next_tokens(reading: Reading, figure_class: Any) -> Any:
             axes.text(j, row, f"{token}  {p:.0%}", ha="center", va="center", fontsize=7, color=colour, **style)
     axes.set_yticks(range(len(shown)), [reading.tokens[i] for i in shown], fontsize=7)
     axes.set_xticks(range(top), [f"{n + 1}." for n in range(top)], fontsize=7)
-    part = f", the last {len(shown)} of {count:,} places" if len(shown) < count else ""
-    axes.set(title=f"What the model expects next{part} (bold: what came)", ylabel="after")
+    part = f", the last {len(shown)} of {count:,} positions" if len(shown) < count else ""
+    axes.set(title=f"What the model expects next{part} (bold: the token that came)", ylabel="after")
     return figure
 
 
@@ -238,7 +229,7 @@ def next_token_tables(reading: Reading) -> Iterator[Table]:
     count = len(reading.tokens)
     for begin in range(0, count, ROWS_OF_TABLE):
         end = min(begin + ROWS_OF_TABLE, count)
-        part = f", places {begin + 1:,} to {end:,} of {count:,}" if count > ROWS_OF_TABLE else ""
+        part = f", positions {begin + 1:,} to {end:,} of {count:,}" if count > ROWS_OF_TABLE else ""
         table = Table(title=f"what the model expects next{part}", title_justify="left")
         table.add_column("after", justify="right")
         table.add_column("came, at")

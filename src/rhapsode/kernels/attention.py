@@ -18,8 +18,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """The weights of `attend`, (B, N, T, S); each row sums to 1."""
-    T, S, key_dim = q.shape[2], k.shape[2], q.shape[3]
+    """The weights of `attend`, (..., T, S); each row sums to 1."""
+    T, S, key_dim = q.shape[-2], k.shape[-2], q.shape[-1]
     scores = q @ k.mT / math.sqrt(key_dim)
     return scores.masked_fill(~visible(T, S, q.device), -torch.inf).softmax(-1)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-KINDS = ("fast", "plain")
+KINDS_OF_FORM = ("fast", "plain")
 FORMS = {"cpu": "fast", "cuda": "fast", "mps": "fast"}  # by the type of the device; plain on any other
 _chosen: str | None = None
 
@@ -17,8 +17,8 @@ def form(kind: str) -> Iterator[None]:
     Raises ValueError for another word.
     """
     global _chosen
-    if kind not in KINDS:
-        raise ValueError(f"the form of a kernel is one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in KINDS_OF_FORM:
+        raise ValueError(f"the form of a kernel is one of {', '.join(KINDS_OF_FORM)}, got {kind!r}")
     before, _chosen = _chosen, kind
     try:
         yield

@@ -24,7 +24,7 @@ SECTIONS: dict[str, type] = {
     "batch": BatchConfig,
 }
 Sections = dict[str, dict[str, Any]]
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 def fields_of(section: str) -> dict[str, type]:
@@ -43,7 +43,9 @@ def checked(sections: Mapping[str, Any], where: str) -> Sections:
     found: Sections = {}
     for section, fields in sections.items():
         if section not in SECTIONS:
-            raise ValueError(f"{where}: {section!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
+            raise ValueError(
+                f"{where}: {section!r} is not a section of a recipe; the sections are {', '.join(SECTIONS)}"
+            )
         if not isinstance(fields, Mapping):
             raise ValueError(f"{where}: {section} must be a dict of fields, got {fields!r}")
         for field, value in fields.items():
@@ -58,7 +60,7 @@ def section_of(name: str, where: str) -> tuple[str, str]:
     found = [key for key in SECTIONS if field in fields_of(key) and section in ("", key)]
     if not found:
         known = "; ".join(f"{key}: {', '.join(fields_of(key))}" for key in SECTIONS)
-        raise ValueError(f"{where}: there is no field {name!r} ({known})")
+        raise ValueError(f"{where}: unknown field {name!r} ({known})")
     return found[0], field
 
 
@@ -71,7 +73,9 @@ def read_toml(path: Path) -> Sections:
     sections: Sections = {}
     for section, fields in content.items():
         if section not in SECTIONS or not isinstance(fields, dict):
-            raise ValueError(f"{path}: {section!r} is no table of a config; there are [{'], ['.join(SECTIONS)}]")
+            raise ValueError(
+                f"{path}: {section!r} is not a table of a config; the tables are [{'], ['.join(SECTIONS)}]"
+            )
         for field, value in fields.items():
             section_of(f"{section}.{field}", str(path))
             sections.setdefault(section, {})[field] = typed(section, field, value, f"{path}, [{section}]")
@@ -86,11 +90,11 @@ def read_assignments(assignments: Iterable[str]) -> Sections:
         if not equals:
             raise ValueError(f"--set {assignment}: not of the form field=value")
         section, field = section_of(name.strip(), f"--set {assignment}")
-        sections.setdefault(section, {})[field] = parse(section, field, text.strip(), f"--set {assignment}")
+        sections.setdefault(section, {})[field] = parse_value(section, field, text.strip(), f"--set {assignment}")
     return sections
 
 
-def parse(section: str, field: str, text: str, where: str) -> Any:
+def parse_value(section: str, field: str, text: str, where: str) -> Any:
     """The value of a field written as text, such as `256`, `tanh` or `true`."""
     kind = fields_of(section)[field]
     if kind is str:
@@ -149,7 +153,7 @@ def merge(sections: Sections, over: Mapping[str, Mapping[str, Any]]) -> Sections
     return merged
 
 
-def build(kind: type[Config], fields: Mapping[str, Any], where: str = "config") -> Config:
+def build(kind: type[_Config], fields: Mapping[str, Any], where: str = "config") -> _Config:
     """A config from its fields; ValueError for one that it does not have (written by a newer version, say)."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(fields) - known)
@@ -165,6 +169,6 @@ def own_sections(
     own = read_toml(config) if config else {}
     if len(budgets) > 1:
         names = " and ".join(f"--{name}" for name in budgets)
-        raise ValueError(f"a budget is one of {', '.join(f'--{name}' for name in BUDGETS)}; got {names}")
+        raise ValueError(f"give only one budget ({', '.join(f'--{name}' for name in BUDGETS)}), got {names}")
     flags = {**budgets, **({} if seed is None else {"seed": seed})}
     return lay(lay(own, {"train": flags}), read_assignments(assignments or ()))

@@ -80,7 +80,7 @@ class TrainConfig:
         given = [name for name in BUDGETS if getattr(self, name)]
         if len(given) != 1:
             what = f"got {' and '.join(given)}" if given else "got none greater than 0"
-            raise ValueError(f"a budget is exactly one of {', '.join(BUDGETS)}; {what}")
+            raise ValueError(f"the budget must be exactly one of {', '.join(BUDGETS)}; {what}")
         if self.validations < 1:
             raise ValueError(f"validations must be >= 1, got {self.validations}")
         check_seed(self.seed)

@@ -97,7 +97,7 @@ class Fitting:
     def many(self) -> str:
         """`often`, as the beginning of a reason."""
         epochs = self.tokens_at_full_pace / self.text.num_tokens
-        return f"in more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the pace of {self.preset} as it stands)"
+        return f"with more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the speed of the unchanged {self.preset} preset)"
 
     @property
     def second_block(self) -> bool:
@@ -155,7 +155,7 @@ def fill_an_epoch(case: Fitting) -> list[Change]:
     batch_size = case.get("batch", "batch_size")
     if not case.chosen("batch", "batch_size"):
         batch_size = max(1, min(batch_size, tokens // (BATCHES_PER_EPOCH * window)))
-    reason = f"{BATCHES_PER_EPOCH} batches or more in an epoch, where the text has them"
+    reason = f"at least {BATCHES_PER_EPOCH} batches per epoch, if the text is long enough"
     return [Change("batch", "window", window, reason), Change("batch", "batch_size", batch_size, reason)]
 
 
@@ -163,14 +163,14 @@ def carry_long_stories(case: Fitting) -> list[Change]:
     """Stories of many windows: a window goes on from the state at the end of the one before."""
     if case.text.num_tokens < LONG_STORY * case.get("batch", "window") * case.text.num_stories:
         return []
-    return [Change("batch", "carry_state", True, f"stories are {LONG_STORY} windows long or more")]
+    return [Change("batch", "carry_state", True, f"the average story is at least {LONG_STORY} windows long")]
 
 
 def add_a_block(case: Fitting) -> list[Change]:
     """A second block where there is one, and the time to read the text often."""
     if not case.often or case.get("model", "num_layers", 1) != 1 or case.chosen("model", "num_layers"):
         return []
-    reason = f"{case.many} a second block pays"
+    reason = f"{case.many}, a second block lowers the loss"
     return [Change("model", "num_layers", 2, reason), Change("model", "attention", "last", reason)]
 
 
@@ -179,12 +179,12 @@ def end_in_time(case: Fitting) -> list[Change]:
     if case.budget or case.epochs <= MOST_EPOCHS:
         return []
     minutes = PRESETS[case.preset]["train"]["minutes"]
-    return [Change("train", "epochs", float(MOST_EPOCHS), f"in place of {minutes:g} minutes: more epochs overfit")]
+    return [Change("train", "epochs", float(MOST_EPOCHS), f"instead of {minutes:g} minutes: more epochs overfit")]
 
 
 def fewer_pairs(case: Fitting) -> list[Change]:
     """No more rows for pairs of tokens than the text can teach."""
-    reason = f"{TOKENS_PER_PAIR} tokens of the text or more for each row, {FEWEST_ROWS} at least"
+    reason = f"at least {TOKENS_PER_PAIR} tokens of text per row, and at least {FEWEST_ROWS} rows"
     return [Change("model", "pair_embeddings", rows_for_pairs(case.preset, case.text.num_tokens), reason)]
 
 
@@ -194,7 +194,7 @@ def drop_out(case: Fitting) -> list[Change]:
     if case.often:
         doublings = math.log2(max(1.0, case.epochs / EPOCHS_WITHOUT_DROPOUT))
         dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING * doublings), 2)
-    each = f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs beyond {EPOCHS_WITHOUT_DROPOUT}"
+    each = f"{DROPOUT_PER_DOUBLING:g} for each doubling of the epochs above {EPOCHS_WITHOUT_DROPOUT}"
     return [Change("model", "dropout", dropout, f"{each}, at most {MOST_DROPOUT:g}")]
 
 
@@ -204,9 +204,9 @@ def slow_down(case: Fitting) -> list[Change]:
         return []
     least = PRESETS[case.preset]["optimizer"]["weight_decay"]
     decay = round(min(MOST_DECAY, max(least, STEPS_TIMES_DECAY / case.steps)), 2)
-    why = f"{STEPS_TIMES_DECAY} over some {case.steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
+    why = f"{STEPS_TIMES_DECAY} divided by about {case.steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
     return [
-        Change("optimizer", "learning_rate", REREAD_RATE, f"{case.many} a higher rate overfits"),
+        Change("optimizer", "learning_rate", REREAD_RATE, f"{case.many}, a higher rate overfits"),
         Change("optimizer", "weight_decay", decay, why),
     ]
 
@@ -233,7 +233,7 @@ def warm_up_in_time(case: Fitting) -> list[Change]:
     if WARMUP_SHARE * case.steps >= OptimizerConfig.warmup_steps:
         return []
     steps = max(FEWEST_TIMED_STEPS, round(WARMUP_SHARE * case.steps))
-    reason = f"a share of {WARMUP_SHARE:g} of some {case.steps:,.0f} steps, {FEWEST_TIMED_STEPS} at least"
+    reason = f"{WARMUP_SHARE:g} of about {case.steps:,.0f} steps, but at least {FEWEST_TIMED_STEPS}"
     return [Change("optimizer", "warmup_steps", steps, reason)]
 
 
@@ -265,5 +265,5 @@ def fit_preset(name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] |
         case = Fitting(name, text, case.own, (*case.changes, *rule(case)))
     read = case.tokens_at_own_pace
     epochs = read / text.num_tokens
-    line = f"{text.num_tokens:,} tokens to train on; {name} would read {read:,.0f}, which makes {epochs:,.1f} epochs"
+    line = f"{text.num_tokens:,} training tokens; {name} would process {read:,.0f}, which is {epochs:,.1f} epochs"
     return Fitted(case.sections, {change.field: change.reason for change in case.changes}, line)

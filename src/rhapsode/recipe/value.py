@@ -33,7 +33,9 @@ class Recipe:
         """
         unknown = sorted(set(content) - set(SECTIONS))
         if unknown:
-            raise ValueError(f"{where}: {unknown[0]!r} is no section of a recipe; there are {', '.join(SECTIONS)}")
+            raise ValueError(
+                f"{where}: {unknown[0]!r} is not a section of a recipe; the sections are {', '.join(SECTIONS)}"
+            )
         for section in SECTIONS:
             if section not in content:
                 raise ValueError(f"{where}: the section {section} is missing")

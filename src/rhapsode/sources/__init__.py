@@ -80,7 +80,7 @@ def open_source(
         path = Path(location)
         if location == "-":
             if locations.count("-") > 1:
-                raise ValueError("standard input (-) can be named once only")
+                raise ValueError("standard input (-) can be named only once")
             if sys.stdin is None:
                 raise ValueError("standard input (-) is closed: there is nothing to read")
             temporary.append(_spool(sys.stdin.buffer))

@@ -164,7 +164,7 @@ def open_bytes(file: InputFile, on_read: OnRead | None = None) -> Iterator[io.Bu
             raise ValueError(f"{file.name}: broken {file.compression} data: {error}") from None
 
 
-def read_text(file: InputFile, on_read: OnRead | None = None) -> Iterator[str]:
+def read_chunks(file: InputFile, on_read: OnRead | None = None) -> Iterator[str]:
     """Yields the text in chunks of about a megabyte: from UTF-8, no byte-order mark, lines ended by \\n.
 
     Raises ValueError naming the byte (of the unpacked file) where the text is binary or not UTF-8.

@@ -52,7 +52,7 @@ def files_in(folder: Path, wanted: Sequence[str] = TRAINING, format: str = "auto
     if format != "auto":
         known = [path for path in known if format_of_name(path) == format] or known or data
     if not known:
-        beside = f"; {', '.join(shown(path.name) for path in about[:4])} only tells of data" if about else ""
+        beside = f"; {', '.join(shown(path.name) for path in about[:4])} only describes data" if about else ""
         raise ValueError(
             f"{shown(folder)}: no file in it ends in one of {' '.join(FORMATS)} (or these with .gz, .zst){beside}"
         )

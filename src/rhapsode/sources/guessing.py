@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhapsode.sources.files import COMPRESSIONS, MARKS, InputFile, format_of_name, open_bytes, read_text
+from rhapsode.sources.files import COMPRESSIONS, MARKS, InputFile, format_of_name, open_bytes, read_chunks
 
 FORMATS = ("auto", "text", "jsonl", "json", "csv", "tsv", "parquet")
 HEAD_CHARACTERS = 1 << 16  # what a guess looks at, at least; a first record that is longer is read to its end
@@ -95,7 +95,7 @@ class _Head:
     """The beginning of a text, of which more is read where it is needed."""
 
     def __init__(self, file: InputFile) -> None:
-        self.name, self.chunks = file.name, read_text(file)
+        self.name, self.chunks = file.name, read_chunks(file)
         self.text, self.complete = "", False
         self.extend(HEAD_CHARACTERS)
 
@@ -235,7 +235,7 @@ def _following(head: _Head, position: int, kind: type) -> bool:
                 return False
             raise ValueError(
                 f"{head.name}: the first {number + 1} lines are JSON, as in JSON Lines, and the next,"
-                f" {line.strip()[:40]!r}, is not; say which it is: --format text or --format jsonl"
+                f" {line.strip()[:40]!r}, is not; choose --format text or --format jsonl"
             )
     return bool(lines)
 
@@ -270,7 +270,7 @@ def guess_split(files: Sequence[InputFile]) -> str:
     else at blank lines if there are any, else line by line."""
     guess = "line"
     for file in files[:SPLIT_FILES]:
-        head = "".join(islice(read_text(file), 2))
+        head = "".join(islice(read_chunks(file), 2))
         if STANDARD_SEPARATOR in head:
             return "separator"
         if re.search(r"\S[^\S\n]*\n\s*\n\s*\S", head):
@@ -281,7 +281,7 @@ def guess_split(files: Sequence[InputFile]) -> str:
 def occurs(separator: str, file: InputFile) -> bool:
     """Whether the separator stands anywhere in the text."""
     rest = ""
-    for chunk in read_text(file):
+    for chunk in read_chunks(file):
         rest += chunk
         if separator in rest:
             return True

@@ -43,7 +43,7 @@ class Address(NamedTuple):
     split: str
 
 
-def parse(location: str) -> Address:
+def parse_address(location: str) -> Address:
     """Takes `hub:org/name/inside@revision:split` apart; all but the name may be missing."""
     first = re.split("[/@:]", location.removeprefix("hub:"))[0]
     match = ADDRESS.fullmatch(location.replace(first, SHORT_NAMES.get(first.lower(), first), 1))
@@ -59,7 +59,7 @@ def download(location: str) -> list[tuple[Path, str]]:
     Raises ValueError where the name leads to nothing readable, OSError where the network fails.
     """
     hub = _library(location)
-    address = parse(location)
+    address = parse_address(location)
     # The library reads HF_ENDPOINT when it is first imported, which may have been long ago.
     endpoint = (os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT).rstrip("/")
     folder = cache_root() / "hub" / re.sub(r"\W+", "-", endpoint.split("://")[-1]) / address.repo.replace("/", "--")
@@ -72,11 +72,11 @@ def download(location: str) -> list[tuple[Path, str]]:
             raise
         known = json.loads(index.read_text(encoding="utf-8"))
         commit, names = known["commit"], known["names"]
-        say(f"{error}; going on with what was downloaded before")
+        say(f"{error}; using what was downloaded before")
     else:
         write_text(index, json.dumps({"commit": commit, "names": names}))
     files = []
-    for name in choose(names, address.inside, address.split, location):
+    for name in choose_files(names, address.inside, address.split, location):
         path = folder / commit / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def download(location: str) -> list[tuple[Path, str]]:
     return files
 
 
-def choose(names: list[str], inside: str, split: str, location: str) -> list[str]:
+def choose_files(names: list[str], inside: str, split: str, location: str) -> list[str]:
     """Which of a data set's files hold the split: those whose path says so, in the best of its formats.
 
     Parquet comes before JSONL, tables, text and JSON: the Hub itself makes it of a data set, a record per story.
@@ -127,7 +127,7 @@ def _library(location: str) -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
-        raise ValueError(f"{location}: needs the Hub's own library; pip install 'rhapsode[hub]'") from None
+        raise ValueError(f"{location}: needs the package huggingface_hub; pip install 'rhapsode[hub]'") from None
     return huggingface_hub
 
 
@@ -140,7 +140,7 @@ def _list_files(hub: Any, address: Address, endpoint: str, location: str) -> tup
         raise ValueError(f"{location}: {_one_line(error)}") from None
     except errors.GatedRepoError:
         page = f"{endpoint}/datasets/{address.repo}"
-        raise ValueError(f"{location}: access has to be asked for at {page}; then set HF_TOKEN") from None
+        raise ValueError(f"{location}: access must be requested at {page}; then set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
         raise ValueError(f"{location}: the data set has no revision {address.revision!r}") from None
     except errors.RepositoryNotFoundError:
@@ -172,7 +172,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
         while True:
             had = stream.seek(0, os.SEEK_END)
             if had:
-                say(f"{called}: going on with the download at {had / 1e6:,.1f} MB")
+                say(f"{called}: resuming the download at {had / 1e6:,.1f} MB")
             try:
                 headers = hub.utils.build_hf_headers()
                 http_get(url, stream, resume_size=had, headers=headers, expected_size=about.size)
@@ -187,7 +187,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
                     of = f" of {about.size / 1e6:,.1f}" if about.size else ""
                     raise OSError(
                         f"{called}: the download stopped at {has / 1e6:,.1f}{of} MB ({_one_line(error)});"
-                        " the same command goes on from there"
+                        " run the same command again to resume it"
                     ) from None
                 time.sleep(SECONDS_BETWEEN_ATTEMPTS)
         os.fsync(stream.fileno())
@@ -196,7 +196,7 @@ def _fetch(hub: Any, address: Address, commit: str, name: str, endpoint: str, pa
             right = hashlib.file_digest(stream, "sha256").hexdigest() == about.etag
         if not right:
             partial.unlink()
-            raise OSError(f"{called}: damaged on its way, the SHA-256 differs; run the same command again")
+            raise OSError(f"{called}: damaged in transit, its SHA-256 differs; run the same command again")
     os.replace(partial, path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rhapsode.sources.guessing import recognise
 from rhapsode.sources.source import FileSource, SourceConfig
 
-NAME = "texts given in Python"
+TEXTS_IN_MEMORY = "texts given in Python"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,18 +22,18 @@ def source_of_texts(texts: Iterable[str]) -> FileSource:
     count = 0
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{NAME}: item {place} is no text but of type {type(text).__name__}")
+            raise ValueError(f"{TEXTS_IN_MEMORY}: item {place} must be a str, got {type(text).__name__}")
         if (half := SURROGATE.search(text)) is not None:
-            raise ValueError(f"{NAME}: item {place}: half of a surrogate pair at {half.start()}, no Unicode text")
+            raise ValueError(f"{TEXTS_IN_MEMORY}: item {place}: half of a surrogate pair at {half.start()}")
         if text and not text.isspace():
             temporary.write(json.dumps(text) + "\n")
             count += 1
     temporary.flush()
     if not count:
-        raise ValueError(f"{NAME}: no story in them, only blank ones or none")
-    guess = recognise(Path(temporary.name), NAME, "jsonl", suffix_of="")
+        raise ValueError(f"{TEXTS_IN_MEMORY}: no stories, there are no texts or only blank ones")
+    guess = recognise(Path(temporary.name), TEXTS_IN_MEMORY, "jsonl", suffix_of="")
     stories = "1 story" if count == 1 else f"{count:,} stories"
-    source = FileSource([guess], SourceConfig(format="jsonl"), f"{NAME}: {stories}")
-    source.description = f"{NAME}: {stories}"
+    source = FileSource([guess], SourceConfig(format="jsonl"), f"{TEXTS_IN_MEMORY}: {stories}")
+    source.description = f"{TEXTS_IN_MEMORY}: {stories}"
     source._temporary = [temporary]
     return source

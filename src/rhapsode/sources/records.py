@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_text
+from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_chunks
 from rhapsode.sources.guessing import is_cut_short
 from rhapsode.sources.tables import read_table, shape_of
 
@@ -46,7 +46,7 @@ def read_records(file: InputFile, field: str, on_read: OnRead | None = None) -> 
             if len(value):
                 yield Record(_ids(value, where), where)
         elif value is not None:
-            raise ValueError(f"{where}: a {type(value).__name__} where a text or a list of token ids should stand")
+            raise ValueError(f"{where}: expected a text or a list of token ids, got {type(value).__name__}")
 
 
 def _at(record: dict[Any, Any], field: str, where: str) -> Any:
@@ -67,7 +67,7 @@ def _at(record: dict[Any, Any], field: str, where: str) -> Any:
     if isinstance(value, dict):
         paths = islice(_paths(value, f"{field}."), MOST_NAMED)
         there = " or ".join(f"--field {path}" for path in paths) or "nothing"
-        raise ValueError(f"{where}: {field!r} holds an object, not a text; name what is in it: {there}")
+        raise ValueError(f"{where}: {field!r} is an object, not a text; choose a field inside it: {there}")
     return value
 
 
@@ -89,7 +89,7 @@ def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
         return ids.astype(np.int64, copy=False)
     if isinstance(value[0], dict):
         there = ", ".join(map(str, value[0]))
-        raise ValueError(f"{where}: a list of objects ({there}) where a text or a list of token ids should stand")
+        raise ValueError(f"{where}: expected a text or a list of token ids, got a list of objects ({there})")
     for position, id in enumerate(value, start=1):
         if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < 2**31:
             raise ValueError(
@@ -122,14 +122,14 @@ def _read_jsonl(file: InputFile, field: str, on_read: OnRead | None) -> Iterator
 def _beyond_reading(error: Exception) -> str:
     """What to say of valid JSON that Python does not read."""
     if isinstance(error, RecursionError):
-        return f"JSON that is nested too deep, over {sys.getrecursionlimit():,} lists or objects in one another"
-    return f"a number of more than {sys.get_int_max_str_digits():,} digits; take it out or make it a text"
+        return f"JSON nested too deeply, over {sys.getrecursionlimit():,} levels"
+    return f"a number of more than {sys.get_int_max_str_digits():,} digits; remove it or make it a text"
 
 
 def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
     """The elements of one long JSON list, one after another, without holding the list."""
     decoder = json.JSONDecoder()
-    chunks = read_text(file, on_read)
+    chunks = read_chunks(file, on_read)
     buffer, begin, at_end = "", 0, False
     line, number = 1, 0  # of the buffer's first character; of the element
     expected = "the list"
@@ -143,7 +143,7 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
         sign = buffer[begin : begin + 1]
         if expected == "the list" and sign:
             if sign != "[":
-                what = "one object over several lines (or none that is whole)" if sign == "{" else "not a JSON list"
+                what = "one object over several lines, or an incomplete one" if sign == "{" else "not a JSON list"
                 raise ValueError(
                     f"{file.name}: {what}; give a list of texts, of objects or of lists of ids, or one of them per line"
                 )
@@ -176,7 +176,7 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
                 begin, expected = end, ", or ]"
                 continue
         if at_end:
-            raise bad(f"the file ends where {expected} should stand", len(buffer))
+            raise bad(f"the file ends where {expected} was expected", len(buffer))
         line += buffer.count("\n", 0, begin)
         # As much again as is held: a long element is then tried a few times, not once per chunk.
         held, begin, wanted = buffer[begin:], 0, len(buffer) - begin

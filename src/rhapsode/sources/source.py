@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from rhapsode.sources.cutting import Piece, cut, pieces_of
-from rhapsode.sources.files import InputFile, OnRead, read_text
+from rhapsode.sources.files import InputFile, OnRead, read_chunks
 from rhapsode.sources.guessing import FORMATS, STANDARD_SEPARATOR, Guess, guess_split, occurs
 from rhapsode.sources.records import Record, read_records
 from rhapsode.sources.tables import shape_of, text_column
 
 READING_VERSION = 2  # of the rules that make stories of bytes; raised when they change, so that stores are made anew
-SPLITS = ("auto", "separator", "paragraph", "line", "file")
+CUTS = ("auto", "separator", "paragraph", "line", "file")
 CUT_AT = {
     "paragraph": "cut at blank lines",
     "line": "a story per line",
     "file": "the whole file is one story",
 }
-CALLED = {
+FORMAT_NAMES = {
     "text": "text",
     "jsonl": "JSON Lines",
     "json": "a JSON list",
@@ -48,8 +48,8 @@ class SourceConfig:
     format: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"cut must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.split not in CUTS:
+            raise ValueError(f"cut must be one of {', '.join(CUTS)}, got {self.split!r}")
         if self.separator is not None and not self.separator.strip():
             raise ValueError(f"separator must have a visible character, got {self.separator!r}")
         if self.separator is not None and self.split not in ("auto", "separator"):
@@ -135,11 +135,11 @@ class FileSource:
         self.column = self.column or (text_column(file, shape) if guessed else "text")
         if self.column is None:
             raise ValueError(
-                f"{file.name}: no column 'text', and no other that alone has text in it; there are: {columns} (choose"
-                " one with --field, or say --format text if it is no table)"
+                f"{file.name}: no column 'text', and no other that is the only one with text; there are: {columns}"
+                " (choose one with --field, or use --format text if it is not a table)"
             )
         said = f"a story per row, column {self.column!r} of {columns}"
-        return said + (" (guessed; --field says otherwise)" if guessed else "")
+        return said + (" (guessed; to change it: --field)" if guessed else "")
 
     def _choose_cut(self, plain: Sequence[InputFile], like: SourceConfig | None, called: str) -> str:
         """How plain text is cut, and how to say so; ValueError for a separator that was asked for and is not there."""
@@ -157,14 +157,14 @@ class FileSource:
             self.split = "separator"
         separator = self.separator or STANDARD_SEPARATOR
         if self.split == "separator" and not guessed and not _occurs_in(plain, separator):
-            cure = "name what stands between the stories with --separator, or let --cut auto find out"
+            cure = "give the text between the stories with --separator, or use --cut auto"
             if self.separator is not None:
-                cure = "name what does stand between the stories, or put it at the end of a text that is one story"
+                cure = "give the text that does stand between the stories, or end a text that is one story with it"
             if "\\n" in separator:
-                cure += "; in a shell, a line end in it is written $'\\n'"
+                cure += "; in a shell, write a line end in it as $'\\n'"
             raise ValueError(f"{called}: the separator {separator!r} does not occur in it; {cure}")
         said = CUT_AT.get(self.split, f"cut at {separator!r}")
-        return said + (" (guessed; --cut says otherwise)" if guessed else "")
+        return said + (" (guessed; to change it: --cut)" if guessed else "")
 
     def stories(self) -> Iterator[str] | Iterator[list[int]]:
         """Yields each story's text, or each list of ids; a file that is one story comes whole."""
@@ -190,7 +190,7 @@ class FileSource:
         for file in self.files:
             if file.format == "text":
                 separator = self.separator or STANDARD_SEPARATOR
-                for piece in cut(read_text(file, on_read), self.split, separator):
+                for piece in cut(read_chunks(file, on_read), self.split, separator):
                     empty = False
                     yield piece
             else:
@@ -200,7 +200,7 @@ class FileSource:
                     empty = False
                     yield from pieces_of(record.value)
         if empty:
-            raise ValueError(f"{self.description}: no story in it, only blank ones or none")
+            raise ValueError(f"{self.description}: no stories, it is empty or has only white space")
 
     def sequences(self, on_read: OnRead | None = None) -> Iterator[Record]:
         """Yields the id lists of a source of kind "ids", each with its place for error messages."""
@@ -245,10 +245,11 @@ class FileSource:
 
 def _about_formats(guesses: Iterable[Guess]) -> list[str]:
     """What to say of formats that are not what a file's name says."""
-    guessed = dict.fromkeys(CALLED[guess.file.format] for guess in guesses if guess.by_content)
+    guessed = dict.fromkeys(FORMAT_NAMES[guess.file.format] for guess in guesses if guess.by_content)
     others = {guess.looks_like: guess.file.name for guess in guesses if guess.looks_like}
-    return [f"read as {format} (guessed; --format says otherwise)" for format in guessed] + [
-        f"{name} looks like {CALLED[format]} (--format {format} reads it so)" for format, name in others.items()
+    return [f"read as {format} (guessed; to change it: --format)" for format in guessed] + [
+        f"{name} looks like {FORMAT_NAMES[format]} (to read it that way: --format {format})"
+        for format, name in others.items()
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from rhapsode.sources.files import InputFile, OnRead, read_text
+from rhapsode.sources.files import InputFile, OnRead, read_chunks
 
 LONGEST_CELL = 1 << 28  # characters
 SAMPLE_ROWS = 200
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[\s\d.,:;/%+eE-]*")
 
 
 @dataclass(frozen=True)
-class Shape:
+class TableShape:
     """What a table looks like: its columns, what stands between them, and whether cells stand in quotation marks."""
 
     columns: tuple[str, ...]
@@ -23,16 +23,16 @@ class Shape:
     quoted: bool
 
 
-def shape_of(file: InputFile) -> Shape:
+def shape_of(file: InputFile) -> TableShape:
     """Looks at the beginning of a table; raises ValueError where the first row cannot be names of columns."""
-    first = next((line for line in _lines(read_text(file)) if line.strip()), "")
+    first = next((line for line in _lines(read_chunks(file)) if line.strip()), "")
     outside = re.sub(r'"[^"]*"', "", first)
     delimiter = "\t" if file.format == "tsv" else max(",;\t|", key=outside.count)
     quoted = file.format == "csv" or _is_quoted(file, delimiter)
     columns = [name.strip() for name in next(_rows(file, delimiter, quoted), ([], 0))[0]]
     if not any(columns) or any(len(name) > LONGEST_NAME or "\n" in name for name in columns):
-        raise ValueError(f"{file.name}: its first row does not name columns; put one on top, such as: text")
-    return Shape(tuple(columns), delimiter, quoted)
+        raise ValueError(f"{file.name}: its first row does not name columns; add a header row, such as: text")
+    return TableShape(tuple(columns), delimiter, quoted)
 
 
 def _is_quoted(file: InputFile, delimiter: str) -> bool:
@@ -44,7 +44,7 @@ def _is_quoted(file: InputFile, delimiter: str) -> bool:
     return len(counts) == 1
 
 
-def text_column(file: InputFile, shape: Shape) -> str | None:
+def text_column(file: InputFile, shape: TableShape) -> str | None:
     """The only column with text in it: with several words in most cells, or else with anything but numbers.
 
     None where there are several or none.
@@ -65,7 +65,9 @@ def text_column(file: InputFile, shape: Shape) -> str | None:
     return None
 
 
-def read_table(file: InputFile, shape: Shape, column: str, on_read: OnRead | None = None) -> Iterator[tuple[str, str]]:
+def read_table(
+    file: InputFile, shape: TableShape, column: str, on_read: OnRead | None = None
+) -> Iterator[tuple[str, str]]:
     """Yields (cell of the column, where it stands); ValueError naming the line where a row cannot be right."""
     if column not in shape.columns:
         there = ", ".join(shape.columns)
@@ -84,7 +86,7 @@ def _rows(
 ) -> Iterator[tuple[list[str], int]]:
     """Yields (cells, number of the line where they begin) of rows that are not blank; with columns, after the first."""
     csv.field_size_limit(LONGEST_CELL)  # for the whole process; nothing else in it reads CSV
-    lines = _lines(read_text(file, on_read))
+    lines = _lines(read_chunks(file, on_read))
     if quoted:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
     else:

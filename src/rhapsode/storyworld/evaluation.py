@@ -78,21 +78,21 @@ def reference_accuracy(
     log_probabilities: (prefix, continuations) -> the log-probability of each continuation after the prefix,
     the sum over its tokens. A tie counts as wrong: a model that knows nothing must not be right.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[ReferenceOutcome] = []
     for story in stories:
         for question in clozes(story):
             right, *wrong = log_probabilities(question.prefix, [question.right, *question.wrong])
-            outcomes.append(Outcome(question.kind, question.distance, right > max(wrong)))
+            outcomes.append(ReferenceOutcome(question.kind, question.distance, right > max(wrong)))
     return accuracy(outcomes)
 
 
 def chance(stories: Iterable[Story]) -> Accuracy:
     """The accuracy of a guesser at the references of these stories: one over the number of continuations."""
     questions = [question for story in stories for question in clozes(story)]
-    return accuracy(Outcome(each.kind, each.distance, 1 / (1 + len(each.wrong))) for each in questions)
+    return accuracy(ReferenceOutcome(each.kind, each.distance, 1 / (1 + len(each.wrong))) for each in questions)
 
 
-class Outcome(NamedTuple):
+class ReferenceOutcome(NamedTuple):
     """What became of one question: 1 or True for right, 0 or False for wrong, or the probability of right."""
 
     kind: str
@@ -100,7 +100,7 @@ class Outcome(NamedTuple):
     right: float
 
 
-def accuracy(outcomes: Iterable[Outcome]) -> Accuracy:
+def accuracy(outcomes: Iterable[ReferenceOutcome]) -> Accuracy:
     """Means of outcomes over all, by kind and by distance. Raises ValueError if there are none."""
     outcomes = list(outcomes)
     if not outcomes:

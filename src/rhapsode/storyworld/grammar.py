@@ -123,14 +123,14 @@ class Grammar:
         return frozenset(bare_word(unit) for text in texts for unit in text.split()) - {""}
 
 
-def told(wording: Wording) -> set[str]:
+def facts_told(wording: Wording) -> set[str]:
     """The facts whose values a wording tells, whatever its inner choices are."""
     found: set[str] = set()
     for element in wording:
         if isinstance(element, Mention) and element.reveals:
             found.add(element.variable)
         elif isinstance(element, Choice):
-            found |= set.intersection(*(told(option) for option in element.options))
+            found |= set.intersection(*(facts_told(option) for option in element.options))
     return found
 
 
@@ -141,7 +141,7 @@ def _check_introductions(skeleton: Skeleton) -> None:
         for number, slot in enumerate(scene.slots, 1):
             new = {mention.variable for mention in mentions([slot])} - known
             for option in slot.options:
-                if missing := new - told(option):
+                if missing := new - facts_told(option):
                     raise ValueError(
                         f"skeleton {skeleton.name}: slot {number} of scene {scene.name} introduces "
                         f"{', '.join(sorted(missing))}, but one of its lines does not tell the value"

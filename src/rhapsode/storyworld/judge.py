@@ -82,7 +82,7 @@ def excess(
         true_bytes += sum(len(text.encode()) for text in storyworld.sample_batch(start, number, split))
     if byte_count != true_bytes:
         stories = f"the stories {seed_start:,} to {seed_start + count - 1:,} of the split {split}"
-        raise ValueError(f"{stories} have {true_bytes:,} bytes, but the loss is over {byte_count:,}")
+        raise ValueError(f"{stories} have {true_bytes:,} bytes, but the loss covers {byte_count:,}")
     floor = storyworld.entropy(split).bits_per_byte
     loss, sample_floor = nats / math.log(2) / byte_count, true_nats / math.log(2) / byte_count
     return Excess(split, count, byte_count, loss, floor, sample_floor, unspelled_share)
@@ -231,7 +231,7 @@ def reference_scores(
     asked = branches(tokenizer, stories)
     answers = continuation_log_probabilities(model, asked, tokenizer.eos_id, on_stories)
     return storyworld.accuracy(
-        storyworld.Outcome(branch.question.kind, branch.question.distance, right > max(wrong))
+        storyworld.ReferenceOutcome(branch.question.kind, branch.question.distance, right > max(wrong))
         for (_, branched), found in zip(asked, answers, strict=True)
         for branch, (right, *wrong) in zip(branched, found, strict=True)
     )

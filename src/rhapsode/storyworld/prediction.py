@@ -209,8 +209,8 @@ class TokenPredictor:
     def __init__(self, distribution: Distribution, tokenizer: "Tokenizer"):
         if not tokenizer.words_stand_alone:
             raise ValueError(
-                "this tokenizer may join two words in one token, so the truth about its next token is not known; "
-                "take one that splits words at white space, as those that Rhapsode trains do"
+                "this tokenizer may join two words in one token, so the exact distribution of its next token is not"
+                " known; use one that splits words at white space, as those that Rhapsode trains do"
             )
         self.distribution = distribution
         self.tokenizer = tokenizer
@@ -222,7 +222,7 @@ class TokenPredictor:
         if fragment not in self._spelled:
             ids = tuple(self.tokenizer.encode(fragment))
             if not ids:
-                raise ValueError(f"this tokenizer has no token at all for {fragment!r}, which stories say")
+                raise ValueError(f"this tokenizer has no token at all for {fragment!r}, which occurs in stories")
             self._spelled[fragment] = ids
         return self._spelled[fragment]
 
@@ -267,8 +267,8 @@ class TokenPredictor:
         except ValueError:
             found = f"id {ids[number]}, which is not in the vocabulary of {self.tokenizer.vocab_size}"
         return (
-            f"no {self.distribution.split} story goes on like this from token {number + 1} of {len(ids)}, at character "
-            f"{position}: found {found}, expected {likeliest}"
+            f"no {self.distribution.split} story continues like this from token {number + 1} of {len(ids)}, at"
+            f" character {position}: found {found}, expected {likeliest}"
         )
 
     def _character(self, hypothesis: _Hypothesis) -> int:
@@ -300,7 +300,7 @@ class TokenPredictor:
         spans = self.tokenizer.spans(hypothesis.fragment)
         number = next((n for n, (_, end) in enumerate(spans) if end > hypothesis.read), None)
         if number is None:
-            raise ValueError(f"this tokenizer leaves out the end of {hypothesis.fragment!r}, which stories say")
+            raise ValueError(f"this tokenizer leaves out the end of {hypothesis.fragment!r}, which occurs in stories")
         return ids[number], spans[number][0] >= hypothesis.read
 
     def _text_departure(self, text: str, position: int, hypotheses: list[_Hypothesis]) -> str:
@@ -314,7 +314,7 @@ class TokenPredictor:
             expected = dict.fromkeys(_match(r"^\s*\S*", rest) for rest in rests)
         likeliest = " or ".join(repr(word) if word else "the end" for word in list(expected)[:MOST_EXPECTED])
         return (
-            f"no {self.distribution.split} story goes on like this from character {position}: "
+            f"no {self.distribution.split} story continues like this from character {position}: "
             f"found {found!r}, expected {likeliest}"
         )
 

@@ -19,7 +19,7 @@ def tables(measured: Mapping[str, Any]) -> list[Table]:
         made.append(_excess_table(measured["excess"]))
     if "recall" in measured:
         recall = measured["recall"]
-        made.append(_recall_table(recall, "by_distance", "words since it was told"))
+        made.append(_recall_table(recall, "by_distance", "words since it was mentioned"))
         made.append(_recall_table(recall, "by_kind", "kind of reference"))
     if "generated" in measured:
         made += _generated_tables(measured["generated"])
@@ -36,7 +36,7 @@ def _table(title: str, *columns: str) -> Table:
 def _excess_table(floors: Mapping[str, Any]) -> Table:
     table = _table(
         "distance to the floor, in bits per byte",
-        *("stories of", "loss", "floor of the split", "of these stories", "excess", "bits per story"),
+        *("split", "loss", "floor of the split", "floor of these stories", "excess", "excess bits per story"),
     )
     for split, row in floors.items():
         numbers = (row["bits_per_byte"], row["floor_bits_per_byte"], row["sample_floor_bits_per_byte"])
@@ -46,7 +46,7 @@ def _excess_table(floors: Mapping[str, Any]) -> Table:
 
 
 def _recall_table(recall: Mapping[str, Any], part: str, name: str) -> Table:
-    table = _table(f"right at references, {part.replace('_', ' ')}", name, *recall, "chance", "references")
+    table = _table(f"accuracy at references, {part.replace('_', ' ')}", name, *recall, "chance", "references")
     everything = [(key, [split[part].get(key) for split in recall.values()]) for key in _keys(recall, part)]
     everything.append(("all", [split["overall"] for split in recall.values()]))
     for key, cells in everything:
@@ -70,13 +70,13 @@ def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
     counts.add_column(justify="left")
     counts.add_column(justify="right")
     counts.add_row("written", f"{report['total']:,}")
-    counts.add_row("stories of the grammar", f"{report['parsed']:,} ({report['parsed'] / max(report['total'], 1):.0%})")
-    counts.add_row("of these not in training", f"{report['new']:,}")
-    counts.add_row("of these different", f"{report['distinct']:,}")
+    counts.add_row("follow the grammar", f"{report['parsed']:,} ({report['parsed'] / max(report['total'], 1):.0%})")
+    counts.add_row("of which not in training", f"{report['new']:,}")
+    counts.add_row("of which distinct", f"{report['distinct']:,}")
     if report["words_before_break"] is None:
         return [counts]
-    counts.add_row("words before the others break", f"{report['words_before_break']:.0f}")
-    breaks = Table(title="where the others break", title_justify="left")
+    counts.add_row("words before the others go wrong", f"{report['words_before_break']:.0f}")
+    breaks = Table(title="where the others go wrong", title_justify="left")
     breaks.add_column("reason")
     breaks.add_column("stories", justify="right")
     breaks.add_column("for example")
@@ -86,7 +86,7 @@ def _generated_tables(report: Mapping[str, Any]) -> list[Table]:
     return [counts, breaks]
 
 
-MOST_LINES = 4  # more would lie on each other
+MOST_CURVES = 4  # more would lie on each other
 
 
 def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy | None = None) -> None:
@@ -101,8 +101,8 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"figures need {error.name}: pip install 'rhapsode[study]'") from error
-    if not 1 <= len(accuracies) <= MOST_LINES:
-        raise ValueError(f"a figure of recall has 1 to {MOST_LINES} lines, got {len(accuracies)}")
+    if not 1 <= len(accuracies) <= MOST_CURVES:
+        raise ValueError(f"a figure of recall has 1 to {MOST_CURVES} lines, got {len(accuracies)}")
     bins = {name: int(name.rstrip("+").split("-")[0]) for each in accuracies.values() for name in each.by_distance}
     names = sorted(bins, key=bins.__getitem__)
     # A fixed salt makes the ids, and so the file, the same each time.
@@ -140,12 +140,12 @@ def plot_recall(accuracies: Mapping[str, Accuracy], path: Path, chance: Accuracy
             axes.annotate("chance", place, (0, -4), color="0.35", va="top", textcoords="offset points")
         axes.set_xticks(range(len(names)), [name.replace("-", "–") for name in names])
         axes.set_xlabel("words between the reference and what it refers to")
-        axes.set_ylabel("right word likelier than each wrong one")
+        axes.set_ylabel("right word more likely than every wrong one")
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.grid(axis="y", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title("Recall of what the story told before", loc="left")
+        axes.set_title("Recall of what the story said earlier", loc="left")
         figure.legend(frameon=False, loc="outside lower center", ncols=2, handlelength=3.2)
         with replacing(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower() or "png", dpi=150, metadata=_no_date(path))

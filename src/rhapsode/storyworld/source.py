@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
+from rhapsode.seeds import LARGEST_SEED
 from rhapsode.sources.cutting import Piece, pieces_of
 from rhapsode.sources.files import InputFile, OnRead
 
-NAME = "storyworld"
+STORYWORLD = "storyworld"
 TRAINING_STORIES = 50_000
 OTHER_STORIES = 1_000
-LARGEST_SEED = 2**64 - 1
 
 
 class GeneratedSource:
@@ -35,16 +35,16 @@ class GeneratedSource:
         from rhapsode.storyworld import SPLITS
 
         if split not in SPLITS:
-            raise ValueError(f"{NAME} has no split {split!r}; its splits are {', '.join(SPLITS)}")
+            raise ValueError(f"{STORYWORLD} has no split {split!r}; its splits are {', '.join(SPLITS)}")
         if count < 1:
             raise ValueError(f"the number of stories must be at least 1, got {count}")
         if not 0 <= seed_start <= LARGEST_SEED + 1 - count:
             raise ValueError(f"seeds must be from 0 to 2^64 - 1, got {count} from {seed_start}")
         self.count, self.split, self.seed_start = count, split, seed_start
         stories = "1 story" if count == 1 else f"{count:,} stories"
-        self.description = f"{NAME}: {stories} of the split {split}"
+        self.description = f"{STORYWORLD}: {stories} of the split {split}"
         if seed_start:
-            self.description += f", from seed {seed_start:,} on"
+            self.description += f", starting at seed {seed_start:,}"
 
     def head(self, count: int) -> "GeneratedSource":
         """The first stories: a fair sample, since a story depends on its seed alone."""
@@ -68,13 +68,13 @@ class GeneratedSource:
         from rhapsode.storyworld import fingerprint
 
         return hashlib.sha256(
-            f"{NAME} {fingerprint()} {self.split} {self.seed_start} {self.count}".encode()
+            f"{STORYWORLD} {fingerprint()} {self.split} {self.seed_start} {self.count}".encode()
         ).hexdigest()
 
 
 def is_generated(location: str) -> bool:
     """Whether a location names the corpus inside the package, rightly or not."""
-    return location == NAME or location.startswith(f"{NAME}:")
+    return location == STORYWORLD or location.startswith(f"{STORYWORLD}:")
 
 
 def open_generated(location: str) -> GeneratedSource:
@@ -88,13 +88,13 @@ def open_generated(location: str) -> GeneratedSource:
     if parts and (len(parts) == 2 or parts[0] not in SPLITS):
         number, *parts = parts
         if not (number.isascii() and number.isdecimal() and int(number) > 0):
-            what = "is no number of stories (1 or more)" + ("" if parts else f", nor a split ({', '.join(SPLITS)})")
+            what = "is not a number of stories (1 or more)" + ("" if parts else f", nor a split ({', '.join(SPLITS)})")
             raise ValueError(f"{location}: {number!r} {what}")
         count = int(number)
     else:
         count = None
     if len(parts) > 1:
-        raise ValueError(f"{location}: give it as {NAME}:COUNT:SPLIT, such as {NAME}:500:valid")
+        raise ValueError(f"{location}: write it as {STORYWORLD}:COUNT:SPLIT, such as {STORYWORLD}:500:valid")
     split = parts[0] if parts else "train"
     try:
         return GeneratedSource(count or (TRAINING_STORIES if split == "train" else OTHER_STORIES), split)

@@ -24,9 +24,10 @@ from rhapsode.studies.data import valid_view
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
+from rhapsode.terminal import EXIT_STOPPED
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.training import Outcome, train
+from rhapsode.training import Outcome, train_run
 from rhapsode.training.start import create_run
 
 PROMPT = "Once upon a time there was a"
@@ -35,7 +36,6 @@ COMPLETIONS = 32  # that are counted, for each temperature above 0
 SHOWN = 3
 COMPLETION_TOKENS = 112  # with the prompt and </s>, about the 128 that training reads of a story
 SECONDS_FOR_ANOTHER = 60.0  # to save and go, after the study that it belonged to was killed
-EXIT_STOPPED = 130
 
 
 def run_cell(study: Study, cell: Cell, threads: int) -> str:
@@ -52,7 +52,7 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
         more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
-        raise ValueError(f"{path} holds a run of another plan; remove it to begin this cell anew")
+        raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
     outcome = _train_when_free(run, train_store, view, study.device)
     if outcome.ended != "interrupted":
         study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))
@@ -64,7 +64,7 @@ def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore,
     deadline = time.monotonic() + SECONDS_FOR_ANOTHER
     while True:
         try:
-            return train(run, train_store, valid_store, device, show=False)
+            return train_run(run, train_store, valid_store, device, show=False)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise

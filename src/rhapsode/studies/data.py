@@ -6,7 +6,7 @@ import numpy as np
 
 from rhapsode.tokens import TokenStore
 
-VALID_STORIES = 1_000  # ten validations of each cell: more of them would cost more than the training
+MOST_VALID_STORIES = 1_000  # ten validations of each cell: more of them would cost more than the training
 
 
 def valid_view(store: TokenStore, stories: int, length: int | None, seed: int) -> TokenStore:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.files import write_text
-from rhapsode.recorded import NUMBER, RUN, check_shape, read_config, read_versioned
+from rhapsode.recorded import NUMBER, RUN_SCHEMA, check_schema, read_config, read_versioned
 from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
 from rhapsode.studies.plans import Cell, StudyPlan, StudyRequest, plan_of
 from rhapsode.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ STUDY = {
     "tokenizer_files?": dict,
     "tokenizer_kind": str,
     "vocab_size": int,
-    "data": RUN["data?"] | {"num_stories": int, "valid_stories_there": int, "valid_description": str},
+    "data": RUN_SCHEMA["data?"] | {"num_stories": int, "valid_stories_there": int, "valid_description": str},
 }
 
 
@@ -44,7 +44,7 @@ class Study:
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
         where = str(path / "study.json")
-        check_shape(about, STUDY, where)
+        check_schema(about, STUDY, where)
         request = {name: _tuples(value) for name, value in about["request"].items()}
         if "format" not in request:  # begun when these two had defaults in words
             given = {name: request[name] for name in ("separator", "field")}
@@ -82,7 +82,7 @@ class Study:
             if before != now and not same_place:
                 raise ValueError(
                     f"{self.path} holds a study with {name} {before!r}, not {now!r};"
-                    " go on with that one or choose another directory with --out"
+                    " resume that one or choose another directory with --out"
                 )
 
     @property
@@ -126,7 +126,7 @@ class Study:
 
     def lock(self) -> AbstractContextManager[None]:
         """Holds the study for this process; raises BlockingIOError where another one runs it."""
-        return held(self.path, "another process runs this study")
+        return held(self.path, "another process is running this study")
 
 
 def devices_of(result: dict[str, Any]) -> set[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rhapsode.recipe import BUDGETS
-from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse, read_assignments, section_of
+from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse_value, read_assignments, section_of
 from rhapsode.seeds import check_seed
 from rhapsode.terminal import literal
 
@@ -102,7 +102,9 @@ class StudyRequest:
         if self.study == "grid" and not self.vary:
             raise ValueError("a grid needs at least one --vary field=value,value")
         if self.study != "grid" and self.vary:
-            raise ValueError(f"--vary belongs to `rhapsode study grid`; {self.study} varies what the course varied")
+            raise ValueError(
+                f"--vary works only with `rhapsode study grid`; {self.study} varies what the course varied"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _with_part(
             section, plain = section_of(key, f"--vary {key}")
             if plain in fixed.get(section, {}) or (plain in BUDGETS and set(BUDGETS) & set(fixed.get("train", {}))):
                 hint = "; --scale changes the sequences" if plain in BUDGETS else ""
-                raise ValueError(f"--set fixes {plain}, which the study {name} decides itself{hint}")
+                raise ValueError(f"--set {plain}: the study {name} sets this field itself{hint}")
             over.setdefault(section, {})[plain] = value
         names = []
         for seed in range(request.seed, request.seed + request.seeds):
@@ -215,21 +217,23 @@ def _grid(vary: tuple[str, ...]) -> dict[str, Values]:
             raise ValueError(f"--vary {text}: not of the form field=value,value")
         section, plain = section_of(name.strip(), f"--vary {text}")
         if plain == "seed":
-            raise ValueError("--vary seed: say --seeds N, and the report has the mean and the spread over them")
+            raise ValueError("--vary seed: use --seeds N instead, and the report has the mean and the spread over them")
         if plain in axes:
-            raise ValueError(f"--vary {plain} is given twice; name all its values in one")
-        axes[plain] = [parse(section, plain, value.strip(), f"--vary {text}") for value in values.split(",")]
+            raise ValueError(f"--vary {plain} is given twice; list all its values in one")
+        axes[plain] = [parse_value(section, plain, value.strip(), f"--vary {text}") for value in values.split(",")]
         if len({repr(value) for value in axes[plain]}) < len(axes[plain]):
-            raise ValueError(f"--vary {text}: a value is there twice")
+            raise ValueError(f"--vary {text}: a value appears twice")
     if len(set(axes) & set(BUDGETS)) > 1:
         raise ValueError(
-            f"a budget is one of {', '.join(BUDGETS)}; --vary names {' and '.join(set(axes) & set(BUDGETS))}"
+            f"vary only one budget ({', '.join(BUDGETS)}); --vary names {' and '.join(set(axes) & set(BUDGETS))}"
         )
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return {", ".join(f"{name} {shown(value)}" for name, value in values.items()): values for values in combinations}
+    return {
+        ", ".join(f"{name} {value_text(value)}" for name, value in values.items()): values for values in combinations
+    }
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of a field, as people write it."""
     if isinstance(value, bool):
         return "true" if value else "false"

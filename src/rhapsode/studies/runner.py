@@ -21,12 +21,11 @@ from rich.live import Live
 from rich.table import Table
 
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.progress import console, say
+from rhapsode.progress import SECONDS_BETWEEN_LINES, console, say
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.training import Interrupted
 
-SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_LOOKS = 0.25
 LAST_BYTES = 4096  # of metrics.jsonl: more than its longest line
 OVERHEAD_PARAMETERS = 300_000  # what a token costs beside the parameters' share, in parameters; for the ETA alone
@@ -136,7 +135,7 @@ def _start(study: Study, job: _Job, threads: int) -> None:
     job.state, job.started = "running", time.monotonic()
     job.share_before = job.share = _share(study.cell_path(job.cell))[0]
     if not console.is_terminal:
-        say(f"{job.cell.name}: {'going on' if job.share else 'begins'}")
+        say(f"{job.cell.name}: {'resumed' if job.share else 'started'}")
 
 
 def _look(study: Study, job: _Job) -> bool:
@@ -189,11 +188,11 @@ def _end(study: Study, job: _Job, failed: dict[str, str], stopping: bool, silent
     if code < 0:
         reason = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
-            reason += ", as the system does where memory runs out"
+            reason += ", perhaps because memory ran out"
     else:
         reason = lines[-1] if lines else f"exit code {code}"
     job.state, failed[name] = "failed", reason
-    say(f"{name} failed: {reason} ({study.log_path(job.cell)}); the others go on")
+    say(f"{name} failed: {reason} ({study.log_path(job.cell)}); the other cells continue")
 
 
 def _left(jobs: list[_Job]) -> str:
@@ -247,7 +246,7 @@ def _interruptible() -> Iterator[_Stop]:
         stop.asked += 1
         stop.event.set()
         if stop.asked == 1:
-            say("stopping: the cells save where they are; once more stops them at once")
+            say("stopping: the cells save their progress; press Ctrl-C again to stop them immediately")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -49,7 +49,7 @@ class Fit:
     seconds: float
 
 
-def fit(
+def fit_scale(
     plan_at: Callable[[float], StudyPlan],
     train_store: TokenStore,
     valid_store: TokenStore,
@@ -66,7 +66,7 @@ def fit(
     """
     began = time.monotonic()
     plan = plan_at(1.0)
-    say("timing a few steps of each shape")
+    say("timing a few steps of each model size")
     paces = _paces(plan, train_store, valid_store, device)
     left = MARGIN * (seconds - (time.monotonic() - began))
 
@@ -84,8 +84,8 @@ def fit(
     if needed(SMALLEST_SCALE, stories) > left:
         minutes = needed(SMALLEST_SCALE, stories) / MARGIN / 60
         raise ValueError(
-            f"--minutes {seconds / 60:g}: {len(plan.cells)} cells need {minutes:.1f} minutes before they train at all"
-            " (starting, validation); give more minutes or lower --valid-stories"
+            f"--minutes {seconds / 60:g}: {len(plan.cells)} cells need {minutes:.1f} minutes for start-up and"
+            " validation alone; give more minutes or lower --valid-stories"
         )
     low, high = SMALLEST_SCALE, 1.0
     if needed(high, stories) <= left:

@@ -15,13 +15,13 @@ from rhapsode.progress import say
 from rhapsode.recipe.changes import build
 from rhapsode.run import check_free
 from rhapsode.sources import SourceConfig
-from rhapsode.studies.data import VALID_STORIES, valid_view
+from rhapsode.studies.data import MOST_VALID_STORIES, valid_view
 from rhapsode.studies.directory import Study, devices_of
 from rhapsode.studies.plans import StudyRequest, plan_of
 from rhapsode.studies.report.chapters import Chapter, Table, chapters_of
-from rhapsode.studies.report.page import check_extras, settings_of, write_report
+from rhapsode.studies.report.page import check_extras, settings_table, write_report
 from rhapsode.studies.runner import Interrupted, run_cells
-from rhapsode.studies.timing import fit
+from rhapsode.studies.timing import fit_scale
 from rhapsode.tokens import BatchConfig, Batcher
 from rhapsode.training.data import DataRequest, open_data
 
@@ -41,7 +41,7 @@ class Finished(NamedTuple):
     @property
     def settings(self) -> Table:
         """What it was run with, and on."""
-        return settings_of(self.study, _facts())
+        return settings_table(self.study, _facts())
 
 
 def run_study(
@@ -79,7 +79,7 @@ def run_study(
         torch.set_num_threads(threads_before)
     say(f"report: {page} (and report.md, points.csv, figures/)")
     if failed:
-        say(f"{len(failed)} of {len(study.plan.cells)} cells failed; the same command tries them again")
+        say(f"{len(failed)} of {len(study.plan.cells)} cells failed; run the same command again to retry them")
     return Finished(study, failed, page)
 
 
@@ -90,21 +90,21 @@ def _open(request: StudyRequest, out: Path, device: str) -> Study:
     chosen = choose_device(device)
     if device not in ("auto", study.device):
         raise ValueError(
-            f"{out} holds a study on {study.device}, not {device}, and times of two devices cannot be compared;"
-            f" go on with --device {study.device} or choose another directory with --out"
+            f"{out} holds a study on {study.device}, not {device}, and times on two devices cannot be compared;"
+            f" use --device {study.device} or choose another directory with --out"
         )
     try:
         choose_device(study.device)
     except ValueError:
         raise ValueError(
-            f"{out} holds a study on {study.device}, and PyTorch finds no such device here, only {chosen};"
-            " times of two devices cannot be compared: choose another directory with --out"
+            f"{out} holds a study on {study.device}, but PyTorch finds no such device on this machine, only {chosen};"
+            " times on two devices cannot be compared: choose another directory with --out"
         ) from None
     if chosen != study.device:
-        say(f"going on on {study.device}, where the study was begun; {chosen} is there too, for a study of its own")
+        say(f"continuing on {study.device}, where the study was started; {chosen} is available too, for another study")
     before = {name for result in study.results() for name in devices_of(result)} - {device_name(study.device)}
     if before:
-        say(f"finished cells ran on {', '.join(sorted(before))}, the others run on {device_name(study.device)}")
+        say(f"finished cells ran on {', '.join(sorted(before))}, the others will run on {device_name(study.device)}")
     return study
 
 
@@ -117,12 +117,12 @@ def _begin(request: StudyRequest, out: Path, jobs: int, device: str) -> Study:
     plan = plan_of(request)
     for batch in {tuple(cell.sections["batch"].items()) for cell in plan.cells.values()}:
         Batcher(data.train, build(BatchConfig, dict(batch)), request.seed)  # raises what training would
-    stories = VALID_STORIES if request.valid_stories is None else request.valid_stories
+    stories = MOST_VALID_STORIES if request.valid_stories is None else request.valid_stories
     scale = 1.0 if request.scale is None else request.scale
     if request.minutes is not None:
         lenient = request.valid_stories is None
 
-        found = fit(
+        found = fit_scale(
             lambda scale: plan_of(request, scale),
             data.train,
             data.valid,
@@ -150,7 +150,7 @@ def _begin(request: StudyRequest, out: Path, jobs: int, device: str) -> Study:
             **data.about,
             "num_stories": data.train.num_stories,
             "valid_stories_there": data.valid.num_stories,
-            "valid_description": data.valid.description if "valid" in data.about else "held out of the same",
+            "valid_description": data.valid.description if "valid" in data.about else "held out of the training data",
         },
         "tokenizer_fingerprint": data.tokenizer.fingerprint,
         "tokenizer_kind": data.tokenizer.kind,

@@ -50,7 +50,7 @@ The mathematics of this project in plain NumPy, float64, one chapter per file of
 and the tests hold the fast kernels against it. Each worked example can be had in the terminal, with your own
 numbers, and as a page with figures: `rhapsode explain --help`.
 
-This page is generated from the docstrings and the worked examples; `make docs` writes it anew.
+This page is generated from the docstrings and the worked examples; `make docs` writes it again.
 """
 
 

@@ -66,8 +66,8 @@ class Tokenizer:
         )
         eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
         if eos_id is None:
-            advice = "name eos_token in a tokenizer_config.json beside it"
-            raise ValueError(f"{name}: nothing says which token ends a text; {advice}")
+            advice = "set eos_token in a tokenizer_config.json beside it"
+            raise ValueError(f"{name}: no token is marked as the end of a text; {advice}")
         self.eos_id = eos_id
         self.pad_id = self._special_id("pad_token", special, PAD_NAMES, name)
         self.unk_id = self._special_id("unk_token", special, (unk,) if unk else (), name)

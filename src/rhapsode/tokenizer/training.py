@@ -46,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
     )
     if vocab_size < needed:
         what = "256 bytes" if kind == "bpe" else f"{needed - len(specials)} different characters of the text"
-        hint = ", or take kind bpe, which needs 258" if needed > 258 else ""
+        hint = ", or choose kind bpe, which needs 258" if needed > 258 else ""
         raise ValueError(
             f"vocab_size must be >= {needed} for {kind} ({len(specials)} special tokens and the {what})"
             f", got {vocab_size}{hint}"
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
         definition = train(sample, specials, alphabet, vocab_size)
     tokenizer = Tokenizer(definition)
     if kind != "characters" and tokenizer.vocab_size < vocab_size:
-        say(f"the text gives {tokenizer.vocab_size:,} tokens, fewer than the {vocab_size:,} asked for")
+        say(f"the text gives {tokenizer.vocab_size:,} tokens, fewer than the {vocab_size:,} requested")
     return tokenizer
 
 
@@ -86,7 +86,7 @@ def parts_of(sample: list[str], most_long: int | None = None) -> Iterator[str]:
         length = sum(len(part) for text in sample for part in LONG_PART.findall(text))
         stride = max(1, -(-length // most_long))
         if stride > 1:
-            say(f"words of 32 characters or more: learning from one in {stride} of their parts")
+            say(f"words of 32 characters or more: training on one in {stride} of their parts")
     number = 0
     for text in sample:
         begin = 0
@@ -122,8 +122,8 @@ def _train_unigram(sample: list[str], specials: list[str], alphabet: list[str], 
     room = len(specials) + len(known) + len(spare)
     if room > vocab_size:
         say(
-            f"a vocabulary of {vocab_size:,} has no room for byte tokens ({room:,} would): characters that are not in"
-            " the text to train on become <unk>"
+            f"a vocabulary of {vocab_size:,} has no room for byte tokens ({room:,} would have): characters that are"
+            " not in the training text become <unk>"
         )
         spare = []
     tokenizer = tokenizers.Tokenizer(models.Unigram())

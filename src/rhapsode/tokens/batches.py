@@ -46,7 +46,7 @@ class BatchConfig:
         if self.form not in ("stream", "first"):
             raise ValueError(f"form must be stream or first, got {self.form!r}")
         if self.carry_state and self.form != "stream":
-            raise ValueError("carry_state needs form stream: with form first, no row continues another")
+            raise ValueError("carry_state needs form stream: with form first, no row continues an earlier one")
 
 
 class Batch(NamedTuple):
@@ -110,7 +110,7 @@ class Batcher:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues exactly where `state_dict` was taken."""
         if state["epoch"] < 0 or not 0 <= state["position"] <= self.batches_per_epoch:
-            raise ValueError(f"batcher state {state} does not fit data of {self.batches_per_epoch} batches per epoch")
+            raise ValueError(f"batcher state {state} does not match data of {self.batches_per_epoch} batches per epoch")
         self._start_epoch(state["epoch"])
         self._position = state["position"]
 

@@ -22,7 +22,7 @@ from rhapsode.sources import Source, cache_root
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
-from rhapsode.tokens.writing import FORMAT_VERSION, reading, write_store
+from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
 IDS_VERSION, TRAINING_VERSION = 1, 2
@@ -79,7 +79,10 @@ class TokenStore:
         """Opens a store that `prepare` made; raises FileNotFoundError, or ValueError where it is damaged."""
         about = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if about["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"{folder}: format_version {about['format_version']}, this program reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"{folder}: format_version {about['format_version']}, but this version of rhapsode reads"
+                f" {FORMAT_VERSION}"
+            )
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         byte_counts = np.load(folder / "bytes.npy", mmap_mode="r")
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
@@ -88,7 +91,7 @@ class TokenStore:
         counts = (store.num_stories, store.num_tokens, len(tokens), len(offsets), len(unspelled))
         stories, ids = about["num_stories"], about["num_tokens"]
         if counts != (stories, ids, ids, stories + 1, stories):
-            raise ValueError(f"{folder}: damaged, its files hold {counts} items where store.json tells other numbers")
+            raise ValueError(f"{folder}: damaged, its files hold {counts} items, but store.json has other numbers")
         return store
 
     def story(self, i: int) -> np.ndarray:
@@ -151,7 +154,8 @@ def tokenizer_for(
         source = source.head(TOKENIZER_STORIES)
     if source.kind == "ids":
         raise ValueError(
-            f"{source.description}: ids have no text to train a tokenizer on; name theirs with --tokenizer"
+            f"{source.description}: token ids have no text to train a tokenizer on; give their tokenizer with"
+            " --tokenizer"
         )
     key = hashlib.sha256(f"{TRAINING_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
     folder = _cache(cache_dir) / f"tokenizer-{key[:32]}"
@@ -160,7 +164,7 @@ def tokenizer_for(
             return Tokenizer.load(folder)
         except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    with reading("reading for the tokenizer", source) as on_read:
+    with reading_bar("reading for the tokenizer", source) as on_read:
         sample = sample_of(piece.text for piece in source.pieces(on_read))
     tokenizer = train_tokenizer(sample, kind, vocab_size)
     with _new_folder(folder) as temporary:
@@ -182,7 +186,7 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
         try:
             store = TokenStore.open(folder)
         except (OSError, ValueError, KeyError) as error:
-            say(f"{folder} cannot be used ({error}); making it anew")
+            say(f"{folder} cannot be used ({error}); making it again")
             shutil.rmtree(folder)
         else:
             _say_what_is_lost(store)
@@ -205,15 +209,15 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
 
 def _say_what_is_lost(store: TokenStore) -> None:
     if store.has_text and store.correction_bits:
-        say(f"{store.description}: {loss_of(store.unspelled_bytes / max(1, store.num_bytes))}")
+        say(f"{store.description}: {share_text(store.unspelled_bytes / max(1, store.num_bytes))}")
 
 
-def loss_of(share: float) -> str:
+def share_text(share: float) -> str:
     """What is said of a text that the tokenizer cannot spell, whole or in part."""
     amount = "less than 0.1%" if share < 0.001 else f"{share:.1%}"
     return (
-        f"{amount} of the text cannot be spelled by this tokenizer (characters that it lacks, or changes); bits per"
-        " byte count what it costs to correct that, nats per token and perplexity do not"
+        f"{amount} of the text cannot be represented by this tokenizer (characters that it lacks or changes); bits per"
+        " byte include the cost of correcting that, nats per token and perplexity do not"
     )
 
 
@@ -223,7 +227,7 @@ def _cache(cache_dir: Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"cannot make the cache folder {folder}: {error.strerror}; set RHAPSODE_CACHE to another"
+            f"cannot make the cache folder {folder}: {error.strerror}; set RHAPSODE_CACHE to another folder"
         ) from None
     return folder
 
@@ -242,7 +246,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     except OSError as error:
         raise OSError(
-            f"cannot write into the cache {folder.parent}: {error.strerror}; set RHAPSODE_CACHE to another"
+            f"cannot write into the cache {folder.parent}: {error.strerror}; set RHAPSODE_CACHE to another folder"
         ) from None
     try:
         with naming(folder.parent):

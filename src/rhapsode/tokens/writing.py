@@ -25,7 +25,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str,
         _Column(folder / "bytes.npy") as byte_counts,
         _Column(folder / "marks.npy", width=4) as marks,
         _Column(folder / "unspelled.npy", width=2) as unspelled,
-        reading("tokenizing" if source.kind == "text" else "reading token ids", source) as on_read,
+        reading_bar("tokenizing" if source.kind == "text" else "reading token ids", source) as on_read,
     ):
         writer = _Writer(tokenizer, tokens, offsets, byte_counts, marks, unspelled)
         if isinstance(source, GeneratedSource) and _spells_fragments(tokenizer):
@@ -60,7 +60,7 @@ def _spells_fragments(tokenizer: Tokenizer) -> bool:
 
 
 @contextmanager
-def reading(what: str, source: Source) -> Iterator[Callable[[float], None]]:
+def reading_bar(what: str, source: Source) -> Iterator[Callable[[float], None]]:
     """A progress bar in megabytes, to be told of bytes."""
     total = None if source.total_bytes is None else source.total_bytes / 1e6
     with bar(what, total, "MB") as advance:

@@ -24,8 +24,7 @@ from rhapsode.sources import (
     open_source,
     shown,
 )
-from rhapsode.storyworld.source import NAME as STORYWORLD
-from rhapsode.storyworld.source import GeneratedSource
+from rhapsode.storyworld.source import STORYWORLD, GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import TokenStore, prepare, tokenizer_for
@@ -69,7 +68,7 @@ class DataRequest:
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What to train on and to be judged by; about: how to find it again, as run.json keeps it.
 
     floor_bits_per_byte: the validation text's entropy where that is known.
@@ -82,7 +81,7 @@ class Data:
     floor_bits_per_byte: float | None
 
 
-def open_data(request: DataRequest, seed: int) -> Data:
+def open_data(request: DataRequest, seed: int) -> TrainingData:
     """Makes, or finds in the cache, the tokenizer and the stores that the request names; seed: of what is held out.
 
     Raises ValueError or OSError with one line.
@@ -107,7 +106,7 @@ def open_data(request: DataRequest, seed: int) -> Data:
         about["valid"] = locations_of(valid)
         about["valid_files_state"] = files_state(about["valid"], EVALUATION, asked.format)
         valid_source = opened(valid, asked, EVALUATION, settled)
-        otherwise = "" if request.valid else " (--valid says otherwise)"
+        otherwise = "" if request.valid else " (to use other data: --valid)"
         say(f"validation: {valid_source.description}{otherwise}")
         if isinstance(valid_source, FileSource) and settled.split == "auto":  # the training data are no plain text
             settled = replace(settled, split=valid_source.resolved.split, separator=valid_source.resolved.separator)
@@ -125,12 +124,12 @@ def open_data(request: DataRequest, seed: int) -> Data:
         count = valid_store.num_stories
         what = "the end" if store.num_stories == 1 else "1 story" if count == 1 else f"{count:,} stories"
         size = f"{what}, {valid_store.num_bytes:,} bytes"
-        say(f"held out for validation: {size} (seed {seed}; --valid says otherwise)")
+        say(f"held out for validation: {size} (seed {seed}; to use other data: --valid)")
     about["source"] = asdict(settled)
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
     about["store_fingerprint"] = store.fingerprint
     about["description"] = source.description
-    return Data(train_store, valid_store, tokenizer, about, floor)
+    return TrainingData(train_store, valid_store, tokenizer, about, floor)
 
 
 def _instead_of_holding_out(source: Source) -> str:
@@ -139,7 +138,7 @@ def _instead_of_holding_out(source: Source) -> str:
     if not isinstance(source, FileSource) or all(file.format != "text" for file in source.files):
         return by_itself
     if source.split == "file":
-        return f"the text is too short for that: {by_itself}"
+        return f"the text is too short to be cut in two: {by_itself}"
     return f"{by_itself}, or, if it is one long text, --cut file"
 
 
@@ -166,7 +165,7 @@ def reopen_data(
     Files with the size and time of change that they had are not read. Of others the contents decide. What is gone, or
     came from standard input, is taken from the cache as long as that has it; with as_begun, what changed is too.
     """
-    settings = settings_of(about, where)
+    settings = reading_settings(about, where)
     config = SourceConfig(field=settings.field, format=settings.format)
 
     def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
@@ -174,17 +173,19 @@ def reopen_data(
         if locations == [IN_MEMORY]:
             if found is None:
                 raise ValueError(
-                    f"{where}: was begun on {IN_MEMORY[1:-1]}, which the cache no longer has; pass them again"
+                    f"{where}: was started on {IN_MEMORY[1:-1]}, which are no longer in the cache; pass them again"
                 )
             return found
         state = files_state(locations, wanted, settings.format)
         known = about.get(f"{part}files_state")
         if found is not None and state is None:
-            say(f"{called}: gone; using what the cache has of it ({found.description})")
+            say(f"{called}: no longer there; using the copy in the cache ({found.description})")
         if found is not None and (state is None or known in (None, state)):
             return found
         if "-" in locations:
-            raise ValueError(f"{where}: was begun on standard input, which the cache no longer has; begin a new run")
+            raise ValueError(
+                f"{where}: was started on standard input, which is no longer in the cache; start a new run"
+            )
         source = open_source(locations, config, wanted, settings)
         same = source.fingerprint() == about.get(f"{part}source_fingerprint")
         if found is None:
@@ -194,12 +195,12 @@ def reopen_data(
         if not same:
             if not as_begun:
                 raise ValueError(_changed(where, source.description))
-            say(f"{called}: changed since; using what the cache has of it, as it was")
+            say(f"{called}: has changed since; using the earlier version from the cache")
         return found
 
     def other_version() -> NoReturn:
         raise ValueError(
-            f"{where}: another version of rhapsode read the data for this run, which the cache no longer has; begin a"
+            f"{where}: its data were read by another version of rhapsode and are no longer in the cache; start a"
             " new run"
         )
 
@@ -216,10 +217,10 @@ def reopen_data(
 
 
 def _changed(where: str, what: str) -> str:
-    return f"{where}: the data have changed since the run began ({what}); begin a new run"
+    return f"{where}: the data have changed since the run was started ({what}); start a new run"
 
 
-def settings_of(about: dict[str, Any], where: str) -> SourceConfig:
+def reading_settings(about: dict[str, Any], where: str) -> SourceConfig:
     """How a run's data were read, guesses included, from what `open_data` told of in `about`; `where` is for errors."""
     source = dict(about["source"])
     if "format" not in source:  # runs made before guesses were kept tell of them at the end of the description only
@@ -236,12 +237,12 @@ def tokenizer_of(request: DataRequest, source: Source) -> Tokenizer:
     named = request.tokenizer
     if isinstance(named, Tokenizer):
         if request.vocab_size is not None:
-            raise ValueError("vocab_size is for a tokenizer that is trained; this one is finished")
+            raise ValueError("vocab_size needs a tokenizer to be trained; this one is trained already")
         return named
     if named is None or named in KINDS:
         return tokenizer_for(source, named or "bpe", 1024 if request.vocab_size is None else request.vocab_size)
     if request.vocab_size is not None:
-        raise ValueError("--vocab-size is for a tokenizer that is trained; --tokenizer names a finished one")
+        raise ValueError("--vocab-size needs a tokenizer to be trained; --tokenizer names one that is trained already")
     return Tokenizer.load(Path(named))
 
 

@@ -26,7 +26,7 @@ from rhapsode.machine import keep_freed_memory
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
 from rhapsode.recipe import BUDGETS
-from rhapsode.recorded import check_shape, read_config
+from rhapsode.recorded import check_schema, read_config
 from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
@@ -36,7 +36,7 @@ from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validat
 from rhapsode.training.optimizer import Optimizers, rate_at
 from rhapsode.training.plan import UNKNOWN, first_plan
 
-REPORTS = 100  # reports of the training loss in a whole run
+TRAINING_REPORTS = 100  # reports of the training loss in a whole run
 STEPS_BETWEEN_EARLY_REPORTS = 10  # while the number of steps is not known
 SAMPLE = SampleConfig(max_tokens=60, temperature=0.7)
 
@@ -79,7 +79,7 @@ class Interrupted(KeyboardInterrupt):
     """The user stopped the work; what was done is saved, and it can be resumed."""
 
 
-def train(
+def train_run(
     run: Run,
     train_store: TokenStore,
     valid_store: TokenStore,
@@ -122,7 +122,7 @@ class _Training:
             run.update(threads=torch.get_num_threads())
         recipe = run.recipe
         if recipe is None:
-            raise ValueError(f"{run.path}: its model was trained elsewhere; there is no recipe to train it by")
+            raise ValueError(f"{run.path}: its model was imported, so there is no recipe to train it with")
         self.config, self.optimizer_config, self.batch_config = recipe.train, recipe.optimizer, recipe.batch
         self.batcher = Batcher(train_store, self.batch_config, self.config.seed)
         checkpoint = run.load("last")
@@ -250,16 +250,16 @@ class _Training:
 
         def changed(count: int) -> None:
             note(count)
-            why = "the cores are free again" if count == begun else "another process keeps a core busy"
-            self._tell(f"step {self.progress.step:,}: {_number(count, 'thread')} from here on, {why}")
+            why = "the cores are free again" if count == begun else "because another process keeps a core busy"
+            self._tell(f"step {self.progress.step:,}: now using {_number(count, 'thread')}, {why}")
 
         begun = torch.get_num_threads()
         with chosen_threads(changed if self.device.type == "cpu" else None) as chooser:
             if self.device.type == "cpu" and begun != before and torch.get_num_threads() == begun:
                 if not plan:
                     self._tell(
-                        f"this run began with {_number(before, 'thread')}; with {begun} the last digits of its numbers"
-                        f" differ, with --threads {before} they do not"
+                        f"this run was started with {_number(before, 'thread')} and now uses {begun}, so its numbers"
+                        f" can differ in the last digits; --threads {before} gives exactly the same"
                     )
                 note(begun)
             yield chooser
@@ -305,8 +305,8 @@ class _Training:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ValueError(
-                f"{self.run.path / 'last.safetensors'}: training cannot go on from it: {what}; put a sound copy of the"
-                " file in its place, or begin a new run"
+                f"{self.run.path / 'last.safetensors'}: training cannot be resumed from it: {what}; replace it with an"
+                " intact copy, or start a new run"
             ) from None
 
     def _take(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -320,11 +320,11 @@ class _Training:
             self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
         step, seconds = progress.pop("timed_from")
         self.plan.timed_from = int(step), float(seconds)
-        check_shape(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
+        check_schema(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
         missing = {each.name for each in fields(Progress)} - set(progress)
         if missing:
             raise KeyError(f"progress.{min(missing)}")
-        self.progress = read_config(Progress, progress, "it", "progress")
+        self.progress = read_config(Progress, progress, "its contents", "progress")
         self.batcher.load_state_dict(self.progress.batcher)
 
     def _check_state(self, state: dict[str, Tensor]) -> None:
@@ -340,7 +340,7 @@ class _Training:
 
     def _report(self, nats: float, norm: float) -> None:
         progress = self.progress
-        every = max(1, self.total // REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
+        every = max(1, self.total // TRAINING_REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
         if progress.step - progress.reported_step >= every:
             progress.reported_step = progress.step
             rate = rate_at(self.optimizer_config, progress.step - 1, self.total)
@@ -370,13 +370,17 @@ class _Training:
             self.display.say(line)
 
     def _beginning(self) -> str:
-        parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
+        count = sum(p.numel() for p in self.model.parameters())
+        parameters = f"{count / 1e6:.1f}M parameters" if count >= 10**6 else f"{count:,} parameters"
         threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
         if self.progress.step:
-            return f"{parameters}, {threads}; going on from step {self.progress.step:,}"
-        budget = next(f"{amount:,} {name}" for name in BUDGETS if (amount := getattr(self.config, name)))
-        steps = f"{self.total:,} steps" if self.total < UNKNOWN else "steps as many as fit, timed first"
-        return f"{parameters}, {threads}; {budget}: {steps}"
+            return f"{parameters}, {threads}; resumed at step {self.progress.step:,}"
+        amount, unit = next((amount, name) for name in BUDGETS if (amount := getattr(self.config, name)))
+        budget = f"{amount:,.15g} {unit.removesuffix('s') if amount == 1 else unit}"
+        steps = (
+            f"{self.total:,} steps" if self.total < UNKNOWN else "the number of steps is chosen after a short timing"
+        )
+        return f"{parameters}, {threads}; budget {budget}: {steps}"
 
     def _validated(self, train_loss: float, valid: Score) -> str:
         progress = self.progress
@@ -384,7 +388,7 @@ class _Training:
         floor = self.run.about.get("floor_bits_per_byte")
         against = "" if floor is None else f", the floor is {floor:.3f}"
         if valid.correction_bits:
-            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot spell"
+            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot represent"
         bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
         losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
@@ -392,12 +396,12 @@ class _Training:
 
     def _not_finite(self, what: str) -> None:
         self._tell(what)
-        raise FloatingPointError(f"{what}; nothing of it was saved in {self.run.path}; try a smaller learning_rate")
+        raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
 
     def _end(self, ended: str) -> Outcome:
         words = {
-            "budget": "the budget is spent",
-            "patience": f"no gain in {self.config.patience} validations, stopped early",
+            "budget": "finished, the budget is used up",
+            "patience": f"stopped early, no improvement in {self.config.patience} validations",
             "interrupted": "stopped and saved",
         }
         self._tell(f"{words[ended]}; {self.progress.seconds:,.1f} s of training")

@@ -82,7 +82,7 @@ class Optimizers:
             number, name, key = path.split("/")
             parameter = parameters.get(name)
             if parameter is None or str(owner[parameter]) != number or key not in keys_of(self.parts[int(number)]):
-                raise ValueError(f"optimizer/{path} is no state of this run's optimisers")
+                raise ValueError(f"optimizer/{path} does not belong to this run's optimisers")
             shape = [] if key == "step" else list(parameter.shape)
             if list(tensor.shape) != shape:
                 raise ValueError(f"optimizer/{path} has the shape {list(tensor.shape)}, it must have {shape}")

@@ -65,8 +65,8 @@ def first_plan(config: TrainConfig, warmup_steps: int, batcher: Batcher) -> Plan
     if config.minutes:
         if warmup_steps < FEWEST_TIMED_STEPS:
             raise ValueError(
-                f"a budget in minutes is timed during the warm-up: warmup_steps must be >= {FEWEST_TIMED_STEPS},"
-                f" got {warmup_steps}"
+                "with a budget in minutes the warm-up is used for timing: warmup_steps must be >="
+                f" {FEWEST_TIMED_STEPS}, got {warmup_steps}"
             )
         return Plan([], 60 * config.minutes, warmup_steps)
     sequences = config.sequences / batcher.config.batch_size

@@ -13,7 +13,7 @@ from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
-from rhapsode.training.data import IN_MEMORY, Data, DataRequest, open_data, reopen_data, settings_of
+from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.training.plan import first_plan
 
 
@@ -44,7 +44,7 @@ class Ready:
 class Chosen:
     """The data and the recipe of a training. reasons: in lines, how often the text is read, and of each field why."""
 
-    data: Data
+    data: TrainingData
     recipe: Recipe
     reasons: list[str]
 
@@ -56,7 +56,7 @@ def begin(request: TrainingRequest, out: Path) -> Ready:
     """
     check_free(out)
     chosen = choose_recipe(request)
-    say(f"{chosen.reasons[0]}; --explain-preset tells what follows from that")
+    say(f"{chosen.reasons[0]}; --explain-preset shows how the preset is fitted to that")
     data, recipe = chosen.data, chosen.recipe
     batcher = Batcher(data.train, recipe.batch, recipe.train.seed)
     first_plan(recipe.train, recipe.optimizer.warmup_steps, batcher)  # raises what training would
@@ -108,7 +108,7 @@ def resume(out: Path, request: TrainingRequest | None = None, as_begun: bool = F
     """
     run = Run.open(out)
     if run.about.get("request") is None or run.recipe is None:
-        raise ValueError(f"{out}: not begun by `rhapsode train`, so there is nothing to resume")
+        raise ValueError(f"{out}: was not started by `rhapsode train`, so it cannot be resumed")
     request, recorded = request or TrainingRequest(), run.recipe.to_dict()
     for section, fields in request.own.items():
         for name, value in fields.items():
@@ -130,19 +130,19 @@ def resume(out: Path, request: TrainingRequest | None = None, as_begun: bool = F
 
 def refuse(out: Path, begun: str, asked: str) -> None:
     """Raises the ValueError of a run that was begun otherwise."""
-    raise ValueError(f"{out} was begun with {begun}, not {asked}; a resumed run cannot change it")
+    raise ValueError(f"{out} was started with {begun}, not {asked}; a resumed run cannot change that")
 
 
 def _check_same_data(out: Path, run: Run, request: DataRequest) -> None:
     """ValueError where the request names other data, or reads them otherwise, than the run was begun with."""
     begun, data = {**DataRequest().recorded(), **run.about["request"]}, run.about["data"]
-    chosen = {**vars(settings_of(data, str(out))), "vocab_size": run.tokenizer.vocab_size}
+    chosen = {**vars(reading_settings(data, str(out))), "vocab_size": run.tokenizer.vocab_size}
     if begun["data"]:
         begun["data"] = data["locations"]
     asked, unasked = request.recorded(), DataRequest().recorded()
     for part, source in (("", request.data), ("valid_", request.valid)):
         if not isinstance(source, tuple) and source.fingerprint() != data.get(f"{part}source_fingerprint"):
-            raise ValueError(f"{out}: was begun on other texts than those {IN_MEMORY[1:-1].removeprefix('texts ')}")
+            raise ValueError(f"{out}: was started on other texts than those {IN_MEMORY[1:-1].removeprefix('texts ')}")
     if request.tokenizer is not None and request.tokenizer not in KINDS:
         named = (
             request.tokenizer if isinstance(request.tokenizer, Tokenizer) else Tokenizer.load(Path(request.tokenizer))

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhapsode.studies.directory import Study
-from rhapsode.studies.plans import TITLES, Part, Setting, shown
+from rhapsode.studies.plans import TITLES, Part, Setting, value_text
 from rhapsode.studies.report import sentences
 from rhapsode.studies.report.figures import MOST_LINES, Figure, Line, dots, lines
-from rhapsode.studies.report.markdown import one_line, table
+from rhapsode.studies.report.markdown import markdown_table, one_line
 from rhapsode.studies.statistics import Measured, measured
 
 COURSE_CAVEAT = (
-    "The course's figures are its own: one GPU, and its full data set, which is another one than this; losses on"
-    " different text cannot be compared, and times only within one machine."
+    "The course's numbers come from one GPU and from its full data set, which is not this one; losses on"
+    " different texts cannot be compared, and times only on one machine."
 )
 COURSE_SECONDS = {32: 241.8, 64: 124.2, 128: 61.0, 256: 39.7}  # for 50,000 sequences
 COURSE_SEQUENCES = 50_000
@@ -41,7 +41,7 @@ class Table:
 
     def markdown(self) -> str:
         note = f"\n\n{self.note}" if self.note else ""
-        return f"**{self.title}**\n\n{table(self.header, self.rows)}{note}"
+        return f"**{self.title}**\n\n{markdown_table(self.header, self.rows)}{note}"
 
     _repr_markdown_ = markdown  # how a notebook shows it
 
@@ -215,9 +215,9 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     header = ("", "sequences", "training loss", "validation loss", "s", "sequences/s")
     course = Table("The large model, beside the course's", header, rows, COURSE_CAVEAT)
     note = (
-        f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (at temperature 0,"
-        " where nothing is drawn, one). distinct-n: different n-grams as a share of all, within a completion;"
-        " repetition: share of 4-grams that were there before; log-probability: natural, per token, under the model"
+        f"Means over {COMPLETIONS} completions of at most {COMPLETION_TOKENS} tokens for each seed (only one at"
+        " temperature 0, where nothing is random). distinct-n: share of distinct n-grams within a completion;"
+        " repetition: share of 4-grams that occurred before; log-probability: natural, per token, under the model"
         " itself."
     )
     if len(own.results) > 1:
@@ -230,12 +230,12 @@ def _temperature(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
             entry["temperature"],
             PROMPT,
             [_visible(text) for text in entry["texts"]],
-            "" if entry["temperature"] else "Nothing is drawn at temperature 0, so there is one completion only.",
+            "" if entry["temperature"] else "Nothing is random at temperature 0, so there is only one completion.",
         )
         for entry in own.results[0]["completions"]
     ]
     figures = [
-        lines("temperature-loss", "The large model: loss while training", AXIS, LOSS, _train_and_valid(own)),
+        lines("temperature-loss", "The large model: loss during training", AXIS, LOSS, _train_and_valid(own)),
     ]
     return Chapter(part.name, TITLES["temperature"], told, figures, [course, texts], completions)
 
@@ -259,9 +259,9 @@ def _marginal(name: str, found: list[Outcomes]) -> str:
     """The final validation loss for each value of a field, averaged over everything else."""
     groups: dict[str, list[float]] = {}
     for outcomes in found:
-        groups.setdefault(shown(outcomes.setting.values[name]), []).append(outcomes.last("valid_loss").mean)
+        groups.setdefault(value_text(outcomes.setting.values[name]), []).append(outcomes.last("valid_loss").mean)
     means = [Measured(measured(group).mean) for group in groups.values()]
-    return sentences.trend(f"Averaged over all else, the validation loss by {name}", list(groups), means)
+    return sentences.trend(f"Averaged over the other fields, the validation loss by {name}", list(groups), means)
 
 
 def _common(found: list[Outcomes]) -> list[str]:
@@ -339,7 +339,7 @@ def _table(part: Part, found: list[Outcomes]) -> Table:
 
 
 def _visible(text: str) -> str:
-    return text if text.strip() else " (only white space)" if text else " (nothing: the text ended at once)"
+    return text if text.strip() else " (only white space)" if text else " (empty: the text ended immediately)"
 
 
 def _numbers_of_texts(outcomes: Outcomes, i: int) -> list[str]:

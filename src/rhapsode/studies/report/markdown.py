@@ -14,7 +14,7 @@ def one_line(text: str) -> str:
     return begins + literal(SPECIAL.sub(r"\\\g<0>", " ".join(text.split())))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; all cells are shown as they are."""
     lines = [header, *rows]
     head, *body = ("| " + " | ".join(one_line(cell) for cell in line) + " |" for line in lines)

@@ -11,10 +11,10 @@ from typing import Any
 
 from rhapsode.files import write_text
 from rhapsode.studies.directory import Study, devices_of
-from rhapsode.studies.plans import TITLES, shown
+from rhapsode.studies.plans import TITLES, value_text
 from rhapsode.studies.report import sentences
 from rhapsode.studies.report.chapters import Table, chapters_of
-from rhapsode.studies.report.markdown import one_line, table
+from rhapsode.studies.report.markdown import markdown_table, one_line
 
 
 def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], publish: Path | None) -> Path:
@@ -28,11 +28,11 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
         for figure in chapter.figures:
             figure.save(study.path / "figures")
     write_text(study.path / "points.csv", points_csv(study))
-    settings = settings_of(study, facts)
+    settings = settings_table(study, facts)
     about = {"study": study, "chapters": chapters, "settings": settings, "failed": failed}
     about["fence"] = "`" * max(3, 1 + max(map(len, re.findall("`+", study.about["command"])), default=0))
-    about |= {"settings_table": table(settings.header, settings.rows)}
-    about |= {"command": study.about["command"], "title": title_of(study), "reading": reading(study)}
+    about |= {"settings_table": markdown_table(settings.header, settings.rows)}
+    about |= {"command": study.about["command"], "title": title_of(study), "reading": how_to_read(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
     if publish is not None:
@@ -77,16 +77,17 @@ def title_of(study: Study) -> str:
     return f"Study: {TITLES[name].lower()}"
 
 
-def reading(study: Study) -> list[str]:
+def how_to_read(study: Study) -> list[str]:
     """How to read the numbers, in sentences."""
     validations = {cell.sections["train"]["validations"] for cell in study.plan.cells.values()}
     count = validations.pop() if len(validations) == 1 else None
     share = "tenth of the run" if count == 10 else f"1/{count} of the run" if count else "stretch of the run"
     return [
         "Losses are in nats per token.",
-        f"Training loss is the mean over all tokens since the validation before; the final one, over the last {share}.",
+        "Training loss is the mean over all tokens since the validation before; the final one is over the last"
+        f" {share}.",
         f"Validation loss is {validated_on(study)}.",
-        "Seconds are of training alone, without validation and start-up.",
+        "Seconds count training only, not validation and start-up.",
         sentences.one_seed(study.request.seeds),
     ]
 
@@ -94,7 +95,7 @@ def reading(study: Study) -> list[str]:
 def validated_on(study: Study) -> str:
     """What the validation loss is a mean over."""
     count = study.about["valid_sequences"]
-    which = "all" if count == study.about["data"]["valid_stories_there"] else "a seeded draw of"
+    which = "all" if count == study.about["data"]["valid_stories_there"] else "a seeded sample of"
     stories = f"{which} {count:,} validation stories"
     length = study.plan.valid_tokens
     if length is None:
@@ -120,13 +121,13 @@ def points_csv(study: Study) -> str:
     return stream.getvalue()
 
 
-def settings_of(study: Study, facts: dict[str, str]) -> Table:
+def settings_table(study: Study, facts: dict[str, str]) -> Table:
     """What the study was run with, and on."""
     about, request = study.about, study.request
     first = next(iter(study.plan.cells.values())).sections
     varied = {name for part in study.plan.parts for name in part.fields}
     constants = ", ".join(
-        f"{name} {shown(value)}"
+        f"{name} {value_text(value)}"
         for section in ("model", "optimizer", "train", "batch")
         for name, value in first[section].items()
         if name not in varied | {"prompt", "seed"} and value != ""
@@ -139,13 +140,13 @@ def settings_of(study: Study, facts: dict[str, str]) -> Table:
     rows = [
         ["training data", source],
         ["validation data", f"{data['valid_description']} ({valid})"],
-        ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} pieces"],
+        ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} tokens"],
         ["the same in all cells", constants],
         ["scale", _scale(study)],
-        ["seeds", f"{request.seeds}, from {request.seed} on"],
+        ["seeds", f"{request.seeds}, starting at {request.seed}"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
         ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
-        ["threads of a cell", ", ".join(map(str, used)) or "-"],
+        ["threads per cell", ", ".join(map(str, used)) or "-"],
         *([name, value] for name, value in facts.items()),
     ]
     return Table("Settings", ("what", "value"), rows)

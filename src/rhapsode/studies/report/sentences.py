@@ -52,9 +52,10 @@ def trend(
             return f"{what} {way}{every}, {ends}, {by}."
         one_way = all(sign * step > 0 or not large for step, large in zip(steps, told, strict=True))
         if one_way and sign * (last.mean - first.mean) > 0 and differ(first, last, tie):
-            return f"{what} {way}, {ends}, {by}, though not at every step by more than chance may do."
+            return f"{what} {way}, {ends}, {by}, though not every step is more than chance."
     lowest = f"lowest at {labels[low]} ({values[low].mean:.{digits}f})"
-    return f"{what} does not go one way: {lowest}, highest at {labels[high]} ({values[high].mean:.{digits}f})."
+    highest = f"highest at {labels[high]} ({values[high].mean:.{digits}f})"
+    return f"{what} goes up and down: {lowest}, {highest}."
 
 
 def compare(a_label: str, b_label: str, seconds: tuple[float, float], losses: tuple[Measured, Measured]) -> str:
@@ -89,15 +90,15 @@ def gap(label: str, train: Measured, valid: Measured) -> str:
     """How far validation is from training at the end.
 
     >>> gap("100,000 sequences", Measured(2.0), Measured(2.25))
-    'At 100,000 sequences validation is 0.250 nats above training.'
+    'At 100,000 sequences validation loss is 0.250 nats above training loss.'
     """
     if not differ(train, valid):
-        return f"At {label} validation and training are equal within {TIE:g} nats."
+        return f"At {label} validation and training loss are equal within {TIE:g} nats."
     distance = valid.mean - train.mean
     if distance < 0:
-        why = "training being a mean over the last stretch of the run, not a measurement at its end"
-        return f"At {label} validation is {-distance:.3f} nats below training, {why}."
-    return f"At {label} validation is {distance:.3f} nats above training."
+        why = "because training loss is a mean over the last part of the run, not a measurement at its end"
+        return f"At {label} validation loss is {-distance:.3f} nats below training loss, {why}."
+    return f"At {label} validation loss is {distance:.3f} nats above training loss."
 
 
 def lowest(sequences: Sequence[float], losses: Sequence[float]) -> str:
@@ -120,32 +121,32 @@ def times_read(epochs: Sequence[float]) -> str:
     """How often the data were read.
 
     >>> times_read([0.5, 0.9])
-    'No sequence was seen twice: the data were read 0.50 to 0.90 times.'
+    'No sequence was seen twice: training took 0.50 to 0.90 epochs.'
     >>> times_read([0.5, 2.34])
-    'The data were read 0.50 to 2.34 times, each time in a new order.'
+    'Training took 0.50 to 2.34 epochs, each in a new order.'
     """
     low, high = min(epochs), max(epochs)
     between = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     if high <= 1:
-        return f"No sequence was seen twice: the data were read {between} times."
-    return f"The data were read {between} times, each time in a new order."
+        return f"No sequence was seen twice: training took {between} epochs."
+    return f"Training took {between} epochs, each in a new order."
 
 
 def best(labels: Sequence[str], values: Sequence[Measured]) -> str:
     """Which of the settings ends lowest, and whether the next one is really worse.
 
     >>> best(["relu", "tanh"], [Measured(2.0, 0.01), Measured(2.5, 0.02)])
-    'The lowest validation loss is 2.000 ± 0.010, of relu, 0.500 nats below the next, tanh.'
+    'The lowest validation loss is 2.000 ± 0.010 (relu), 0.500 nats below the next (tanh).'
     """
     order = sorted(range(len(values)), key=lambda i: values[i].mean)
-    first = f"The lowest validation loss is {values[order[0]].text()}, of {labels[order[0]]}"
+    first = f"The lowest validation loss is {values[order[0]].text()} ({labels[order[0]]})"
     if len(order) == 1:
         return f"{first}."
     a, b = values[order[0]], values[order[1]]
     if not differ(a, b):
         why = "the spread over seeds" if a.spread is not None else f"{TIE:g} nats"
-        return f"{first}, which is no more than {why} below the next, {labels[order[1]]}."
-    return f"{first}, {b.mean - a.mean:.3f} nats below the next, {labels[order[1]]}."
+        return f"{first}, which is no more than {why} below the next ({labels[order[1]]})."
+    return f"{first}, {b.mean - a.mean:.3f} nats below the next ({labels[order[1]]})."
 
 
 def against(ours: float, theirs: float, what: str) -> str:

@@ -7,17 +7,17 @@ import numpy as np
 from rhapsode.textbook import attention as att
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
+    beside,
     factor,
     matrix,
     number,
     row,
-    side_by_side,
     table,
 )
 from rhapsode.textbook.softmax import softmax
@@ -69,7 +69,7 @@ def attention(
     )
     f = att.multi_head_attention(inputs, weights, causal)
     T = len(inputs)
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             "`A = softmax(Q Kᵀ / √d_k)`, `O = A V` with `Q = X W_qᵀ`, `K = X W_kᵀ`, `V = X W_vᵀ` (no biases "
             f"here): {T} positions of {D} numbers, {H} head{'s' * (H > 1)}, d_k = {d_k}, d_v = {d_v}, "
@@ -83,7 +83,7 @@ def attention(
     blocks += [
         Heading("The heads joined"),
         Text("Side by side, one row for each position; then the output transform `Y = joined W_oᵀ`."),
-        Lines(side_by_side(matrix("joined", f.heads_joined.reshape(T, -1)), matrix("W_o", w_o), matrix("Y", f.output))),
+        Lines(beside(matrix("joined", f.heads_joined.reshape(T, -1)), matrix("W_o", w_o), matrix("Y", f.output))),
         Heading("Shapes"),
         Lines(
             table(
@@ -109,7 +109,7 @@ def temperature(
     if len(names) != len(logits):
         raise ValueError(f"names: one for each of the {len(logits)} logits is needed, got {len(names)}")
     p = {tau: softmax(logits, float(tau)) for tau in temperatures}
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             "`p_j = exp(s_j / τ) / Σ_k exp(s_k / τ)`. The largest logit is subtracted first; that changes "
             "nothing, and no exponential can overflow."
@@ -150,7 +150,7 @@ def temperature(
             "The entropy goes from 0 (one token has it all) to "
             f"log {len(logits)} = {number(np.log(len(logits)))} (all equally likely)."
         ),
-        Figure(
+        Illustration(
             "Small temperatures sharpen, large ones flatten.",
             lambda canvas: _draw_temperatures(canvas, p, names),
             (9.0, 3.2),
@@ -159,7 +159,7 @@ def temperature(
     return WorkedExample("Softmax and its temperature", blocks)
 
 
-def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> list[Block]:
+def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> list[PageBlock]:
     Q, K, V = f.queries_per_head[h], f.keys_per_head[h], f.values_per_head[h]
     S, A, O = f.scores_per_head[h], f.weights_per_head[h], f.outputs_per_head[h]
     d_k = K.shape[1]
@@ -176,8 +176,8 @@ def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> li
         averages.append(f"o_{t + 1} = {terms} = {row(O[t])}")
     return [
         Heading(f"Head {h + 1}"),
-        Lines(side_by_side(matrix("W_q", w.W_q[h]), matrix("W_k", w.W_k[h]), matrix("W_v", w.W_v[h]))),
-        Lines(side_by_side(matrix("Q", Q), matrix("K", K), matrix("V", V))),
+        Lines(beside(matrix("W_q", w.W_q[h]), matrix("W_k", w.W_k[h]), matrix("W_v", w.W_v[h]))),
+        Lines(beside(matrix("Q", Q), matrix("K", K), matrix("V", V))),
         Text(
             "The scores of each query with the keys that it may see"
             + (" (later ones count as -∞ and get weight 0):" if causal else ":")
@@ -186,8 +186,8 @@ def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> li
         Text("A softmax over each row gives the weights, and the weights average the values:"),
         Lines(matrix("A", A)),
         Lines(averages),
-        Figure(
-            f"Head {h + 1}: row t is what position t asks, column n what position n offers.",
+        Illustration(
+            f"Head {h + 1}: row t is the query of position t, column n the key of position n.",
             lambda canvas: _draw_head(canvas, S, A, O),
             (9.0, 3.2),
         ),
@@ -196,7 +196,7 @@ def _head(h: int, f: att.MultiHead, w: att.MultiHeadWeights, causal: bool) -> li
 
 def _head_gradients(h: int, d: att.MultiHeadWeights) -> list[str]:
     matrices = {"dL/dW_q": d.W_q[h], "dL/dW_k": d.W_k[h], "dL/dW_v": d.W_v[h]}
-    return [f"head {h + 1}", *side_by_side(*(matrix(name, values) for name, values in matrices.items()))]
+    return [f"head {h + 1}", *beside(*(matrix(name, values) for name, values in matrices.items()))]
 
 
 def _check_attention(X: np.ndarray, w_q: np.ndarray, w_k: np.ndarray, w_v: np.ndarray, w_o: np.ndarray) -> None:
@@ -220,9 +220,9 @@ def _entropy(p: np.ndarray) -> float:
 
 def _draw_head(canvas: Any, S: np.ndarray, A: np.ndarray, O: np.ndarray) -> None:
     axes = canvas.subplots(1, 3, width_ratios=[S.shape[1], A.shape[1], max(1, O.shape[1])])
-    drawing.grid(axes[0], S, "scores S")
-    drawing.grid(axes[1], A, "weights A = softmax(S)", colours="Oranges", symmetric=False)
-    drawing.grid(axes[2], O, "outputs O = A V")
+    drawing.draw_grid(axes[0], S, "scores S")
+    drawing.draw_grid(axes[1], A, "weights A = softmax(S)", colours="Oranges", symmetric=False)
+    drawing.draw_grid(axes[2], O, "outputs O = A V")
     for ax in axes[:2]:
         ax.set_xlabel("key n", fontsize=9)
         ax.set_ylabel("query t", fontsize=9)
@@ -234,5 +234,5 @@ def _draw_temperatures(canvas: Any, p: dict[Any, np.ndarray], names: list[str]) 
         bars = ax.bar(range(len(names)), probabilities, color=drawing.SECOND, width=0.7)
         ax.bar_label(bars, labels=[f"{q:.2f}" for q in probabilities], fontsize=8, color=drawing.INK)
         ax.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right")
-        drawing.plain(ax, f"τ = {number(tau)}", "", "probability" if ax is axes[0] else "")
+        drawing.bare_axes(ax, f"τ = {number(tau)}", "", "probability" if ax is axes[0] else "")
         ax.set_ylim(0, 1.08)

@@ -23,11 +23,11 @@ app = typer.Typer(
 
 Numbers = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="JSON object with these numbers by name; - is stdin."),
+    typer.Option(metavar="FILE", help="JSON file with an object of these values by name; - is standard input."),
 ]
 Page = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write a web page with figures there, and print nothing."),
+    typer.Option(metavar="FILE", help="Write a web page with figures to this file, and print nothing."),
 ]
 Activation = Annotated[str | None, typer.Option(help="ψ: identity, relu or tanh.")]
 Stride = Annotated[str | None, typer.Option(metavar="N", help="Rows or columns from a position to the next.")]
@@ -308,10 +308,12 @@ def quiz(
         typer.Option(metavar="NAME", help=f"Only this topic; repeatable, or with commas: {', '.join(TOPICS)}."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many questions.")] = 10,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same questions again; otherwise new ones.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed, to get the same questions again; by default new ones.")
+    ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a sheet with the answers folded away there, and ask nothing."),
+        typer.Option(metavar="FILE", help="Write a sheet with folded answers to this file, and ask nothing."),
     ] = None,
 ) -> None:
     """Questions with fresh numbers, your answers checked, and the worked steps where one was wrong.
@@ -321,7 +323,7 @@ def quiz(
     import secrets
 
     from rhapsode.textbook.explain.html import write_page
-    from rhapsode.textbook.explain.quiz.draw import chosen_topics, draw
+    from rhapsode.textbook.explain.quiz.draw import chosen_topics, draw_questions
     from rhapsode.textbook.explain.quiz.session import ask_all
     from rhapsode.textbook.explain.quiz.sheet import to_html
 
@@ -329,7 +331,7 @@ def quiz(
     seed = secrets.randbelow(100_000) if seed is None else seed
     only = "" if len(topics) == len(TOPICS) else f" --topic {','.join(topics)}"
     again = f"rhapsode explain quiz --seed {seed} --count {count}{only}"
-    questions = draw(seed, count, topics)
+    questions = draw_questions(seed, count, topics)
     if html is not None:
         write_page(to_html(questions, f"Quiz {seed}", again), html)
         typer.echo(f"wrote {html}", err=True)

@@ -7,17 +7,17 @@ import numpy as np
 from rhapsode.textbook import convolution as conv
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
     agreement,
+    beside,
     factor,
     matrix,
     number,
-    side_by_side,
     table,
 )
 
@@ -61,13 +61,13 @@ def convolution(
     difference = max(np.abs(y - by_matrix).max(), np.abs(y - by_columns).max())
     i, j = y.shape[0] // 2, (y.shape[1] - 1) // 2  # the position that the figure frames
 
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             "The filter is laid on the image, position after position; at each, what lies under "
             "it is multiplied entry by entry and added up. (The filter is not flipped: strictly this is "
             "cross-correlation.)"
         ),
-        Lines(side_by_side(matrix("x", image), matrix("f", filter))),
+        Lines(beside(matrix("x", image), matrix("f", filter))),
         Heading("1. How large is the output?"),
         Text("`m = floor((n + 2p - k) / s) + 1` along each axis, with stride s and padding p."),
         Lines(
@@ -87,7 +87,7 @@ def convolution(
         Text("Rows and columns are counted from 1. Each line is one position of the filter, read row by row."),
         Lines(_position_lines(y, filter, X)),
         Lines(matrix("y", y)),
-        Figure(
+        Illustration(
             f"The filter at output row {i + 1}, column {j + 1}: the patch under it, and its sum {number(y[i, j])}.",
             lambda canvas: _draw_sweep(canvas, padded, filter, y, (i, j), stride),
             (9.0, 3.6),
@@ -103,13 +103,13 @@ def convolution(
     else:
         blocks.append(Text("A is too large to be printed here."))
     blocks += [
-        Figure(
+        Illustration(
             "The matrix A. Its diagonals repeat the filter, in blocks.",
-            lambda canvas: drawing.grid(canvas.subplots(), A, f"A, {A.shape[0]}x{A.shape[1]}"),
+            lambda canvas: drawing.draw_grid(canvas.subplots(), A, f"A, {A.shape[0]}x{A.shape[1]}"),
             (9.0, max(2.2, min(8.0, 9.0 * len(A) / A.shape[1]))),
         ),
         Text(
-            f"im2col does it the other way round: the {X.shape[1]} patches become the columns of a "
+            f"im2col does the reverse: the {X.shape[1]} patches become the columns of a "
             f"{X.shape[0]}x{X.shape[1]} matrix, and the filter a row. The largest difference "
             f"between loops, A and im2col is {agreement(difference, 1e-9)}."
         ),
@@ -119,10 +119,10 @@ def convolution(
             "back along the weights that it used, `dx = Aᵀ dy`; each weight of the filter collects from all "
             "positions, `df[a, b] = Σ dy[i, j] · x[s i + a - p, s j + b - p]`."
         ),
-        Lines(side_by_side(matrix("dy", dy), matrix("df", df[0, 0]))),
+        Lines(beside(matrix("dy", dy), matrix("df", df[0, 0]))),
         Lines(matrix("dx", dx[0])),
         Lines([_filter_gradient_line(df[0, 0, 0, 0], dy, X)]),
-        Figure(
+        Illustration(
             "The gradients with respect to the image and to the filter.",
             lambda canvas: _draw_gradients(canvas, dx[0], df[0, 0]),
             (7.5, 3.4),
@@ -145,7 +145,7 @@ def parameters(
     m_h, m_w = conv.output_size(n_h, k_h, stride, padding), conv.output_size(n_w, k_w, stride, padding)
     shared, unshared, dense = (f"{counts[name]:,}" for name in ("shared", "unshared", "dense"))
     factors = f"{output_channels} · {channels} · {k_h} · {k_w}"
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             f"A {n_h}x{n_w} input with {channels} channel{'s' * (channels > 1)}, {output_channels} "
             f"filter{'s' * (output_channels > 1)} of {k_h}x{k_w}, stride {stride}, padding {padding}. "
@@ -170,7 +170,7 @@ def parameters(
         Lines([f"({output_channels} · {m_h * m_w}) · ({channels} · {n_h} · {n_w}) = {dense}"]),
         Heading("Together"),
         Lines(table(["layer", "learned weights"], [["shared", shared], ["unshared", unshared], ["dense", dense]])),
-        Figure(
+        Illustration(
             "Left: the filter's first positions on the input. Right: learned weights, logarithmic scale.",
             lambda canvas: _draw_parameters(canvas, input_size, filter_size, stride, padding, counts),
             (8.5, 3.4),
@@ -211,15 +211,15 @@ def _draw_sweep(
 ) -> None:
     left, middle, right = canvas.subplots(1, 3, width_ratios=[padded.shape[1], filter.shape[1], y.shape[1]])
     (i, j), (k_h, k_w) = position, filter.shape
-    drawing.grid(left, padded, "image x", (stride * i, stride * j, k_h, k_w))
-    drawing.grid(middle, filter, "filter f")
-    drawing.grid(right, y, "output y", (i, j, 1, 1))
+    drawing.draw_grid(left, padded, "image x", (stride * i, stride * j, k_h, k_w))
+    drawing.draw_grid(middle, filter, "filter f")
+    drawing.draw_grid(right, y, "output y", (i, j, 1, 1))
 
 
 def _draw_gradients(canvas: Any, dx: np.ndarray, df: np.ndarray) -> None:
     left, right = canvas.subplots(1, 2, width_ratios=[dx.shape[1], df.shape[1]])
-    drawing.grid(left, dx, "dL/dx")
-    drawing.grid(right, df, "dL/df")
+    drawing.draw_grid(left, dx, "dL/dx")
+    drawing.draw_grid(right, df, "dL/df")
 
 
 def _draw_parameters(
@@ -251,4 +251,4 @@ def _draw_parameters(
     right.set_xscale("log")
     right.set_xlim(1, max(counts.values()) * 12)
     right.invert_yaxis()
-    drawing.plain(right, "learned weights", "", "")
+    drawing.bare_axes(right, "learned weights", "", "")

@@ -9,7 +9,7 @@ from rhapsode.textbook.explain.page import number
 INK, ACCENT, SECOND, PALE = "#22303c", "#c8553d", "#2a6f97", "#e9eef2"
 
 
-def grid(
+def draw_grid(
     ax: Any,
     values: np.ndarray,
     title: str,
@@ -57,7 +57,7 @@ def grid(
         )
 
 
-def plain(ax: Any, title: str, x: str, y: str) -> None:
+def bare_axes(ax: Any, title: str, x: str, y: str) -> None:
     """Names for the axes of a chart, and no box around it."""
     ax.set_title(title, fontsize=10, color=INK)
     ax.set_xlabel(x, fontsize=9, color=INK)

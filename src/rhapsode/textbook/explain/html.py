@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from rhapsode.textbook.explain.page import Figure, Heading, Lines, Text, WorkedExample
+from rhapsode.textbook.explain.page import Heading, Illustration, Lines, Text, WorkedExample
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -101,7 +101,7 @@ def write_page(page: str, path: Path) -> None:
         raise
 
 
-def _svg(figure: Figure, position: int) -> str:
+def _svg(figure: Illustration, position: int) -> str:
     """The figure as an <svg> element whose ids are unique on the page."""
     from markupsafe import escape
     from matplotlib.figure import Figure as Canvas

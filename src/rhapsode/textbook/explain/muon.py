@@ -7,18 +7,18 @@ import numpy as np
 from rhapsode.textbook import optimizer as chapter
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
     agreement,
+    beside,
     factor,
     matrix,
     number,
     row,
-    side_by_side,
     table,
 )
 
@@ -65,7 +65,7 @@ def muon(
     through = np.array([chapter.singular_value_map(measured[0], abc, k) for k in range(steps + 1)])
     # An SVD sorts its values; the polynomial may change their order.
     differing = float(np.abs(np.sort(np.abs(through)) - np.sort(measured)).max())
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             "`X ← U / ‖U‖`, then `X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X`: the directions of U stay, its singular "
             f"values σ each go through `p(σ) = {number(a)} σ + {factor(b)} σ³ + {factor(c)} σ⁵`."
@@ -87,9 +87,9 @@ def muon(
             [
                 f"‖U‖ = {number(length)}",
                 "",
-                *side_by_side(matrix("X", X), matrix("X Xᵀ", gram)),
+                *beside(matrix("X", X), matrix("X Xᵀ", gram)),
                 "",
-                *side_by_side(matrix("(X Xᵀ) X", gram @ X), matrix("(X Xᵀ)² X", gram @ gram @ X)),
+                *beside(matrix("(X Xᵀ) X", gram @ X), matrix("(X Xᵀ)² X", gram @ gram @ X)),
                 "",
                 *matrix(f"{number(a)} X + {factor(b)} (X Xᵀ) X + {factor(c)} (X Xᵀ)² X", found[1]),
             ]
@@ -120,13 +120,13 @@ def muon(
         Heading("4. The step of the weights"),
         Lines(
             [
-                *side_by_side(matrix("O(U)", found[-1]), matrix("P Qᵀ", polar)),
+                *beside(matrix("O(U)", found[-1]), matrix("P Qᵀ", polar)),
                 "",
                 f"√max(1, m/n) = √max(1, {m}/{n}) = {number(scale)}",
                 *matrix(f"-{number(learning_rate)}·{number(scale)}·O(U)", -learning_rate * scale * found[-1]),
             ]
         ),
-        Figure(
+        Illustration(
             "What the steps make of a singular value between 0 and 1, and of those of U (dots).",
             lambda canvas: _draw(canvas, sigma / length, abc, steps),
             (9.0, 3.4),
@@ -147,4 +147,4 @@ def _draw(canvas: Any, sigma: np.ndarray, coefficients: tuple[float, float, floa
             )
         ax.plot(sigma, chapter.singular_value_map(sigma, abc, steps), "o", color=drawing.ACCENT, markersize=5)
         ax.axhline(1, color=drawing.INK, linewidth=0.8, linestyle=":")
-        drawing.plain(ax, name, "σ / ‖U‖", "after the steps" if ax is axes[0] else "")
+        drawing.bare_axes(ax, name, "σ / ‖U‖", "after the steps" if ax is axes[0] else "")

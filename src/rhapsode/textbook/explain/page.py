@@ -31,7 +31,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Illustration:
     """A drawing for the web page: `draw` fills an empty matplotlib figure, `size` wide and high in inches."""
 
     caption: str
@@ -39,13 +39,13 @@ class Figure:
     size: tuple[float, float]
 
 
-Block = Heading | Text | Lines | Figure
+PageBlock = Heading | Text | Lines | Illustration
 
 
 @dataclass(frozen=True)
 class WorkedExample:
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[PageBlock]
 
 
 def number(value: float) -> str:
@@ -96,7 +96,7 @@ def bracketed(left: str, values: np.ndarray, zero: str = "0") -> list[str]:
     ]
 
 
-def side_by_side(*matrices: list[str]) -> list[str]:
+def beside(*matrices: list[str]) -> list[str]:
     """Blocks of lines next to each other, aligned at the top."""
     widths = [max(map(len, m)) for m in matrices]
     return [
@@ -119,7 +119,7 @@ def print_example(example: WorkedExample) -> None:
     print_blocks(console, example.blocks)
 
 
-def print_blocks(console: "Console", blocks: Sequence[Block]) -> None:
+def print_blocks(console: "Console", blocks: Sequence[PageBlock]) -> None:
     """Prints the blocks with an empty line before each; figures are left out."""
     for block in blocks:
         if isinstance(block, Heading):

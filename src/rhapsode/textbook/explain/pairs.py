@@ -6,7 +6,7 @@ import numpy as np
 
 from rhapsode.textbook import pairs as chapter
 from rhapsode.textbook.explain import drawing
-from rhapsode.textbook.explain.page import Block, Figure, Heading, Lines, Text, WorkedExample, number, table
+from rhapsode.textbook.explain.page import Heading, Illustration, Lines, PageBlock, Text, WorkedExample, number, table
 
 TOKENS, ROWS = np.array([3, 1, 4, 1, 5, 3, 1]), 11
 WIDEST = 12  # a vocabulary whose pairs are shown one by one
@@ -47,7 +47,7 @@ def pairs(
         [chapter.pair_rows(np.arange(size)[:, None], rows, np.full(size, p))[:, 0] for p in range(size)]
     )
     hit = len(np.unique(table_of_all))
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text(
             f"`row(p, c) = ({chapter.BEFORE:,} p + {chapter.ITSELF:,} c) mod R` with R = {rows} rows for the "
             f"{size}·{size} = {size * size:,} pairs of a vocabulary of {size}."
@@ -81,7 +81,7 @@ def pairs(
         blocks += _cut(tokens, rows, start, found, cut)
     if size <= 4 * WIDEST:
         blocks.append(
-            Figure(
+            Illustration(
                 "Each pair's row: the token before down the side, the token itself along the top.",
                 lambda canvas: _draw(canvas, table_of_all),
                 (7.0, 5.0),
@@ -120,7 +120,7 @@ def _columns(size: int, rows: int) -> str:
     return "Pairs with the same token before share rows, too: there are fewer rows than tokens, or 7,919 divides them."
 
 
-def _cut(tokens: np.ndarray, rows: int, start: np.ndarray | None, found: np.ndarray, cut: int) -> list[Block]:
+def _cut(tokens: np.ndarray, rows: int, start: np.ndarray | None, found: np.ndarray, cut: int) -> list[PageBlock]:
     remembered = start if cut == 0 else tokens[cut - 1 : cut]
     rest = chapter.pair_rows(tokens[None, cut:], rows, remembered)[0]
     forgotten = chapter.pair_rows(tokens[None, cut:], rows)[0]
@@ -142,6 +142,6 @@ def _cut(tokens: np.ndarray, rows: int, start: np.ndarray | None, found: np.ndar
 
 def _draw(canvas: Any, rows_of_pairs: np.ndarray) -> None:
     ax = canvas.subplots()
-    drawing.grid(ax, rows_of_pairs, "", colours="viridis_r", symmetric=False)
+    drawing.draw_grid(ax, rows_of_pairs, "", colours="viridis_r", symmetric=False)
     ax.set_xlabel("token", fontsize=9)
     ax.set_ylabel("token before", fontsize=9)

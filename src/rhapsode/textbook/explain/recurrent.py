@@ -8,17 +8,17 @@ import numpy as np
 from rhapsode.textbook import recurrent as rnn
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
     agreement,
+    beside,
     matrix,
     number,
     row,
-    side_by_side,
     table,
 )
 
@@ -75,7 +75,7 @@ def unrolling(
         Heading("3. Backward, from the last step to the first"),
         Text(
             "Two gradients meet in each h_t: one from its own output o_t, and one from the next step, which "
-            "came the way h_t → z_{t+1}. The last step has no next."
+            "came back along h_t → z_{t+1}. The last step has no next one."
         ),
     ]
     for t in range(T, 0, -1):
@@ -104,7 +104,7 @@ def unrolling(
                 *_sum_of_products("dL/dW_hy", "dL/do_{t} h_{t}ᵀ", T, g.W_hy),
             ]
         ),
-        Figure(
+        Illustration(
             "The unrolled graph: values forward in black, gradients backward in red.",
             lambda canvas: _draw_graph(canvas, inputs, h_0, f, g),
             (max(5.0, 3.1 * T), 5.4),
@@ -151,7 +151,7 @@ def backpropagation(
         powers = {n: np.linalg.matrix_power(w_hh.T, n) for n in range(1, max(2, min(T, 4)))}
         blocks += [
             Text("ψ' = 1, so the way from step t back to step i is a power of one matrix: `(W_hhᵀ)^(t-i)`."),
-            Lines(side_by_side(*(matrix(f"(W_hhᵀ)^{n}", power) for n, power in powers.items()))),
+            Lines(beside(*(matrix(f"(W_hhᵀ)^{n}", power) for n, power in powers.items()))),
         ]
     else:
         blocks += [
@@ -191,7 +191,7 @@ def backpropagation(
                 ],
             )
         ),
-        Figure(
+        Illustration(
             "Left: the length of each step's contribution. Right: a unit gradient at step 30, sent back "
             "through steps of W_hh scaled to three largest eigenvalues (ψ = identity).",
             lambda canvas: _draw_norms(canvas, norms, w_hh, radius),
@@ -231,7 +231,7 @@ def _check(
             raise ValueError(f"targets must be between 0 and {len(w_hy) - 1} (w_hy's rows), got {target}")
 
 
-def _network(w_hh: np.ndarray, w_hx: np.ndarray, w_hy: np.ndarray, activation: str) -> list[Block]:
+def _network(w_hh: np.ndarray, w_hx: np.ndarray, w_hy: np.ndarray, activation: str) -> list[PageBlock]:
     return [
         Text(
             "`z_t = W_hh h_{t-1} + W_hx x_t`, `h_t = ψ(z_t)`, `o_t = W_hy h_t`, `ŷ_t = softmax(o_t)`, "
@@ -239,7 +239,7 @@ def _network(w_hh: np.ndarray, w_hx: np.ndarray, w_hy: np.ndarray, activation: s
         ),
         Lines(
             [
-                *side_by_side(matrix("W_hh", w_hh), matrix("W_hx", w_hx), matrix("W_hy", w_hy)),
+                *beside(matrix("W_hh", w_hh), matrix("W_hx", w_hx), matrix("W_hy", w_hy)),
                 "",
                 PSI[activation],
             ]
@@ -319,7 +319,7 @@ def _draw_norms(canvas: Any, norms: np.ndarray, w_hh: np.ndarray, radius: float)
     left, right = canvas.subplots(1, 2)
     T = len(norms)
     shown = np.where(np.tri(T, dtype=bool).T, norms, np.nan)
-    drawing.grid(left, shown, "‖contribution of step t to dL/dh_i‖", colours="Oranges", symmetric=False)
+    drawing.draw_grid(left, shown, "‖contribution of step t to dL/dh_i‖", colours="Oranges", symmetric=False)
     for text in left.texts:
         if text.get_text() == "-∞":
             text.set_text("")
@@ -335,4 +335,4 @@ def _draw_norms(canvas: Any, norms: np.ndarray, w_hh: np.ndarray, radius: float)
         right.plot(distance, np.maximum(lengths, 1e-12), color=colour, label=f"largest |eigenvalue| {target}")
     right.set_yscale("log")
     right.legend(fontsize=8, frameon=False)
-    drawing.plain(right, "vanishing and exploding", "distance t - i", "length of the gradient")
+    drawing.bare_axes(right, "vanishing and exploding", "distance t - i", "length of the gradient")

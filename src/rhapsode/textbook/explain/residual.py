@@ -8,18 +8,18 @@ import numpy as np
 from rhapsode.textbook import residual as chapter
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
     agreement,
+    beside,
     factor,
     matrix,
     number,
     row,
-    side_by_side,
     table,
 )
 
@@ -52,7 +52,7 @@ def rmsnorm(
 
     n = chapter.rms_norm(inputs, scale)
     dx, dw = chapter.rms_norm_gradients(inputs, scale, output_gradient)
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text("`n(x) = x / r ∘ w` with `r = √(mean_i x_i² + ε)`: each row by itself, whatever the others are."),
         Lines([*matrix("x", inputs), "", f"w = {row(scale)}"]),
     ]
@@ -86,7 +86,7 @@ def rmsnorm(
             "The largest difference from central differences, as a share of the largest gradient, is "
             f"{agreement(_norm_difference(inputs, scale, output_gradient, dx, dw), 1e-6)}."
         ),
-        Figure(
+        Illustration(
             "A row that is a multiple of another gives the same n(x), and a gradient as many times smaller.",
             lambda canvas: _draw_norm(canvas, inputs, n, dx),
             (9.0, 1.2 + 0.5 * count),
@@ -132,13 +132,13 @@ def residual(
     through, _ = chapter.rms_norm_gradients(inputs, w, dn)
     kept, lost = _gradients(inputs, w_1, w_2, g, layers, True), _gradients(inputs, w_1, w_2, g, layers, False)
     lengths = [[float(np.linalg.norm(v)) for v in gradients] for gradients in (kept, lost)]
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text("`x ← x + f(n(x))` with `f(u) = W_2 relu(W_1 u)²`; scale 1 and no biases here."),
         Lines(
             [
                 f"x = {row(inputs)}",
                 "",
-                *side_by_side(matrix("W_1", w_1), matrix("W_2", w_2)),
+                *beside(matrix("W_1", w_1), matrix("W_2", w_2)),
             ]
         ),
         Heading("1. Forward"),
@@ -185,7 +185,7 @@ def residual(
                 ],
             )
         ),
-        Figure(
+        Illustration(
             "What reaches each layer of the gradient at the top.",
             lambda canvas: _draw_lengths(canvas, *lengths),
             (8.0, 3.4),
@@ -245,7 +245,7 @@ def _share(numerical: np.ndarray, exact: np.ndarray) -> float:
 def _draw_norm(canvas: Any, x: np.ndarray, n: np.ndarray, dx: np.ndarray) -> None:
     axes = canvas.subplots(1, 3)
     for ax, values, title in zip(axes, (x, n, dx), ("x", "n(x)", "dL/dx"), strict=True):
-        drawing.grid(ax, values, title)
+        drawing.draw_grid(ax, values, title)
 
 
 def _draw_lengths(canvas: Any, with_sum: list[float], without: list[float]) -> None:
@@ -257,4 +257,4 @@ def _draw_lengths(canvas: Any, with_sum: list[float], without: list[float]) -> N
     if any(length > 0 for length in (*with_sum, *without)):
         ax.set_yscale("log")
     ax.legend(frameon=False, fontsize=9)
-    drawing.plain(ax, "", "layer", "length of dL/dx")
+    drawing.bare_axes(ax, "", "layer", "length of dL/dx")

@@ -6,10 +6,10 @@ import numpy as np
 
 from rhapsode.textbook.explain import drawing
 from rhapsode.textbook.explain.page import (
-    Block,
-    Figure,
     Heading,
+    Illustration,
     Lines,
+    PageBlock,
     Text,
     WorkedExample,
     bracketed,
@@ -82,7 +82,7 @@ def tape(
     wrong_leaves, _ = _run(Queue, inputs, weights, bias, target)
     pushes = [moment for moment in right.moments if moment[0] == "push"]
     pops = [moment for moment in right.moments if moment[0] == "pop"]
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Text("`L = -log softmax(h ∘ z)[y]` with `z = W x + b` and `h = sigmoid(z)`. Note that z is used twice."),
         Lines([f"x = {row(inputs)}    b = {row(bias)}    y = {target}", "", *matrix("W", weights)]),
         Heading("1. Forward: the tape grows"),
@@ -130,12 +130,12 @@ def tape(
                 f"dL/db = {row(wrong_leaves['b'].output_gradient)}",
             ]
         ),
-        Figure(
+        Illustration(
             "What is on the tape after each push and each pop.",
             lambda canvas: _draw_tape(canvas, right),
             (9.0, 3.4),
         ),
-        Figure(
+        Illustration(
             "The graph. z is used twice, so its gradient is the sum of two.",
             lambda canvas: _draw_graph(canvas, leaves, right),
             (10.0, 4.2),

@@ -9,7 +9,7 @@ import numpy as np
 from rhapsode.textbook.explain.page import matrix, number, row
 from rhapsode.textbook.explain.quiz.reading import Grid, arithmetic, grids, is_open
 
-TOLERANCE = 0.0051  # two decimals, rounded either way, are right
+ANSWER_TOLERANCE = 0.0051  # two decimals, rounded either way, are right
 SMALLEST = 0.02  # of an entry that is not 0 and not a whole number: rounded to two decimals it still shows
 
 
@@ -22,7 +22,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumbersAnswer:
     """A number, a vector or a matrix: `right` has 0, 1 or 2 axes.
 
     whole: only whole numbers, which must be exact; otherwise two decimals suffice. size_asked: the size is a part of
@@ -83,7 +83,7 @@ class Numbers:
         if answer.shape != right.shape:
             return f"the matrix is {_by(right.shape)}, yours is {_by(answer.shape)}"
         if self._near(-answer, right):
-            return "the sign is the other way round"
+            return "the sign is wrong"
         if right.ndim == 0:
             off = abs(float(answer - right))
             close = not self.whole and off < 0.05
@@ -137,14 +137,14 @@ class Numbers:
         return sizes == [columns] * rows or (sizes == [rows * columns] and not self.size_asked)
 
     def _close(self, answer: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return np.abs(answer - right) <= (1e-6 if self.whole else TOLERANCE)
+        return np.abs(answer - right) <= (1e-6 if self.whole else ANSWER_TOLERANCE)
 
     def _near(self, answer: np.ndarray, right: np.ndarray) -> bool:
         return answer.shape == right.shape and bool(self._close(answer, right).all())
 
 
 @dataclass(frozen=True)
-class Shape:
+class ShapeAnswer:
     """The sizes of an array's axes; how many axes there are is a part of the question."""
 
     name: str
@@ -163,7 +163,7 @@ class Shape:
         except ValueError as error:
             raise ValueError(f"{error}; type {self.form}") from None
         if any(size != int(size) or size < 0 for size in sizes):
-            raise ValueError(f"{text.strip()!r} has other numbers than whole ones; type {self.form}")
+            raise ValueError(f"{text.strip()!r} must have whole numbers only; type {self.form}")
         return tuple(map(int, sizes))
 
     def judge(self, answer: tuple[int, ...]) -> str | None:
@@ -196,7 +196,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChoiceAnswer:
     """One of several; reasons: for each option why it is wrong, or right."""
 
     options: tuple[str, ...]
@@ -216,7 +216,7 @@ class Choice:
         spelled = [" ".join(option.casefold().split()) for option in self.options]
         if typed in spelled:
             return spelled.index(typed)
-        raise ValueError(f"{text.strip()!r} is none of the answers; type {self.form}")
+        raise ValueError(f"{text.strip()!r} is not one of the answers; type {self.form}")
 
     def judge(self, answer: int) -> str | None:
         """None if it is right, else a sentence on what is wrong."""
@@ -241,7 +241,7 @@ class Choice:
         return len(set(self.options)) == len(self.options)
 
 
-Answer = Numbers | Shape | Choice
+Answer = NumbersAnswer | ShapeAnswer | ChoiceAnswer
 
 
 def told_apart(right: np.ndarray, *mistakes: tuple[np.ndarray | float | None, str]) -> tuple[Mistake, ...]:
@@ -250,7 +250,7 @@ def told_apart(right: np.ndarray, *mistakes: tuple[np.ndarray | float | None, st
         Mistake(np.asarray(answer, dtype=np.float64), reason)
         for answer, reason in mistakes
         if answer is not None
-        and (np.shape(answer) != right.shape or np.abs(np.asarray(answer) - right).max() > 2 * TOLERANCE)
+        and (np.shape(answer) != right.shape or np.abs(np.asarray(answer) - right).max() > 2 * ANSWER_TOLERANCE)
     )
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rhapsode.textbook import attention as att
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
-from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text, factor, matrix, number, row
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import (
     Question,
     fraction,
@@ -77,7 +77,7 @@ def gradient(wanted: str, rng: np.random.Generator) -> Question:
             ),
             Lines(packed(*given)),
         ],
-        Numbers(f"d{wanted}", right, mistakes=told_apart(right, *mistakes)),
+        NumbersAnswer(f"d{wanted}", right, mistakes=told_apart(right, *mistakes)),
         _value_steps(case, dV) if wanted == "V" else _score_steps(case) + _last_step(wanted, case, right),
     )
 
@@ -99,7 +99,7 @@ def _case(rng: np.random.Generator, T: int, wanted: str) -> Case:
     return Case(forward, known, dO, dA, row_sums, forward.A * (dA - row_sums))
 
 
-def _value_steps(case: Case, dV: np.ndarray) -> list[Block]:
+def _value_steps(case: Case, dV: np.ndarray) -> list[PageBlock]:
     A, dO = case.forward.A, case.dO
     T = len(A)
     lines = [
@@ -118,7 +118,7 @@ def _value_steps(case: Case, dV: np.ndarray) -> list[Block]:
     ]
 
 
-def _score_steps(case: Case) -> list[Block]:
+def _score_steps(case: Case) -> list[PageBlock]:
     A, dA, sums, dS = case.forward.A, case.dA, case.row_sums[:, 0], case.dS
     products, entries = [], []
     for t in range(len(A)):
@@ -138,7 +138,7 @@ def _score_steps(case: Case) -> list[Block]:
     ]
 
 
-def _last_step(wanted: str, case: Case, right: np.ndarray) -> list[Block]:
+def _last_step(wanted: str, case: Case, right: np.ndarray) -> list[PageBlock]:
     if wanted == "S":
         return []
     formula, name, dS = (

@@ -3,8 +3,8 @@
 import numpy as np
 
 from rhapsode.textbook import convolution as conv
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
-from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text, factor, matrix, number, row
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question, option, packed, sum_of_products
 
 
@@ -23,7 +23,7 @@ def entry(channels: int, rng: np.random.Generator) -> Question:
     bare = conv.cross_correlate_loops(x, f[None], stride, 0)[0]
     names = [""] if channels == 1 else ["_1", "_2"]
     given = [Lines(packed(matrix(f"x{name}", x[c]), matrix(f"f{name}", f[c]))) for c, name in enumerate(names)]
-    steps: list[Block] = [
+    steps: list[PageBlock] = [
         Text(
             f"The filter's corner lies {stride}·({i + 1} - 1) rows down and {stride}·({j + 1} - 1) columns "
             "right of the "
@@ -52,7 +52,7 @@ def entry(channels: int, rng: np.random.Generator) -> Question:
             ),
             *given,
         ],
-        Numbers(
+        NumbersAnswer(
             f"y[{i + 1},{j + 1}]",
             np.array(right),
             whole=True,
@@ -82,7 +82,7 @@ def gradient(by_filter: bool, rng: np.random.Generator) -> Question:
     right = df if by_filter else dx
     X = conv.im2col(x[None], (2, 2), stride)
     if by_filter:
-        steps: list[Block] = [
+        steps: list[PageBlock] = [
             Text(
                 "Each weight of the filter collects from all positions: `df[a, b] = Σ dy[i, j] · x[s i + a, "
                 "s j + b]`, a "
@@ -133,7 +133,7 @@ def gradient(by_filter: bool, rng: np.random.Generator) -> Question:
             ),
             Lines(packed(matrix("x", x), matrix("f", f), matrix("dy", dy))),
         ],
-        Numbers("df" if by_filter else "dx", right, whole=True, mistakes=mistakes),
+        NumbersAnswer("df" if by_filter else "dx", right, whole=True, mistakes=mistakes),
         steps,
         (
             *("convolution", "--image", option(x), "--filter", option(f), "--output-gradient", option(dy)),
@@ -159,7 +159,7 @@ def toeplitz(rng: np.random.Generator) -> Question:
             ),
             Lines([f"f = {row(f)}"]),
         ],
-        Numbers(
+        NumbersAnswer(
             "A",
             A,
             whole=True,
@@ -209,14 +209,14 @@ def toeplitz_row(rng: np.random.Generator) -> Question:
             ),
             Lines(matrix("f", f)),
         ],
-        Numbers(
+        NumbersAnswer(
             "row",
             right,
             whole=True,
             mistakes=told_apart(
                 right,
                 (conv.toeplitz_2d(f[::-1, ::-1].copy(), (n_h, n_w))[i * m_w + j], "with the filter flipped"),
-                (laid[:, ::-1].reshape(-1), "with the columns the other way round"),
+                (laid[:, ::-1].reshape(-1), "with the columns in reverse order"),
                 (laid.T.reshape(-1), "read column by column"),
                 (A[(i * m_w + j + 1) % len(A)], "the row of another entry of y"),
                 (

@@ -25,7 +25,7 @@ MAKERS: dict[str, tuple[Maker, ...]] = {
         for by_weights in (False, True)
     ),
     "attention-gradient": tuple(partial(attentions.gradient, wanted) for wanted in "VSQK"),
-    "attention-shapes": (heads.one_shape, heads.with_cache, heads.weights, heads.seen),
+    "attention-shapes": (heads.one_shape, heads.with_cache, heads.parameter_count, heads.seen),
     "tape": (
         *(tapes.stack_or_queue, tapes.order, tapes.left, tapes.as_queue),
         *(partial(tapes.used_twice, by) for by in "wx"),
@@ -42,7 +42,7 @@ def chosen_topics(given: Sequence[str]) -> list[str]:
     return [topic for topic in TOPICS if topic in names or not names]
 
 
-def draw(seed: int, count: int, topics: Sequence[str]) -> list[Question]:
+def draw_questions(seed: int, count: int, topics: Sequence[str]) -> list[Question]:
     """`count` questions, topics and their variants in turn; with a larger count the first ones are the same.
 
     No question comes twice, as long as there are that many.

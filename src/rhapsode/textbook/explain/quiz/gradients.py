@@ -3,8 +3,8 @@
 import numpy as np
 
 from rhapsode.textbook import recurrent as rnn
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, matrix, number, row
-from rhapsode.textbook.explain.quiz.answers import Numbers, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text, factor, matrix, number, row
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import (
     Question,
     fraction,
@@ -55,7 +55,7 @@ def of_recurrence(activation: str, by_weights: bool, rng: np.random.Generator) -
             ),
             Lines(packed(matrix("W_hh", W), given)),
         ],
-        Numbers(what, right, whole=activation != "tanh", mistakes=told_apart(right, *mistakes)),
+        NumbersAnswer(what, right, whole=activation != "tanh", mistakes=told_apart(right, *mistakes)),
         _recurrent_steps(W, slopes, direct, dh, dz, h_prev, activation, by_weights),
     )
 
@@ -75,7 +75,7 @@ def by_logits(rng: np.random.Generator) -> Question:
             ),
             Lines([f"s = {_logs(counts)}"]),
         ],
-        Numbers("dL/ds", right, mistakes=told_apart(right, *_softmax_mistakes(p, target))),
+        NumbersAnswer("dL/ds", right, mistakes=told_apart(right, *_softmax_mistakes(p, target))),
         [*_softmax_steps(counts, target)],
     )
 
@@ -97,14 +97,14 @@ def by_weights(rng: np.random.Generator) -> Question:
             ),
             Lines([f"h = {row(h)}", f"s = {_logs(counts)}"]),
         ],
-        Numbers(
+        NumbersAnswer(
             "dL/dW",
             right,
             mistakes=told_apart(
                 right,
                 (np.outer(p, h), "p hᵀ: the true token's 1 is not subtracted"),
                 (np.outer(h, ds), "its transpose"),
-                (-right, "with the sign the other way round"),
+                (-right, "with the opposite sign"),
             ),
         ),
         [
@@ -128,7 +128,7 @@ def of_softmax_alone(rng: np.random.Generator) -> Question:
             Text("Softmax gave p = softmax(s), and the gradient by its output is dp = dL/dp. What is dL/ds?"),
             Lines([f"p  = {fractions(p)}", f"dp = {row(dp)}"]),
         ],
-        Numbers(
+        NumbersAnswer(
             "dL/ds",
             right,
             mistakes=told_apart(
@@ -171,14 +171,14 @@ def _softmax_mistakes(p: np.ndarray, target: int) -> list[tuple[np.ndarray, str]
     onehot = np.eye(len(p))[target]
     return [
         (p, "softmax(s) alone: the true token's 1 is not subtracted"),
-        (onehot - p, "with the sign the other way round"),
+        (onehot - p, "with the opposite sign"),
         (-onehot / p, "dL/dp, not dL/ds"),
         (p - np.roll(onehot, 1), "with the 1 subtracted from another token: tokens are counted from 1 here"),
         (p - np.roll(onehot, -1), "with the 1 subtracted from another token: tokens are counted from 1 here"),
     ]
 
 
-def _softmax_steps(counts: np.ndarray, target: int) -> list[Block]:
+def _softmax_steps(counts: np.ndarray, target: int) -> list[PageBlock]:
     total = counts.sum()
     p = counts / total
     onehot = np.eye(len(p))[target]
@@ -242,9 +242,9 @@ def _recurrent_steps(
     h_prev: np.ndarray,
     activation: str,
     by_weights: bool,
-) -> list[Block]:
+) -> list[PageBlock]:
     T = len(direct)
-    steps: list[Block] = [
+    steps: list[PageBlock] = [
         Text(
             f"From the last step to the first: `dL/dh_t = d_t + W_hhᵀ dL/dz_{{t+1}}`, `dL/dz_t = ψ'(z_t) ∘ "
             "dL/dh_t`, with "

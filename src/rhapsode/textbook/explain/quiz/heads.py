@@ -6,7 +6,7 @@ import numpy as np
 
 from rhapsode.textbook import attention as att
 from rhapsode.textbook.explain.page import Lines, Text
-from rhapsode.textbook.explain.quiz.answers import Numbers, Shape, told_apart
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, ShapeAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 
 SHAPES = {
@@ -79,7 +79,7 @@ def one_shape(rng: np.random.Generator) -> Question:
     others |= {(n["H"], *right): "the shape for all heads together"} if key.endswith("per_head") else {}
     return Question(
         [Text(f"{_given(n)} What is the shape of {what}?")],
-        Shape("the shape", right, tuple(others.items())),
+        ShapeAnswer("the shape", right, tuple(others.items())),
         [
             Text(f"{what[0].upper() + what[1:]}: {' x '.join(letters)}. " + _reason(key)),
             Lines([f"{' x '.join(letters)} = {' x '.join(str(n[x]) for x in letters)}"]),
@@ -94,9 +94,9 @@ def _reason(key: str) -> str:
         "outputs_per_head": "One average of values for each query, as long as a value.",
         "values_per_head": "A value may have another size than a key.",
         "joined": "One row for each position, the heads side by side.",
-        "W_o": "It takes a joined row to an output.",
+        "W_o": "It maps a joined row to an output.",
         "output": "One row for each position, whatever the heads are.",
-    }.get(key, "It takes an input to one such row." if key.startswith("W_") else "One row for each position.")
+    }.get(key, "It maps an input to one such row." if key.startswith("W_") else "One row for each position.")
 
 
 def with_cache(rng: np.random.Generator) -> Question:
@@ -116,10 +116,10 @@ def with_cache(rng: np.random.Generator) -> Question:
     )
     letters = "B x H x T x (cached + T)" if of_scores else "B x H x T x d_v"
     wrong = {
-        (B, H, S, S): "with queries for the cached positions: they were asked already",
+        (B, H, S, S): "with queries for the cached positions: these were computed before",
         (B, H, T, T): "without the cached keys",
         (B, H, T, cached): "without the new keys",
-        (B, H, S, d_v): "with outputs for the cached positions: they were given already",
+        (B, H, S, d_v): "with outputs for the cached positions: these were computed before",
         (B, T, H * d_v): "the shape once the heads are joined",
         (B, H, T, d_k): "with the size of a key in place of a value",
         right[1:]: "the shape for one sequence",
@@ -128,21 +128,21 @@ def with_cache(rng: np.random.Generator) -> Question:
     return Question(
         [
             Text(
-                f"A batch of B = {B} sequences goes on with T = {T} new tokens each; the keys and values of "
+                f"A batch of B = {B} sequences continues with T = {T} new tokens each; the keys and values of "
                 f"{cached} earlier "
                 f"tokens of each are in the cache. There are H = {H} heads, d_k = {d_k}, d_v = {d_v}. What "
                 f"is the shape of {what}?"
             )
         ],
-        Shape("the shape", right, tuple((s, reason) for s, reason in wrong.items() if s != right)),
+        ShapeAnswer("the shape", right, tuple((s, reason) for s, reason in wrong.items() if s != right)),
         [
-            Text("Only the new tokens ask; they see the keys of the cached ones and their own."),
+            Text("Only the new tokens have queries; they see the keys of the cached ones and their own."),
             Lines([f"{letters} = {' x '.join(map(str, right))}"]),
         ],
     )
 
 
-def weights(rng: np.random.Generator) -> Question:
+def parameter_count(rng: np.random.Generator) -> Question:
     """How many numbers are learned."""
     H, d = int(rng.integers(2, 9)), int(rng.integers(2, 9))
     D, biases = H * d, bool(rng.integers(2))
@@ -159,7 +159,7 @@ def weights(rng: np.random.Generator) -> Question:
                 f"{'with' if biases else 'without'} biases?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "numbers",
             right,
             whole=True,
@@ -196,7 +196,7 @@ def seen(rng: np.random.Generator) -> Question:
                 "the mask, in all heads together?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "weights",
             right,
             whole=True,

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from rhapsode.textbook.explain.page import Block, number, side_by_side
+from rhapsode.textbook.explain.page import PageBlock, beside, number
 from rhapsode.textbook.explain.quiz.answers import Answer
 
 PHONE_LETTERS = 52
@@ -20,9 +20,9 @@ class Question:
     example: the arguments of `rhapsode explain` that show the whole of which this is a part, if there are any.
     """
 
-    blocks: Sequence[Block]
+    blocks: Sequence[PageBlock]
     answer: Answer
-    steps: Sequence[Block]
+    steps: Sequence[PageBlock]
     example: tuple[str, ...] = ()
     topic: str = ""
 
@@ -40,7 +40,7 @@ def packed(*matrices: Sequence[str]) -> list[str]:
         if rows[-1] and sum(widths) + 4 * (len(widths) - 1) > PHONE_LETTERS:
             rows.append([])
         rows[-1].append(lines)
-    return [line for i, row in enumerate(rows) for line in ([""] if i else []) + side_by_side(*row)]
+    return [line for i, row in enumerate(rows) for line in ([""] if i else []) + beside(*row)]
 
 
 def sum_of_products(name: str, rows: Sequence[Sequence[str]], value: float) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from rhapsode.textbook.explain.page import Lines, print_blocks, table
-from rhapsode.textbook.explain.quiz.answers import Choice, Numbers
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer, NumbersAnswer
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.quiz.reading import grids
 
 LEAVE = ("q", "quit", "exit")
-MARKS = {"right": "✓", "wrong": "✗", "shown": "→"}
+SIGNS = {"right": "✓", "wrong": "✗", "shown": "→"}
 STYLES = {"right": "bold green", "wrong": "bold red", "shown": "bold yellow"}
 
 
@@ -22,7 +22,7 @@ class Left(Exception):
 
 
 @dataclass
-class Score:
+class Tally:
     """How many of each topic's questions were answered right, in the order in which the topics came."""
 
     by_topic: dict[str, list[bool]] = field(default_factory=dict)
@@ -34,21 +34,21 @@ class Score:
         return table(["topic", "right", "of"], [*rows, ["score", *_right_of(total)]])
 
 
-def ask_all(questions: Sequence[Question], again: str) -> tuple[Score, bool]:
+def ask_all(questions: Sequence[Question], again: str) -> tuple[Tally, bool]:
     """Asks until the questions or the answers end; the score so far, and whether Ctrl-C ended it.
 
     again: the command that asks the same questions. Questions and remarks go to stderr.
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     lines = AnswerLines(console)
-    score = Score()
+    score = Tally()
     interrupted = False
-    console.print("Type an answer; Enter alone shows it, q leaves.", style="dim", soft_wrap=True)
+    console.print("Type an answer; press Enter alone to see it, q to quit.", style="dim", soft_wrap=True)
     try:
         for position, question in enumerate(questions, start=1):
             console.print(f"\n{position}/{len(questions)}  {question.topic}", style="bold cyan", soft_wrap=True)
             print_blocks(console, question.blocks)
-            if isinstance(question.answer, Choice):
+            if isinstance(question.answer, ChoiceAnswer):
                 console.print()
                 for option in question.answer.listed():
                     console.print(f"  {option}", soft_wrap=True)
@@ -107,7 +107,7 @@ class AnswerLines:
         while rows[-1]:
             reason = _unreadable(rows[-1]) if len(rows) > 1 else None
             if reason:
-                self.console.print(f"? {reason}; only this row again", style="yellow", soft_wrap=True)
+                self.console.print(f"? {reason}; type only this row again", style="yellow", soft_wrap=True)
                 rows.pop()
             elif _complete(question, "\n".join(rows)):
                 break
@@ -128,7 +128,7 @@ def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
             if lines.terminal:
                 console.print(f"? {error}", style="yellow", soft_wrap=True)
                 continue
-            wrong = f"not read: {error}"
+            wrong = f"not understood: {error}"
         if wrong is None:
             _tell(console, "right", "right")
             return True
@@ -138,14 +138,14 @@ def _ask(question: Question, lines: AnswerLines, console: Console) -> bool:
     console.print("\nAnswer", style="bold")
     print_blocks(console, [Lines(question.answer.lines())])
     if question.example:
-        console.print(f"\nAll of it: rhapsode explain {question.command}", style="dim", soft_wrap=True)
+        console.print(f"\nThe full example: rhapsode explain {question.command}", style="dim", soft_wrap=True)
     return False
 
 
 def _form(question: Question, lines: AnswerLines) -> str:
     answer = question.answer
-    by_rows = lines.terminal and isinstance(answer, Numbers) and answer.right.ndim == 2 and answer.size_asked
-    return answer.form + (" (Enter alone ends it)" if by_rows else "")
+    by_rows = lines.terminal and isinstance(answer, NumbersAnswer) and answer.right.ndim == 2 and answer.size_asked
+    return answer.form + (" (Enter alone ends the matrix)" if by_rows else "")
 
 
 def _complete(question: Question, text: str) -> bool:
@@ -168,7 +168,7 @@ def _unreadable(row: str) -> str | None:
 
 
 def _tell(console: Console, what: str, remark: str) -> None:
-    console.print(f"{MARKS[what]} {remark}", style=STYLES[what], soft_wrap=True)
+    console.print(f"{SIGNS[what]} {remark}", style=STYLES[what], soft_wrap=True)
 
 
 def _visible(text: str) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from rhapsode.textbook.explain.html import with_code
-from rhapsode.textbook.explain.page import Block, Lines, Text
-from rhapsode.textbook.explain.quiz.answers import Choice
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer
 from rhapsode.textbook.explain.quiz.question import Question
 
 TEMPLATE = """<!doctype html>
@@ -69,7 +69,7 @@ TEMPLATE = """<!doctype html>
 {% endmacro %}
 <h1>{{ title }}</h1>
 <p class="how">Answers and steps are folded away below each question; only those that are open are printed. To be
-asked these in a terminal, and the answers checked: <code>{{ again }}</code></p>
+answer these in a terminal and have the answers checked: <code>{{ again }}</code></p>
 {% for question in questions %}
 <article>
 <h2>{{ loop.index }}. <span>{{ question.topic }}</span></h2>
@@ -88,7 +88,7 @@ asked these in a terminal, and the answers checked: <code>{{ again }}</code></p>
 {{ shown(question.steps) }}
 <pre class="answer">{{ question.answer }}</pre>
 {% if question.example %}
-<p class="form">All of it: <code>rhapsode explain {{ question.example }}</code></p>
+<p class="form">The full example: <code>rhapsode explain {{ question.example }}</code></p>
 {% endif %}
 </details>
 </article>
@@ -109,7 +109,7 @@ def to_html(questions: Sequence[Question], title: str, again: str) -> str:
         {
             "topic": question.topic,
             "blocks": _for_template(question.blocks),
-            "options": question.answer.options if isinstance(question.answer, Choice) else (),
+            "options": question.answer.options if isinstance(question.answer, ChoiceAnswer) else (),
             "form": question.answer.form,
             "steps": _for_template(question.steps),
             "answer": "\n".join(question.answer.lines()),
@@ -121,7 +121,7 @@ def to_html(questions: Sequence[Question], title: str, again: str) -> str:
     return environment.from_string(TEMPLATE).render(title=title, again=again, questions=asked)
 
 
-def _for_template(blocks: Sequence[Block]) -> list[tuple[str, str]]:
+def _for_template(blocks: Sequence[PageBlock]) -> list[tuple[str, str]]:
     """Kind and content of each block; a content that is no Markup is escaped by the template."""
     from markupsafe import Markup, escape
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from rhapsode.textbook import convolution as conv
-from rhapsode.textbook.explain.page import Block, Lines, Text
-from rhapsode.textbook.explain.quiz.answers import Numbers, Shape, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text
+from rhapsode.textbook.explain.quiz.answers import NumbersAnswer, ShapeAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 
 RULE = "`m = floor((n + 2p - d (k - 1) - 1) / s) + 1` along each axis, with stride s, padding p and dilation d."
@@ -47,7 +47,7 @@ def parameters(kind: str, rng: np.random.Generator) -> Question:
                 f"{asked[kind]} (Biases are not counted.)"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "weights",
             right,
             whole=True,
@@ -100,7 +100,7 @@ def one_layer(rng: np.random.Generator) -> Question:
                 "output: channels x rows x columns?"
             )
         ],
-        Shape("output", (C_out, *right), [m for m in mistakes if m[0] != (C_out, *right)]),
+        ShapeAnswer("output", (C_out, *right), [m for m in mistakes if m[0] != (C_out, *right)]),
         [
             *_size_steps((n[0], n[1]), (k[0], k[1]), stride, padding, dilation),
             Text("Each filter makes one channel of the output, whatever the number of input channels."),
@@ -125,7 +125,7 @@ def two_layers(rng: np.random.Generator) -> Question:
                 + " How many numbers come out of the second?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "m_2",
             right,
             whole=True,
@@ -149,12 +149,12 @@ def same_size(rng: np.random.Generator) -> Question:
     return Question(
         [
             Text(
-                f"A convolution with a filter of {k}x{k}, stride 1, dilation {dilation} shall leave the size "
+                f"A convolution with a filter of {k}x{k}, stride 1, dilation {dilation} should keep the size "
                 f"of a {n}x{n} "
-                "image as it is. How many rows and columns of zeros must the padding add on each side?"
+                "image. How many rows and columns of zeros must the padding add on each side?"
             )
         ],
-        Numbers(
+        NumbersAnswer(
             "p",
             right,
             whole=True,
@@ -188,7 +188,7 @@ def _sizes(n: list[int], k: list[int], stride: int, padding: int, dilation: int)
     return rows, columns
 
 
-def _size_steps(n: tuple[int, int], k: tuple[int, int], stride: int, padding: int, dilation: int) -> list[Block]:
+def _size_steps(n: tuple[int, int], k: tuple[int, int], stride: int, padding: int, dilation: int) -> list[PageBlock]:
     names = ("rows   ", "columns")
     lines = [_size_line(name, n[i], k[i], stride, padding, dilation) for i, name in enumerate(names)]
     return [Text(RULE), Lines(lines)]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rhapsode.textbook.explain.page import Block, Lines, Text, factor, number
-from rhapsode.textbook.explain.quiz.answers import Choice, Numbers, told_apart
+from rhapsode.textbook.explain.page import Lines, PageBlock, Text, factor, number
+from rhapsode.textbook.explain.quiz.answers import ChoiceAnswer, NumbersAnswer, told_apart
 from rhapsode.textbook.explain.quiz.question import Question
 from rhapsode.textbook.explain.tape import Queue, RecordingTape
 from rhapsode.textbook.tape import Bias, Leaf, Linear, Mean, Module, Multiply, ReLU, Sigmoid, Tanh
@@ -19,9 +19,12 @@ def stack_or_queue(rng: np.random.Generator) -> Question:
             ("The one pushed last first: the tape is a stack.", "right: every use of a module was pushed after it"),
             (
                 "The one pushed first first: the tape is a queue.",
-                "the first module would hand on a gradient that it has not received yet: those who use it come later",
+                "the first module would pass on a gradient that it has not received yet: those that use it come later",
             ),
-            ("In any order: gradients add up.", "they add up, but a module must have received all before it hands on"),
+            (
+                "In any order: gradients add up.",
+                "they add up, but a module must have received all before it passes anything on",
+            ),
             (
                 "The ones with the fewest inputs first.",
                 "how many inputs a module has says nothing about whether its own gradient is complete",
@@ -32,12 +35,12 @@ def stack_or_queue(rng: np.random.Generator) -> Question:
         text = "The tape is a stack. What would happen if it were a queue, from which the first pushed is popped first?"
         options = [
             (
-                "The first module would hand on a gradient of zero, as nobody has added to it yet.",
-                "right: those who use it are popped after it",
+                "The first module would pass on a gradient of zero, as nothing has been added to it yet.",
+                "right: those that use it are popped after it",
             ),
             (
                 "Nothing: gradients add up in any order.",
-                "they add up, but a module hands on its gradient once, when it is popped",
+                "they add up, but a module passes on its gradient once, when it is popped",
             ),
             (
                 "The gradients would have the opposite sign.",
@@ -49,7 +52,7 @@ def stack_or_queue(rng: np.random.Generator) -> Question:
             ),
         ]
         why = (
-            "Each module hands on what it has received when it is popped. At the front of a queue, that is still zero."
+            "Each module passes on what it has received when it is popped. At the front of a queue, that is still zero."
         )
     return _choice(rng, [Text(text)], options, [Text(why)])
 
@@ -126,7 +129,7 @@ def used_twice(by: str, rng: np.random.Generator) -> Question:
             Text(f"With x = {number(x)}, w = {number(w)} and b = {number(b)} these are computed. What is dL/d{by}?"),
             Lines(["u = w x", "v = u + b", "L = v u"]),
         ],
-        Numbers(
+        NumbersAnswer(
             f"dL/d{by}",
             right,
             whole=True,
@@ -177,20 +180,20 @@ def as_queue(rng: np.random.Generator) -> Question:
             ),
             Lines(["u = w x", "v = u + b", "L = v u"]),
         ],
-        Numbers(
+        NumbersAnswer(
             "dL/du",
             right,
             whole=True,
             mistakes=told_apart(
                 right,
                 (float(correct["u"].output_gradient.item()), "what a stack gives"),
-                (u, "what u should receive through v: but v goes before L, and has nothing to hand on"),
-                (0.0, "what u hands on; afterwards it still receives its share of L"),
+                (u, "what u should receive through v: but v goes before L, and has nothing to pass on"),
+                (0.0, "what u passes on; afterwards it still receives its share of L"),
                 (u * v, "the value of L"),
             ),
         ),
         [
-            Text(f"Off a queue they come as {', '.join(pops)}. u and v go while they hold zero, and hand on zero."),
+            Text(f"Off a queue they come as {', '.join(pops)}. u and v go while they hold zero, and pass on zero."),
             Lines(
                 [
                     f"u = {number(w)}·{factor(x)} = {number(u)}",
@@ -252,9 +255,11 @@ def _twice(
 
 
 def _choice(
-    rng: np.random.Generator, blocks: list[Block], options: list[tuple[str, str]], steps: list[Block]
+    rng: np.random.Generator, blocks: list[PageBlock], options: list[tuple[str, str]], steps: list[PageBlock]
 ) -> Question:
     """The options, of which the first is right, in random order."""
     order = rng.permutation(len(options))
-    answer = Choice(tuple(options[i][0] for i in order), int(np.argmin(order)), tuple(options[i][1] for i in order))
+    answer = ChoiceAnswer(
+        tuple(options[i][0] for i in order), int(np.argmin(order)), tuple(options[i][1] for i in order)
+    )
     return Question(blocks, answer, steps)
