@@ -14,7 +14,7 @@ from rhapsode.tokenizer.training import KINDS
 from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest
 
-LONGEST_NAME = 255  # bytes of a file's name, on any common disk
+LONGEST_FILE_NAME = 255  # bytes of a file's name, on any common disk
 
 PathLike = str | os.PathLike[str]
 Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
@@ -70,7 +70,7 @@ def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:
     if isinstance(data, str | os.PathLike):
         location = os.fspath(data)
         if not os.path.lexists(location) and (
-            "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_NAME
+            "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_FILE_NAME
         ):
             raise ValueError(f"{name}: a str alone names a file; texts come in a list, a single one too: [text]")
         return (location,)
