@@ -264,7 +264,7 @@ def test_a_resumed_run_is_of_the_same_text_and_fields(texts: list[str]) -> None:
     rhapsode.train(texts, out="run", **WANTED)
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for data, options, message in (
-        (texts[1:], {}, "begun on other texts"),
+        (texts[1:], {}, "started on other texts"),
         (texts, {"seed": 3}, "begun with seed 0, not 3"),
         (texts, {"model": {**MODEL, "embed_dim": 9}}, "begun with embed_dim 8, not 9"),
         (texts, {"vocab_size": 301}, "begun with vocab_size 300, not 301"),
@@ -299,12 +299,12 @@ PLAIN = {"sequences": 40}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"data": []}, "data: empty, there is no text in it"),
     "an empty generator": ({"data": iter(())}, "data: empty, there is no text in it"),
-    "blank texts": ({"data": [" ", "\n"]}, "no story in them, only blank ones"),
+    "blank texts": ({"data": [" ", "\n"]}, "no stories, there are no texts or only blank ones"),
     "no validation text": ({"valid": []}, "valid: empty, there is no text in it"),
-    "a number among texts": ({"data": ["a", "b", 7]}, "texts given in Python: item 2 is no text but of type int"),
+    "a number among texts": ({"data": ["a", "b", 7]}, "texts given in Python: item 2 must be a str, got int"),
     "half of a character": ({"data": ["a", "b\ud83d"]}, "item 1: half of a surrogate pair at 1"),
     "file names as str": ({"data": ["here.txt"]}, "'here.txt' is the name of a file: pass files as pathlib.Path"),
-    "a path among texts": ({"data": ["a", Path("here.txt")]}, "item 1 is no text but of type PosixPath"),
+    "a path among texts": ({"data": ["a", Path("here.txt")]}, "item 1 must be a str, got PosixPath"),
     "a text among paths": ({"data": [Path("here.txt"), "a"]}, "data: item 1 must be a path like those before it"),
     "a text alone": ({"data": "One day.\nAnother day."}, r"data: a single str names a file; pass texts as a list"),
     "a long text alone": ({"data": "One day. " * 99}, r"data: a single str names a file; pass texts as a list"),
@@ -312,7 +312,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bytes": ({"data": b"One day."}, "data must be a file's name or path, or an iterable of texts, got bytes"),
     "a missing file": ({"data": "nowhere.txt"}, "nowhere.txt: no such file"),
     "two budgets": ({"tokens": 5}, r"give only one budget \(.*\), got tokens and sequences"),
-    "an unknown field": ({"model": {"width": 3}}, r"train: there is no field 'model\.width' \(model: kind"),
+    "an unknown field": ({"model": {"width": 3}}, r"train: unknown field 'model\.width' \(model: kind"),
     "a text for a number": ({"model": {"embed_dim": "8"}}, "model: embed_dim must be a whole number, got '8'"),
     "no dict": ({"model": 8}, "train: model must be a dict of fields, got 8"),
     "a value that cannot be": ({"model": {"embed_dim": 0}}, "embed_dim must be at least 1, got 0"),
@@ -354,7 +354,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
 def test_evaluate_and_study_refuse_texts(tiny_run: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluate scores files; score texts with model\.score"):
         rhapsode.evaluate(tiny_run, ["a text"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="a study reads files: write the texts to one first"):
+    with pytest.raises(ValueError, match="a study reads files: write the texts to a file first"):
         rhapsode.study("batch", ["a text"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="a study is one of size, batch, "):
         rhapsode.study("everything")
