@@ -265,9 +265,9 @@ def test_a_resumed_run_is_of_the_same_text_and_fields(texts: list[str]) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for data, options, message in (
         (texts[1:], {}, "started on other texts"),
-        (texts, {"seed": 3}, "begun with seed 0, not 3"),
-        (texts, {"model": {**MODEL, "embed_dim": 9}}, "begun with embed_dim 8, not 9"),
-        (texts, {"vocab_size": 301}, "begun with vocab_size 300, not 301"),
+        (texts, {"seed": 3}, "started with seed 0, not 3"),
+        (texts, {"model": {**MODEL, "embed_dim": 9}}, "started with embed_dim 8, not 9"),
+        (texts, {"vocab_size": 301}, "started with vocab_size 300, not 301"),
     ):
         with pytest.raises(ValueError, match=message):
             rhapsode.train(data, out="run", resume=True, **{**WANTED, **options})
