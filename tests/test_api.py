@@ -164,6 +164,8 @@ def test_what_cannot_be_is_said_in_one_line(model: Model, tmp_path: Path) -> Non
         (lambda: model.generate(7), "a text must be a str, got int"),  # type: ignore[arg-type]
         (lambda: model.stream("x", top_p=2), r"top_p must be in \(0, 1\], got 2"),
         (lambda: model.score([]), "there is no text to score"),
+        (lambda: model.next_tokens("x", k=0), "k, the number of tokens, must be >= 1, got 0"),
+        (lambda: model.generate("x", max_tokens=1)[0].top(-1), "k, the number of tokens, must be >= 1, got -1"),
         (lambda: model.score("half \ud83d"), "half of a surrogate pair at 5"),
         (lambda: model.score("", end=False), "nothing to score in the text ''"),
         (lambda: model.attention(""), "must not be empty"),

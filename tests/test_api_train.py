@@ -266,8 +266,8 @@ def test_a_resumed_run_is_of_the_same_text_and_fields(texts: list[str]) -> None:
     for data, options, message in (
         (texts[1:], {}, "started on other texts"),
         (texts, {"seed": 3}, "started with seed 0, not 3"),
-        (texts, {"model": {**MODEL, "embed_dim": 9}}, "begun with embed_dim 8, not 9"),
-        (texts, {"vocab_size": 301}, "begun with vocab_size 300, not 301"),
+        (texts, {"model": {**MODEL, "embed_dim": 9}}, "started with embed_dim 8, not 9"),
+        (texts, {"vocab_size": 301}, "started with vocab_size 300, not 301"),
     ):
         with pytest.raises(ValueError, match=message):
             rhapsode.train(data, out="run", resume=True, **{**WANTED, **options})

@@ -18,9 +18,9 @@ PAGE = ROOT / "docs" / "python.md"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
 
-def examples() -> list[tuple[int, str]]:
+def examples(page: Path = PAGE) -> list[tuple[int, str]]:
     """The page's Python code, each with its line in the page."""
-    text = PAGE.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     return [
         (text.count("\n", 0, m.start(1)) + 1, m[1]) for m in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
     ]
@@ -42,6 +42,20 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     refused = out.strip().splitlines()[-5:]
     assert "give only one budget" in refused[0]
     assert refused[-1] == "temperature must be >= 0, got -1"
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Would catch a newcomer's first lines that fail; the minute is left out, and most of the corpus."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    code = examples(ROOT / "README.md")[0][1]
+    quick = code.replace('"storyworld", minutes=1', '"storyworld:500", preset="minute", tokens=4_000')
+    assert quick != code
+    exec(compile(quick, "README.md", "exec"), {"__name__": "__main__"})
+    assert "NextToken(id=" in capfd.readouterr().out
 
 
 def test_the_page_has_an_example_of_everything() -> None:

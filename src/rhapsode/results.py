@@ -12,6 +12,12 @@ from rhapsode.state import State
 MOST_SHOWN = 200  # tokens of a side of an attention map in a notebook
 
 
+def check_count(k: int) -> None:
+    """Raises ValueError for a number of tokens below 1."""
+    if k < 1:
+        raise ValueError(f"k, the number of tokens, must be >= 1, got {k}")
+
+
 @dataclass(frozen=True)
 class NextToken:
     """A token that may come next. text: as tables show it (a blank is ▁); probability; log_probability in nats."""
@@ -53,8 +59,10 @@ class Completion:
     def top(self, k: int = 5) -> list[list[NextToken]]:
         """For each new token the k likeliest that could have stood there, the likeliest first.
 
-        The text is read again for it in one block: equal to `log_probabilities` but for rounding.
+        The text is read again for it in one block: equal to `log_probabilities` but for rounding. Raises ValueError
+        where k is below 1.
         """
+        check_count(k)
         _, log_probabilities, piece = self._again
         likeliest = log_probabilities.topk(min(k, log_probabilities.shape[-1]))
         return [

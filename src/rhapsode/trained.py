@@ -16,7 +16,7 @@ from rhapsode.evaluation import token_nats
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore
+from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore, check_count
 from rhapsode.run import Run
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
@@ -178,7 +178,8 @@ class Model:
         return replace(after, fingerprint=self.fingerprint)
 
     def next_tokens(self, text: str = "", k: int = 5, state: State | None = None) -> list[NextToken]:
-        """The k likeliest next tokens after a text, the likeliest first."""
+        """The k likeliest next tokens after a text, the likeliest first; ValueError where k is below 1."""
+        check_count(k)
         logits = self.read(text, state).logits
         assert logits is not None
         likeliest = logits[0].double().log_softmax(-1).cpu().topk(min(k, logits.shape[1]))
