@@ -40,7 +40,7 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "Once upon a time" in out
     assert err == ""
     refused = out.strip().splitlines()[-5:]
-    assert "a budget is one of" in refused[0]
+    assert "give only one budget" in refused[0]
     assert refused[-1] == "temperature must be >= 0, got -1"
 
 

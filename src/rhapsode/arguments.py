@@ -33,7 +33,7 @@ def training_request(
     """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
     data, valid, tokenizer, vocab_size, reading = wanted
     if recipe is not None and preset is not None:
-        raise ValueError("a recipe leaves nothing to a preset: give one of them")
+        raise ValueError("recipe= already sets every field, so preset= has no effect: give only one of them")
     own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         if not isinstance(tokenizer, str | os.PathLike):
@@ -51,7 +51,7 @@ def training_request(
 def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
     """The fields that were chosen, by section."""
     if len(budget) > 1:
-        raise ValueError(f"a budget is one of {', '.join(BUDGETS)}; got {' and '.join(budget)}")
+        raise ValueError(f"give only one budget ({', '.join(BUDGETS)}), got {' and '.join(budget)}")
     given = checked({name: fields for name, fields in sections.items() if fields}, "train")
     flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
     if recipe is None:
@@ -59,7 +59,7 @@ def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: 
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe must be a Recipe, got {type(recipe).__name__}; Recipe.from_dict makes one of a dict")
     if given or flags:
-        raise ValueError("a recipe has all its fields: change them with recipe.with_changes, or give no recipe")
+        raise ValueError("recipe= already sets every field: change it with recipe.with_changes, or leave recipe= out")
     return recipe.to_dict()
 
 
@@ -72,7 +72,7 @@ def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:
         if not os.path.lexists(location) and (
             "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_FILE_NAME
         ):
-            raise ValueError(f"{name}: a str alone names a file; texts come in a list, a single one too: [text]")
+            raise ValueError(f"{name}: a single str names a file; pass texts as a list, even a single one: [text]")
         return (location,)
     if not isinstance(data, Iterable) or isinstance(data, bytes):
         raise ValueError(f"{name} must be a file's name or path, or an iterable of texts, got {type(data).__name__}")
@@ -83,13 +83,13 @@ def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:
     if isinstance(first, os.PathLike):
         return tuple(_location(item, name, place) for place, item in enumerate((first, *items)))
     if isinstance(data, list | tuple) and all(_is_file(item) for item in data):
-        raise ValueError(f"{name}: {data[0]!r} is a file that exists: give files as pathlib.Path, texts as str")
+        raise ValueError(f"{name}: {data[0]!r} is the name of a file: pass files as pathlib.Path, texts as str")
     return source_of_texts(chain((first,), items))
 
 
 def _location(item: object, name: str, place: int) -> str:
     if not isinstance(item, os.PathLike):
-        raise ValueError(f"{name}: item {place} is no path as those before it, but of type {type(item).__name__}")
+        raise ValueError(f"{name}: item {place} must be a path like those before it, got {type(item).__name__}")
     return os.fspath(item)
 
 
