@@ -1,7 +1,7 @@
 """Does work keep its pace while another program keeps a core busy? Writes benchmarks/results/neighbour.json.
 
-    python benchmarks/neighbour.py                   all of it: twelve minutes on two cores that are otherwise idle
-    python benchmarks/neighbour.py --works train     training alone: six minutes
+    python benchmarks/neighbour.py                   all of it: eight minutes on two cores that are otherwise idle
+    python benchmarks/neighbour.py --works train     training alone: four minutes
     python benchmarks/neighbour.py --quick           one short round, printed only
     python benchmarks/neighbour.py --before ""       without the training of before
 
@@ -12,9 +12,10 @@ Three do the same work, each in a process of its own, in turns, alone and beside
     all         as many threads as cores throughout, which is what everyone got before
 
 The works are the package's own: the training loop with the preset `minute`, `generate` with eight samples, `evaluate`,
-and a small cell of a study. Ratios are made within a round, and medians over the rounds reported. Training is also
-timed from the moment that the neighbour comes, in a run that began without it. --before COMMIT: the training of that
-commit beside them, by its own command line, from a temporary `git archive`.
+and a small cell of a study. All of them are done alone first, then all beside the neighbour. Ratios are made within a
+round, and medians over the rounds reported. Training is also timed from the moment that the neighbour comes, in a run
+that began without it. --before COMMIT: the training of that commit beside them, by its own command line, from a
+temporary `git archive`.
 """
 
 import argparse
@@ -108,19 +109,32 @@ class Race:
         return pace
 
 
-def compare(race: Race, work: str, rounds: int, few: int, seconds: float) -> dict[str, Any]:
-    """One work in rounds: paces of everyone, and the two ratios that count."""
-    idle: dict[str, list[float]] = {CHOSEN: [], ALL: [], ONE: []}
-    beside: dict[str, list[float]] = {CHOSEN: [], ONE: [], ALL: []}
+def compare_alone(race: Race, work: str, rounds: int, few: int, seconds: float) -> dict[str, list[float]]:
+    """Paces of everyone, round by round, on a machine that nobody else uses."""
+    paces: dict[str, list[float]] = {CHOSEN: [], ALL: [], ONE: []}
     for round_ in range(rounds):
         for who in (CHOSEN, ALL)[:: 1 if round_ % 2 else -1]:  # who comes first changes from round to round
-            idle[who].append(race.alone(who, work, seconds))
-        for who in (CHOSEN, ONE)[:: 1 if round_ % 2 else -1]:
-            beside[who].append(race.beside(who, work, seconds))
+            paces[who].append(race.alone(who, work, seconds))
         if round_ < few:
-            idle[ONE].append(race.alone(ONE, work, seconds))
-            beside[ALL].append(race.beside(ALL, work, seconds))
-        say(f"{work}, round {round_ + 1} of {rounds}: beside {beside[CHOSEN][-1]:,.2f}, idle {idle[CHOSEN][-1]:,.2f}")
+            paces[ONE].append(race.alone(ONE, work, seconds))
+        say(f"{work}, round {round_ + 1} of {rounds}, alone: {paces[CHOSEN][-1]:,.2f}, all {paces[ALL][-1]:,.2f}")
+    return paces
+
+
+def compare_beside(race: Race, work: str, rounds: int, few: int, seconds: float) -> dict[str, list[float]]:
+    """The same beside the neighbour, who goes after each turn."""
+    paces: dict[str, list[float]] = {CHOSEN: [], ONE: [], ALL: []}
+    for round_ in range(rounds):
+        for who in (CHOSEN, ONE)[:: 1 if round_ % 2 else -1]:
+            paces[who].append(race.beside(who, work, seconds))
+        if round_ < few:
+            paces[ALL].append(race.beside(ALL, work, seconds))
+        say(f"{work}, round {round_ + 1} of {rounds}, beside: {paces[CHOSEN][-1]:,.2f}, one {paces[ONE][-1]:,.2f}")
+    return paces
+
+
+def outcome(work: str, idle: dict[str, list[float]], beside: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of one work's paces, and the ratios that count."""
     return {
         "work": work,
         "unit": UNITS[work],
@@ -128,7 +142,7 @@ def compare(race: Race, work: str, rounds: int, few: int, seconds: float) -> dic
         "beside": {who: statistics.median(paces) for who, paces in beside.items()},
         "beside_chosen_over_one": ratio(beside[CHOSEN], beside[ONE]),
         "idle_chosen_over_all": ratio(idle[CHOSEN], idle[ALL]),
-        "beside_all_over_one": ratio(beside[ALL], beside[ONE][:few]),
+        "beside_all_over_one": ratio(beside[ALL], beside[ONE][: len(beside[ALL])]),
     }
 
 
@@ -210,10 +224,11 @@ def measure(names: list[str], threads: int, rounds: int, commit: str, quick: boo
         for worker in workers.values():
             worker.recv()
         race = Race(workers)
-        works = [
-            compare(race, name, rounds, min(FEW[name], rounds), QUICK_SECONDS if quick else SECONDS[name])
-            for name in names
-        ]
+        settings = {n: (rounds, min(FEW[n], rounds), QUICK_SECONDS if quick else SECONDS[n]) for n in names}
+        # First everything alone: who worked beside a neighbour a moment ago does not yet trust that it is gone.
+        idle = {name: compare_alone(race, name, *setting) for name, setting in settings.items()}
+        beside = {name: compare_beside(race, name, *setting) for name, setting in settings.items()}
+        works = [outcome(name, idle[name], beside[name]) for name in names]
         for result in works:
             if result["work"] == "train":
                 when, stays = (QUICK_SECONDS, QUICK_SECONDS) if quick else (ARRIVES, STAYS)

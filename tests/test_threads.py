@@ -176,10 +176,10 @@ def test_a_block_begins_with_what_the_last_one_learnt() -> None:
     chooser.begin(machine.heard.append)
     assert (machine.probes, chooser.count, machine.heard) == (probes, 2, [])
     chooser.worked("step", 50.0)
-    machine.now += threads.SECONDS_KNOWN
+    machine.now += threads.SECONDS_BETWEEN_PROBES
     machine.free = 1
     chooser.begin(machine.heard.append)
     assert (chooser.count, machine.heard) == (1, [1])
-    machine.now += threads.SECONDS_KNOWN - 1
+    machine.now += threads.SECONDS_BETWEEN_PROBES / 2
     chooser.begin(machine.heard.append)  # another block, which hears that it has one
     assert machine.heard == [1, 1]

@@ -21,12 +21,10 @@ LATE_SECONDS = 1e-3  # a piece of work that takes 10 microseconds, and so long w
 MOST_LATE = 0.2  # of the time of a probe that may be lost in waiting
 SLOWER = 1.4  # times the usual time of a piece of work: reason enough for a probe
 FEWEST_SECONDS = 0.05  # of work that are compared
-SECONDS_BETWEEN_PROBES = 1.0
+SECONDS_BETWEEN_PROBES = 1.0  # so long what a probe found is believed, also by the next block of work
 FIRST_PROBES = 5  # that find threads in time, one after another, before the pace alone is trusted
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before more threads are tried again; doubled each time that they fail
 CALM_SECONDS = 60.0  # after so long without a fall, the first wait counts again
-
-SECONDS_KNOWN = 5.0  # so long after a probe, another block of work begins without one
 
 _active: "ThreadChooser | None" = None
 _known: "ThreadChooser | None" = None  # of the last block, with what it has learnt of the machine
@@ -63,7 +61,7 @@ class ThreadChooser:
         self.fewer.clear()
         if self.most == 1:
             return
-        if self.clock() - self.probed < SECONDS_KNOWN:
+        if self.clock() - self.probed < SECONDS_BETWEEN_PROBES:
             self._use(self.count)
         elif self._in_time():
             self._use(self.most)
