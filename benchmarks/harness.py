@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from rhapsode.bench import (
     PRODUCT_SIZE,
-    SETTINGS,
-    Setting,
+    WORKLOADS,
+    Workload,
     batches,
     machine,
     own_loss,
@@ -53,16 +53,16 @@ DISTURBED = 0.05
 TOLERANCE = 1e-4  # relative, float32
 
 
-def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS) -> dict[str, Any]:
-    """The whole result as JSON-ready values: the machine, and for each setting medians, ratios and peak memory.
+def measure(seconds: float, settings: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
+    """The whole result as JSON-ready values: the machine, and for each workload medians, ratios and peak memory.
 
     Raises ValueError if a rival's loss or gradients differ from ours: a speed on wrong numbers is not reported.
     """
     load = round(os.getloadavg()[0], 2)
     races = []
-    for setting in settings:
-        say(setting.name)
-        races.append(race(setting, seconds))
+    for workload in settings:
+        say(workload.name)
+        races.append(race(workload, seconds))
     return {"format_version": 1, **machine(), "load_average_before": load, "settings": races}
 
 
@@ -106,21 +106,21 @@ def check_agreement(models: dict[str, Any], tokens: Tensor, targets: Tensor) -> 
     return largest
 
 
-def race(setting: Setting, seconds: float) -> dict[str, Any]:
+def race(workload: Workload, seconds: float) -> dict[str, Any]:
     """Checks that all contenders agree, then times them in turns for `seconds`: medians, ratios, peak memory."""
     names = [OURS, *RIVALS]
-    few = replace(setting, batch_size=min(setting.batch_size, CHECKED_ROWS))
-    difference = check_agreement(contenders(setting.config), *batches(few)[0])
-    turns = take_turns(setting, [*names, PRODUCT], seconds)
+    few = replace(workload, batch_size=min(workload.batch_size, CHECKED_ROWS))
+    difference = check_agreement(contenders(workload.config), *batches(few)[0])
+    turns = take_turns(workload, [*names, PRODUCT], seconds)
     names = [name for name in names if turns.peak_megabytes[name] is not None]
-    flops, tokens, product_flops = step_flops(setting), setting.batch_size * setting.length, 2 * PRODUCT_SIZE**3
+    flops, tokens, product_flops = step_flops(workload), workload.batch_size * workload.length, 2 * PRODUCT_SIZE**3
     median = {name: statistics.median(times[name] for times in turns.rounds) for name in [*names, PRODUCT]}
     shares = [flops / times[OURS] / (product_flops / times[PRODUCT]) for times in turns.rounds]
     return {
-        "name": setting.name,
-        **asdict(setting.config),
-        "batch_size": setting.batch_size,
-        "length": setting.length,
+        "name": workload.name,
+        **asdict(workload.config),
+        "batch_size": workload.batch_size,
+        "length": workload.length,
         "largest_relative_difference": difference,
         "rounds": len(turns.rounds),
         "rounds_left_out": turns.left_out,
@@ -149,13 +149,13 @@ class Turns(NamedTuple):
     peak_megabytes: dict[str, int | None]
 
 
-def take_turns(setting: Setting, names: list[str], seconds: float) -> Turns:
+def take_turns(workload: Workload, names: list[str], seconds: float) -> Turns:
     """Lets the named contenders train in turns for `seconds`, and at least for FEWEST_ROUNDS rounds."""
     peaks: dict[str, int | None] = {}
     calls: dict[str, int] = {}
     rounds: list[tuple[float | None, dict[str, float]]] = []
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(started(setting, name)) for name in names}
+        workers = {name: stack.enter_context(started(workload, name)) for name in names}
         for name, worker in list(workers.items()):
             try:
                 peaks[name] = round(worker.recv() / 1e6)
@@ -187,11 +187,11 @@ def take_turns(setting: Setting, names: list[str], seconds: float) -> Turns:
 
 
 @contextlib.contextmanager
-def started(setting: Setting, name: str) -> Iterator[Any]:
+def started(workload: Workload, name: str) -> Iterator[Any]:
     """A connection to a contender in a new process; the process ends with the block."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve_turns, args=(theirs, setting, name), daemon=True)
+    process = context.Process(target=serve_turns, args=(theirs, workload, name), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
     try:
@@ -201,15 +201,15 @@ def started(setting: Setting, name: str) -> Iterator[Any]:
         process.join()
 
 
-def serve_turns(connection: Any, setting: Setting, name: str) -> None:
+def serve_turns(connection: Any, workload: Workload, name: str) -> None:
     """A contender's process: sends the bytes that it grew by; then for each number of steps that it receives, the
     seconds per step and the core-seconds that it used."""
     keep_freed_memory()  # for everyone, as `rhapsode train` does: PyTorch's RNN gains most by it
     if name == PRODUCT:
         step = product()
     else:
-        model = contenders(setting.config)[name]
-        step = training_step(model, loss_of(model), batches(setting))
+        model = contenders(workload.config)[name]
+        step = training_step(model, loss_of(model), batches(workload))
         torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # the matrix library's own buffers
     before = resident_bytes()
     for _ in range(2):  # the optimiser's state is there from the second step on
@@ -257,7 +257,7 @@ def as_table(result: dict[str, Any]) -> Table:
     table = Table(
         title="A training step, side by side", caption=f"{result['machine']}, torch {result['torch']}, medians"
     )
-    table.add_column(f"vocabulary 1024, {SETTINGS[0].length} tokens")
+    table.add_column(f"vocabulary 1024, {WORKLOADS[0].length} tokens")
     for heading in ("tokens/s", "vs stepwise (a)", "vs nn.RNN (b)", "share of product (c)", "peak MB: ours, a, b"):
         table.add_column(heading, justify="right")
     for row in result["settings"]:

@@ -19,14 +19,14 @@ from report import FIGURES, about, panels, read, save_figure, write
 from rich.console import Console
 from rivals import RIVALS
 
-from rhapsode.bench import SETTINGS, Setting, plain
+from rhapsode.bench import WORKLOADS, Workload, plain
 from rhapsode.figure import COLOURS, DASHES, MARKERS
 from rhapsode.progress import say
 
 FIGURE = FIGURES / "growth.svg"
 STEPWISE_LIMIT = 512  # tokens: the memory of the stepwise algorithm grows with their square
 
-# For each axis, its points; the sizes that stand still are in `growth_setting`.
+# For each axis, its points; the sizes that stand still are in `growth_workload`.
 AXES = {
     "tokens": (128, 256, 512, 1024, 2048, 4096),
     "batch": (1, 4, 16, 64, 256),
@@ -44,13 +44,13 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def growth_setting(axis: str, size: int) -> Setting:
-    """The setting at one point of an axis: one size is the point's, the others stand still."""
+def growth_workload(axis: str, size: int) -> Workload:
+    """The workload at one point of an axis: one size is the point's, the others stand still."""
     if axis == "tokens":
-        return Setting(f"T {size}", plain(128, 128, 128), batch_size=4, length=size)
+        return Workload(f"T {size}", plain(128, 128, 128), batch_size=4, length=size)
     if axis == "batch":
-        return Setting(f"batch {size}", plain(128, 128, 128), batch_size=size)
-    return Setting(f"hidden {size}", plain(size, size, size), batch_size=16)
+        return Workload(f"batch {size}", plain(128, 128, 128), batch_size=size)
+    return Workload(f"hidden {size}", plain(size, size, size), batch_size=16)
 
 
 def measure_growth(seconds: float) -> dict[str, Any]:
@@ -59,10 +59,10 @@ def measure_growth(seconds: float) -> dict[str, Any]:
     for axis, sizes in AXES.items():
         growth[axis] = []
         for size in sizes:
-            setting = growth_setting(axis, size)
-            say(setting.name)
-            names = [n for n in (OURS, *RIVALS) if n != "stepwise" or setting.length <= STEPWISE_LIMIT]
-            turns = take_turns(setting, names, seconds)
+            workload = growth_workload(axis, size)
+            say(workload.name)
+            names = [n for n in (OURS, *RIVALS) if n != "stepwise" or workload.length <= STEPWISE_LIMIT]
+            turns = take_turns(workload, names, seconds)
             growth[axis].append(
                 {
                     "size": size,
@@ -122,8 +122,8 @@ def draw_slopes(ax: Any, sizes: list[int], last: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, help="how long each setting is timed (60; a point of --growth: 3)")
-    parser.add_argument("--quick", action="store_true", help="6 seconds a setting, without the large one; prints only")
+    parser.add_argument("--seconds", type=float, help="how long each workload is timed (60; a point of --growth: 3)")
+    parser.add_argument("--quick", action="store_true", help="6 seconds a workload, without the large one; prints only")
     parser.add_argument("--growth", action="store_true", help="time and memory against T, batch and hidden size")
     parser.add_argument("--plot", action="store_true", help="draw the figure again from growth.json")
     arguments = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
         plot(read("growth")["growth"], FIGURE)
         return
     result = measure(
-        arguments.seconds or (6 if arguments.quick else 60), SETTINGS[::2] if arguments.quick else SETTINGS
+        arguments.seconds or (6 if arguments.quick else 60), WORKLOADS[::2] if arguments.quick else WORKLOADS
     )
     if not arguments.quick:
         write("training", {**about(), **result})

@@ -84,7 +84,6 @@ IN_SEVERAL_ROOMS = {
     ),
     **dict.fromkeys(("bench", "evaluate"), "a verb and the function that it calls"),
     **dict.fromkeys(("app", "main"), "of each command line"),
-    **dict.fromkeys(("Setting", "SETTINGS"), "a row of a table of measurements, in bench and in studies"),
     "FORMAT_VERSION": "of each kind of file",
 }
 

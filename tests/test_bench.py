@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rhapsode import bench
 from rhapsode.model import ModelConfig, build_model
 
-SMALL = bench.Setting("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
+SMALL = bench.Workload("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
 
 
 def test_flops_of_a_step_are_what_pytorch_counts() -> None:
@@ -32,7 +32,7 @@ def test_flops_of_a_step_are_what_pytorch_counts() -> None:
 
 def test_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a line among the JSON, and a share that is not the step's operations over the product's."""
-    monkeypatch.setattr(bench, "SETTINGS", (SMALL,))
+    monkeypatch.setattr(bench, "WORKLOADS", (SMALL,))
     monkeypatch.setattr(bench, "BURST_SECONDS", 1e-5)
     monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
     monkeypatch.setattr(bench, "burst", lambda work, calls: work() or (0.5 if "step" in work.__qualname__ else 0.25))

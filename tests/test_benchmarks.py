@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from rhapsode.bench import Setting, batches
+from rhapsode.bench import Workload, batches
 from rhapsode.model import ModelConfig
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS
 
-SMALL = Setting("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
+SMALL = Workload("small", ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4), 2, length=11)
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
 
@@ -40,7 +40,7 @@ def test_rivals_have_our_loss_and_gradients(batch_size: int, activation: str, mo
     config = ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4, activation=activation)
     models = {name: model.double() for name, model in harness.contenders(config).items()}
     assert list(models) == ["rhapsode", "stepwise", "nn.RNN"]
-    tokens, targets = batches(Setting("", config, batch_size, length=6))[0]
+    tokens, targets = batches(Workload("", config, batch_size, length=6))[0]
     assert harness.check_agreement(models, tokens, targets) > 0
 
 

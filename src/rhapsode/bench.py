@@ -33,7 +33,7 @@ BUSY = 0.2  # of the cores that were at work for others before the start: worth 
 
 
 @dataclass(frozen=True)
-class Setting:
+class Workload:
     """What is measured: a model and the shape (batch_size, length) of its batches, in tokens."""
 
     name: str
@@ -47,57 +47,57 @@ def plain(embed_dim: int, hidden_dim: int, head_dim: int) -> ModelConfig:
     return ModelConfig(1024, "plain", embed_dim, hidden_dim, head_dim, head_dim)
 
 
-SETTINGS = (
-    Setting("embed 128, hidden 128, dk = dv 128, batch 128", plain(128, 128, 128), 128),
-    Setting("embed 512, hidden 512, dk = dv 256, batch 128", plain(512, 512, 256), 128),
-    Setting("embed 64, hidden 128, dk = dv 32, batch 1", plain(64, 128, 32), 1),
+WORKLOADS = (
+    Workload("embed 128, hidden 128, dk = dv 128, batch 128", plain(128, 128, 128), 128),
+    Workload("embed 512, hidden 512, dk = dv 256, batch 128", plain(512, 512, 256), 128),
+    Workload("embed 64, hidden 128, dk = dv 32, batch 1", plain(64, 128, 32), 1),
 )
 
 
 def bench(quick: bool = False, as_json: bool = False, seconds: float = 60.0) -> None:
     """Measures and prints a table to stdout, or with as_json one JSON object.
 
-    seconds: how long each setting is timed. quick: at most 6 seconds each, and without the large one.
+    seconds: how long each workload is timed. quick: at most 6 seconds each, and without the large one.
     """
-    result = measure(min(6.0, seconds) if quick else seconds, SETTINGS[::2] if quick else SETTINGS)
+    result = measure(min(6.0, seconds) if quick else seconds, WORKLOADS[::2] if quick else WORKLOADS)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         show(as_table(result))
 
 
-def measure(seconds: float, settings: tuple[Setting, ...] = SETTINGS) -> dict[str, Any]:
-    """The whole result as JSON-ready values: the machine, and for each setting medians over its rounds."""
+def measure(seconds: float, settings: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
+    """The whole result as JSON-ready values: the machine, and for each workload medians over its rounds."""
     keep_freed_memory()  # as `rhapsode train` does
     load = os.getloadavg()[0]
     if load > BUSY * (os.cpu_count() or 1):
         say(f"other programs are busy on this computer (load average {load:.1f}): the speeds come out too low")
     rows = []
-    for setting in settings:
-        say(setting.name)
-        rows.append(measure_setting(setting, seconds))
+    for workload in settings:
+        say(workload.name)
+        rows.append(measure_workload(workload, seconds))
     return {"format_version": 2, **machine(), "load_average_before": round(load, 2), "settings": rows}
 
 
-def measure_setting(setting: Setting, seconds: float) -> dict[str, Any]:
+def measure_workload(workload: Workload, seconds: float) -> dict[str, Any]:
     """Times training steps and products in turns for `seconds`, and at least for FEWEST_ROUNDS rounds."""
-    model = build_model(setting.config, seed=0)
-    works = (training_step(model, own_loss(model), batches(setting)), product())
+    model = build_model(workload.config, seed=0)
+    works = (training_step(model, own_loss(model), batches(workload)), product())
     calls = [calls_in_burst(work) for work in works]
     rounds: list[tuple[float, ...]] = []
     ends = time.monotonic() + seconds
     while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
         rounds.append(tuple(burst(work, count) for work, count in zip(works, calls, strict=True)))
-    flops, product_flops = step_flops(setting), 2 * PRODUCT_SIZE**3
+    flops, product_flops = step_flops(workload), 2 * PRODUCT_SIZE**3
     step, multiplication = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
-        "name": setting.name,
-        **asdict(setting.config),
-        "batch_size": setting.batch_size,
-        "length": setting.length,
+        "name": workload.name,
+        **asdict(workload.config),
+        "batch_size": workload.batch_size,
+        "length": workload.length,
         "rounds": len(rounds),
         "milliseconds_per_step": round(1e3 * step, 3),
-        "tokens_per_second": round(setting.batch_size * setting.length / step),
+        "tokens_per_second": round(workload.batch_size * workload.length / step),
         "product_gigaflops_per_second": round(product_flops / multiplication / 1e9, 1),
         "share_of_product_rate": round(statistics.median(flops / s / (product_flops / p) for s, p in rounds), 3),
     }
@@ -134,11 +134,11 @@ def own_loss(model: LanguageModel) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda tokens, targets: model.loss(tokens, targets)[0]
 
 
-def batches(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+def batches(workload: Workload) -> list[tuple[Tensor, Tensor]]:
     """Random (tokens, targets), each (B, T)."""
     generator = torch.Generator().manual_seed(1)
-    shape = (BATCHES, setting.batch_size, setting.length + 1)
-    ids = torch.randint(setting.config.vocab_size, shape, generator=generator)
+    shape = (BATCHES, workload.batch_size, workload.length + 1)
+    ids = torch.randint(workload.config.vocab_size, shape, generator=generator)
     return [(rows[:, :-1], rows[:, 1:]) for rows in ids]
 
 
@@ -168,10 +168,10 @@ def product() -> Callable[[], None]:
     return multiply
 
 
-def step_flops(setting: Setting) -> int:
+def step_flops(workload: Workload) -> int:
     """Floating-point operations of a training step: three forward passes over windows that start from nothing."""
-    window = sum(flops_per_token(setting.config, visible) for visible in range(1, setting.length + 1))
-    return 3 * setting.batch_size * window
+    window = sum(flops_per_token(workload.config, visible) for visible in range(1, workload.length + 1))
+    return 3 * workload.batch_size * window
 
 
 def as_table(result: dict[str, Any]) -> Table:
@@ -179,7 +179,7 @@ def as_table(result: dict[str, Any]) -> Table:
     table = Table(
         title="Training steps on this machine", caption=f"{result['machine']}, torch {result['torch']}, medians"
     )
-    table.add_column(f"vocabulary 1024, {SETTINGS[0].length} tokens")
+    table.add_column(f"vocabulary 1024, {WORKLOADS[0].length} tokens")
     for heading in ("tokens/s", "share of the matrix product's rate"):
         table.add_column(heading, justify="right")
     for row in result["settings"]:
