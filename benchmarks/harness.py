@@ -53,14 +53,14 @@ DISTURBED = 0.05
 TOLERANCE = 1e-4  # relative, float32
 
 
-def measure(seconds: float, settings: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
+def measure(seconds: float, workloads: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
     """The whole result as JSON-ready values: the machine, and for each workload medians, ratios and peak memory.
 
     Raises ValueError if a rival's loss or gradients differ from ours: a speed on wrong numbers is not reported.
     """
     load = round(os.getloadavg()[0], 2)
     races = []
-    for workload in settings:
+    for workload in workloads:
         say(workload.name)
         races.append(race(workload, seconds))
     return {"format_version": 1, **machine(), "load_average_before": load, "settings": races}

@@ -66,14 +66,14 @@ def bench(quick: bool = False, as_json: bool = False, seconds: float = 60.0) -> 
         show(as_table(result))
 
 
-def measure(seconds: float, settings: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
+def measure(seconds: float, workloads: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
     """The whole result as JSON-ready values: the machine, and for each workload medians over its rounds."""
     keep_freed_memory()  # as `rhapsode train` does
     load = os.getloadavg()[0]
     if load > BUSY * (os.cpu_count() or 1):
         say(f"other programs are busy on this computer (load average {load:.1f}): the speeds come out too low")
     rows = []
-    for workload in settings:
+    for workload in workloads:
         say(workload.name)
         rows.append(measure_workload(workload, seconds))
     return {"format_version": 2, **machine(), "load_average_before": round(load, 2), "settings": rows}
