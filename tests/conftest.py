@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from rhapsode import storyworld
 from rhapsode.sources import open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import TokenStore, prepare
+
+# A suite that was started in the background inherits a Ctrl-C that is ignored, and hands it on to what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
