@@ -35,7 +35,7 @@ class NextToken:
 class Completion:
     """What was written after a prompt: the new tokens only.
 
-    prompt: what it goes on from. text: the new text, without a stop text. tokens: the new ids, an end token among them.
+    prompt: what it continues. text: the new text, without a stop text. tokens: the new ids, an end token among them.
     log_probabilities: of each of them in nats, under the model itself (before temperature and filters).
     finish_reason: `stop` (the model ended the text, or a stop text came) or `length` (max_tokens).
     """
@@ -53,7 +53,7 @@ class Completion:
 
     @property
     def state(self) -> State:
-        """The model's memory after the prompt and the new tokens, to go on from; made when it is first asked for."""
+        """The model's memory after the prompt and the new tokens, to continue from; made when it is first asked for."""
         return self._again[0]
 
     def top(self, k: int = 5) -> list[list[NextToken]]:

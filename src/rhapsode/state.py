@@ -84,7 +84,7 @@ class State:
     """A model's whole memory of the tokens so far; a value, never changed in place.
 
     blocks: one entry per block. token: the last token (B,) where pairs are embedded. The rest is there once a text was
-    read to go on from: ids (B, S), the tokens read; logits (B, V) of the token that comes next; fingerprint, which
+    read to continue from: ids (B, S), the tokens read; logits (B, V) of the token that comes next; fingerprint, which
     model it belongs to.
     """
 

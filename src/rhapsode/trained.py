@@ -1,4 +1,4 @@
-"""A trained model in use: it writes, streams, scores, reads and goes on from a state, and shows where it looks."""
+"""A trained model in use: it writes, streams, scores, reads, continues from a state, and shows where it looks."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -82,12 +82,12 @@ class Model:
         seed: int = 0,
         state: State | None = None,
     ) -> list[Completion]:
-        """Goes on from a prompt n times, side by side; sample i draws with seed + i, whatever the others are.
+        """Continues a prompt n times, side by side; sample i draws with seed + i, whatever the others are.
 
         temperature 0 always takes the likeliest token. top_k, top_p and min_p leave out unlikely tokens; 0, 1.0 and 0.0
         keep all. repetition_penalty above 1 makes tokens that are there already less likely. stop: texts at which
         writing ends; they are left out. state: what stands before the prompt, from `read`, `Completion.state` or
-        `State.load`; the prompt then goes on from there as it is, nothing is put before it.
+        `State.load`; the prompt then continues it as it is, nothing is put before it.
         Raises ValueError for a value that cannot be, and for a state of another model.
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -173,7 +173,7 @@ class Model:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read(self, text: str = "", state: State | None = None) -> State:
-        """The memory after a text, to go on from as often as one likes; state: what stands before the text."""
+        """The memory after a text, to continue from as often as one likes; state: what stands before the text."""
         after = read_text(self.network, self.tokenizer, self._checked(text), self._usable(state))
         return replace(after, fingerprint=self.fingerprint)
 

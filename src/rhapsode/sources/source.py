@@ -142,7 +142,7 @@ class FileSource:
         return said + (" (guessed; to change it: --field)" if guessed else "")
 
     def _choose_cut(self, plain: Sequence[InputFile], like: SourceConfig | None, called: str) -> str:
-        """How plain text is cut, and how to say so; ValueError for a separator that was asked for and is not there."""
+        """Chooses how plain text is cut; returns it in words. ValueError for a given separator that does not occur."""
         if self.split == "auto" and self.separator is None and like is not None and like.split != "auto":
             self.split, self.separator = like.split, like.separator
             separator = self.separator or STANDARD_SEPARATOR

@@ -52,10 +52,10 @@ def run_study(
     device: str = "auto",
     publish: Path | None = None,
 ) -> Finished:
-    """Begins the study in `out` or goes on with it, and writes its report; progress goes to stderr.
+    """Starts the study in `out` or resumes it, and writes its report; progress goes to stderr.
 
     jobs: cells at once, which share the threads. device: as in `rhapsode train`; a study that is gone on with stays
-    on the device it was begun on. Raises ValueError or OSError with one line before anything is trained, and
+    on the device it was started on. Raises ValueError or OSError with one line before anything is trained, and
     Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
@@ -84,7 +84,7 @@ def run_study(
 
 
 def _open(request: StudyRequest, out: Path, device: str) -> Study:
-    """The study in `out`, to go on with on the device it was begun on: times of two devices cannot be compared."""
+    """The study in `out`, to resume on the device that it was started on: times of two devices cannot be compared."""
     study = Study.open(out)
     study.check_same(request)
     chosen = choose_device(device)
