@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from rhapsode.kernels.forms import is_fast
 
-BLOCK_ENTRIES = 2**15  # of the states, that are worked on at once: five such arrays stay in a core's cache
+BLOCK_ENTRIES = 2**15  # of the states, for each thread: five such arrays stay in a core's cache
 
 
 def gated_recurrence(x: Tensor, initial: Tensor | None = None, overwrite: bool = False) -> Tensor:
@@ -84,6 +84,6 @@ class _Gated(torch.autograd.Function):
 
 
 def _blocks(hidden: Tensor) -> list[slice]:
-    """The steps of a (T, B, H) tensor in blocks of about BLOCK_ENTRIES entries."""
-    steps = max(1, BLOCK_ENTRIES // hidden[0].numel())
+    """The steps of a (T, B, H) tensor in blocks of BLOCK_ENTRIES a thread; of fewer, PyTorch gives no thread a share."""
+    steps = max(1, BLOCK_ENTRIES * torch.get_num_threads() // hidden[0].numel())
     return [slice(begin, begin + steps) for begin in range(0, len(hidden), steps)]
