@@ -20,6 +20,7 @@ and nothing but the first of the two, with finite gradients, where the target st
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rhapsode.kernels.attention import attention_weights
 from rhapsode.kernels.copying import copy_cross_entropy, mixed
@@ -57,6 +58,16 @@ class CopyHead(nn.Module):
         weights, ids = self.places(x, copies), copies.ids
         copied = torch.zeros_like(logits).scatter_add(2, ids[:, None].expand(weights.shape), weights)
         return mixed(logits.log_softmax(-1), copied, self.gate(x))
+
+    def origins(self, logits: Tensor, x: Tensor, copies: CopyState, targets: Tensor) -> Tensor:
+        """(B, T, S): how probable it is that each target (B, T) was copied, and from which place; arguments as above.
+
+        Summed over the places, g c(target) / p(target): 0 where it stands at none of them.
+        """
+        weights, gate = self.places(x, copies), self.gate(x)
+        hits = weights.where(copies.ids[:, None] == targets[..., None], 0.0)
+        known = logits.log_softmax(-1).gather(2, targets[..., None])
+        return (F.logsigmoid(gate) + hits.log() - mixed(known, hits.sum(-1, keepdim=True), gate)).exp()
 
     def loss(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, copies: CopyState, reduction: str
