@@ -59,8 +59,8 @@ def page(model: rhapsode.Model, copies: CopyMap, arguments: argparse.Namespace) 
     parts = [
         "# What a model copies",
         "A story as a model with a copy head ([model.md](model.md#the-copy-head)) wrote it. Each word that is more"
-        " likely to have been copied than chosen from the vocabulary is bold and points to the word that it was copied from; a"
-        " word and all that goes back to it have one colour.",
+        " likely to have been copied than chosen from the vocabulary is bold and points to the word that it was copied"
+        " from; a word and all that goes back to it have one colour.",
         "![A story in which each copied word points to where it was copied from](figures/copies.svg)",
         f"Of {sum(again.values())} words {len(pairs)} were copied, from {statistics.mean(distances):.0f} words before"
         f" on average and {max(distances)} at most.",
