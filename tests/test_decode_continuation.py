@@ -269,7 +269,7 @@ def test_text_goes_on_from_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("max_tokens", 0, "max_tokens must be >= 1, got 0"),
+        ("max_tokens", -1, "max_tokens must be >= 0, got -1"),
         ("temperature", -1.0, "temperature must be >= 0, got -1.0"),
         ("temperature", float("nan"), "temperature must be >= 0, got nan"),
         ("top_k", -1, r"top_k must be >= 0 \(0 for all\), got -1"),

@@ -3,9 +3,10 @@
 Decoding keeps the state and its growing cache; what stands before is read once. The weights are folded once (fold.py).
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,11 @@ PIECE = 512  # tokens of a prompt that are read at once
 class SampleConfig:
     """How text is drawn.
 
-    temperature 0 is greedy. top_k, top_p, min_p: 0, 1.0 and 0.0 leave all tokens in. repetition_penalty: above 1
-    makes tokens that are there already less likely. stop: texts at which writing ends, left out themselves.
-    seed: sample i of a call is drawn with seed + i, whatever the others are.
+    max_tokens 0 writes nothing. temperature 0 is greedy. top_k, top_p, min_p: 0, 1.0 and 0.0 leave all tokens in.
+    repetition_penalty: above 1 makes tokens that are there already less likely. stop: texts at which writing ends, left
+    out themselves. seed: sample i of a call is drawn with seed + i, whatever the others are. frequency_penalty,
+    presence_penalty: taken off a token's logit for each time, and once, that it was written (not: in the prompt).
+    logit_bias: id -> what is added to its logit, before anything else.
     """
 
     max_tokens: int = 256
@@ -40,10 +43,13 @@ class SampleConfig:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        if self.max_tokens < 0:
+            raise ValueError(f"max_tokens must be >= 0, got {self.max_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
         if self.top_k < 0:
@@ -54,6 +60,12 @@ class SampleConfig:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty must be > 0, got {self.repetition_penalty}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
+        for id, bias in self.logit_bias.items():
+            if id < 0 or not math.isfinite(bias):
+                raise ValueError(f"logit_bias must give finite numbers for token ids, got {bias} for {id}")
         check_seed(self.seed)
         if "" in self.stop:
             raise ValueError("stop must not be an empty text")
