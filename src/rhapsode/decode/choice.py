@@ -40,7 +40,7 @@ class Chooser:
             self.bias[id] = bias
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What is drawn from, (V,) in float64; all of it on the likeliest token, the first of them, at temperature 0."""
+        """What is drawn from, (V,) in float64; at temperature 0 all of it is on the likeliest token."""
         config, logits = self.config, logits.double().cpu() + self.bias
         if config.repetition_penalty != 1:
             logits = penalise_repetition(logits, self.seen.nonzero()[:, 0], config.repetition_penalty)

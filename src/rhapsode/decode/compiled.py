@@ -1,4 +1,4 @@
-"""The C kernel as a library: compiled when it is first used, by whatever compiler the machine has, and kept in the cache.
+"""The C kernel as a library: compiled when it is first used, by the machine's own compiler, and kept in the cache.
 
 Compiled for the very processor that it runs on, which a wheel cannot be, in about a second, once. Where that fails
 (no compiler, no folder to write to, a processor on which a row's sums depend on its neighbours), decoding falls back to

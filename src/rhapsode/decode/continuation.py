@@ -75,18 +75,19 @@ def read_ids(engine: Engine, ids: Sequence[int], state: State | None = None) -> 
 def score_ids(
     engine: Engine, sequences: Sequence[Sequence[int]], state: State | None = None, top: int = 0
 ) -> list[tuple[TokenScore, ...]]:
-    """What the model thinks of each id of the sequences, the first after </s> or after `state`; top: how many of the
-    likeliest tokens come with each. Raises FloatingPointError where the model's logits are not numbers.
+    """What the model thinks of each id of the sequences, each of them a text's beginning, </s> first, or the
+    continuation of `state`; top: how many of the likeliest tokens come with each.
+
+    Raises FloatingPointError where the model's logits are not numbers.
     """
     engine = engine.another()
-    begin = [] if state is not None else [engine.tokenizer.eos_id]
     for ids in sequences:
-        engine.submit(GenerationRequest([*begin, *ids], NOTHING, state, top, score_prompt=True))
+        engine.submit(GenerationRequest(ids, NOTHING, state, top, score_prompt=True))
     found: dict[int, tuple[TokenScore, ...]] = {}
     while engine.busy:
         for event in engine.step():
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, PromptRead):
-                found[event.ticket] = event.scores[len(begin) :]
+                found[event.ticket] = event.scores
     return [found[i] for i in range(len(sequences))]

@@ -16,7 +16,7 @@ from rhapsode.decode.choice import Chooser, Scored, scored
 from rhapsode.decode.config import SampleConfig
 from rhapsode.decode.kernel import PAGE
 from rhapsode.model import LanguageModel
-from rhapsode.state import State
+from rhapsode.state import Cache, State
 
 
 class StateEdge(NamedTuple):
@@ -56,7 +56,7 @@ class ModuleTexts:
         self.choosers: dict[int, Chooser] = {}
         self.alternatives: dict[int, int] = {}
         self.lengths: dict[int, int] = {}
-        self.at_edge = False
+        self.at_edge = False  # where a text was written, a page is not to the bit what it is where one was read
 
     def open(self, config: SampleConfig, alternatives: int = 0, seen: Sequence[int] = ()) -> int:
         """A slot for a text that has read nothing. seen: the ids in it that a repetition penalty counts."""
@@ -111,11 +111,9 @@ class ModuleTexts:
     def step(self) -> Scored:
         """Reads a token of each text of the group, and chooses the next one, which is then the one to be read."""
         found = [
-            self.choose(slot, self._read(slot, [token]))
-            for slot, token in zip(self._slots, self._tokens, strict=True)
+            self.choose(slot, self._read(slot, [token])) for slot, token in zip(self._slots, self._tokens, strict=True)
         ]
         self._tokens = [each.ids[0] for each in found]
-        self.at_edge = any(self.lengths[slot] % PAGE == 0 for slot in self._slots)
         wanted = any(self.alternatives[slot] for slot in self._slots)
         likeliest = [each.likeliest[0] if each.likeliest else ([], []) for each in found] if wanted else []
         return Scored(self._tokens, [each.log_probabilities[0] for each in found], likeliest)
@@ -130,15 +128,23 @@ class ModuleTexts:
 
     @_alone
     def resume(self, slot: int, edges: Sequence[StateEdge]) -> None:
-        """Gives a text that has read whole pages, at the last edge, the pages and the memory of more edges."""
-        state = self.states[slot]
-        before = [] if state is None else [state.tensors()]
-        parts = [*before, *(edge.tensors for edge in edges)]
-        joined = {
-            name: torch.cat([part[name] for part in parts], dim=2) if _has_places(name) else last
-            for name, last in parts[-1].items()
-        }
-        self.states[slot] = State.from_tensors(joined)
+        """Gives a text that has read whole pages, at the last edge, the pages and the memory of more edges.
+
+        Page by page, as if they were read: so that the caches lie in memory as they would, and products come out alike.
+        """
+        for edge in edges:
+            before, state = self.states[slot], State.from_tensors(edge.tensors)
+            if before is not None:
+                blocks = [
+                    after._replace(cache=_extended(block.cache, after.cache))
+                    for block, after in zip(before.blocks, state.blocks, strict=True)
+                ]
+                state = replace(state, blocks=tuple(blocks))
+                if before.copies is not None and state.copies is not None:
+                    cache = _extended(before.copies.cache, state.copies.cache)
+                    assert cache is not None
+                    state = replace(state, copies=state.copies._replace(cache=cache))
+            self.states[slot] = state
         self.lengths[slot] += PAGE * len(edges)
 
     def restore(self, slot: int, state: State) -> None:
@@ -152,6 +158,10 @@ class ModuleTexts:
         state = self.states[slot]
         assert state is not None
         return replace(state, logits=self._logits[-1:], ids=torch.tensor([list(ids)]))
+
+
+def _extended(before: Cache | None, page: Cache | None) -> Cache | None:
+    return before.extended(page.keys, page.values) if before is not None and page is not None else page
 
 
 def _has_places(name: str) -> bool:

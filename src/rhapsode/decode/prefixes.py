@@ -54,7 +54,7 @@ class Prefixes:
         return found
 
     def keep(self, keys: Sequence[bytes], kept: Any) -> None:
-        """Keeps the memory at the end of the last of these pages, which knows its `nbytes`, if those before are there."""
+        """Keeps the memory at the end of the last of these pages, which knows its size, if those before are there."""
         with self._lock:
             if keys[-1] in self._kept or any(key not in self._kept for key in keys[:-1]):
                 return

@@ -269,15 +269,16 @@ class Texts:
             hidden, cache = self._hidden(slot, about.hidden_offset, about.hidden), None
             if about.heads:
                 keys, values = self._views(slot, about)
-                cache = Cache(
-                    _tensor(_gather(keys, 2, length).transpose(0, 2, 1)), _tensor(_gather(values, 1, length))
-                )
+                cache = Cache(_tensor(_gather(keys, 2, length).transpose(0, 2, 1)), _tensor(_gather(values, 1, length)))
             blocks.append(BlockState(_tensor(hidden), cache))
         copies, token = None, None
         if self._network.copies.size:
             about = self._network.copies
             keys, copied = self._copies(slot)
-            cache = Cache(_tensor(_gather(keys, 1, length).T[None]), _tensor(_gather(copied, 0, length)[None, :, None].astype(np.int64)))
+            cache = Cache(
+                _tensor(_gather(keys, 1, length).T[None]),
+                _tensor(_gather(copied, 0, length)[None, :, None].astype(np.int64)),
+            )
             copies = CopyState(cache, _tensor(self._hidden(slot, about.hidden_offset, about.size)))
         if self._network.pair_rows:
             token = torch.tensor([int(self.tokens[slot])])
