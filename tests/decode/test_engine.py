@@ -125,7 +125,10 @@ def bits(state: State) -> dict[str, list[Any]]:
     return {name: tensor.tolist() for name, tensor in state.tensors().items()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+BACKENDS = [*(("kernel", name) for name in MODELS), ("modules", "plain"), ("modules", "copies")]
+
+
+@pytest.mark.parametrize(("backend", "name"), BACKENDS, indirect=["backend"])
 def test_what_a_request_gets_depends_on_nothing_else(backend: str, tokenizer: Tokenizer, name: str) -> None:
     """Random traffic: requests come at any time, wait, are cancelled, share beginnings, go on from states.
 
