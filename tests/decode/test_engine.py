@@ -1,7 +1,6 @@
 """The engine under random traffic: to the bit what each request gets alone; and its queue, limits, states, counters."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,16 +8,12 @@ import torch
 
 from rhapsode.decode import (
     Engine,
-    Failed,
     GenerationRequest,
     Happening,
     PromptRead,
     SampleConfig,
-    Written,
-    prompt_ids,
     read_ids,
     samples,
-    score_ids,
 )
 from rhapsode.decode.kernel import PAGE, usable_kernel
 from rhapsode.model import LanguageModel, ModelConfig, build_model
@@ -132,8 +127,9 @@ BACKENDS = [*(("kernel", name) for name in MODELS), ("modules", "plain"), ("modu
 def test_what_a_request_gets_depends_on_nothing_else(backend: str, tokenizer: Tokenizer, name: str) -> None:
     """Random traffic: requests come at any time, wait, are cancelled, share beginnings, go on from states.
 
-    Would catch a product whose sums depend on the number of rows, a row's memory that another one has written to, a prefix
-    of another text, a generator that two share, a prompt that is read in other pieces, a state that lacks something.
+    Would catch a product whose sums depend on the number of rows, a row's memory that another one has written to, a
+    prefix of another text, a generator that two share, a prompt that is read in other pieces, a state that lacks
+    something.
     """
     dice = random.Random(name)
     engine = Engine(network(tokenizer, name), tokenizer, max_rows=1, prefix_bytes=0)

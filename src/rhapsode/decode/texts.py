@@ -13,7 +13,7 @@ import torch
 
 from rhapsode.decode.choice import Scored
 from rhapsode.decode.config import SampleConfig
-from rhapsode.decode.kernel import CHOICE, PAGE, Results, Network, Packed, Rows, aligned
+from rhapsode.decode.kernel import CHOICE, PAGE, Network, Packed, Results, Rows, aligned
 from rhapsode.state import BlockState, Cache, CopyState, State
 
 POINTER = np.dtype(np.uintp)
