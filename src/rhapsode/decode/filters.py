@@ -22,8 +22,10 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one. Of equally likely
-    ones the first by id."""
+    """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one.
+
+    Of equally likely ones those with lower ids come first.
+    """
     if p == 1:
         return logits
     ordered, order = logits.sort(descending=True, stable=True)
