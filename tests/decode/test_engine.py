@@ -20,7 +20,8 @@ from rhapsode.decode import (
     samples,
     score_ids,
 )
-from rhapsode.decode.kernel import PAGE, usable_kernel
+from rhapsode.decode.compiled import kernel_library
+from rhapsode.decode.kernel import PAGE
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -55,7 +56,7 @@ def network(tokenizer: Tokenizer, name: str) -> LanguageModel:
 
 @pytest.fixture(params=["kernel", "modules"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernel" and usable_kernel() is None:
+    if request.param == "kernel" and kernel_library() is None:
         pytest.skip("there is no compiler")
     if request.param == "modules":
         monkeypatch.setattr("rhapsode.decode.engine.usable_kernel", lambda: None)
