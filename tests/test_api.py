@@ -63,6 +63,13 @@ def test_sample_i_draws_with_seed_plus_i(model: Model) -> None:
     assert [each.text for each in three] == write_texts(Engine(model.network, model.tokenizer), PROMPT, config, 3)
 
 
+def test_nothing_may_be_written(model: Model) -> None:
+    """Would catch a reason that is none, and a state that is not the prompt's."""
+    (out,) = model.generate(PROMPT, max_tokens=0)
+    assert (out.text, out.tokens, out.top(2), out.finish_reason) == ("", [], [], "length")
+    assert torch.equal(out.state.logits, model.read(PROMPT).logits)  # type: ignore[arg-type]
+
+
 def test_a_stream_joined_is_the_completion(model: Model) -> None:
     whole = model.generate(PROMPT, max_tokens=20, seed=3)[0]
     pieces = list(model.stream(PROMPT, max_tokens=20, seed=3))
