@@ -14,7 +14,8 @@ import torch
 
 from rhapsode.files import replacing, write_text
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.run import Run, check_free, checksum, load_weights, new_directory, weights_of
+from rhapsode.run import Run, check_free, load_weights, new_directory, weights_of
+from rhapsode.tensors import checksum
 from rhapsode.terminal import told
 from rhapsode.tokenizer import train_tokenizer
 

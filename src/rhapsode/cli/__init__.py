@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from rhapsode import __version__
+from rhapsode.cli.check import check
 from rhapsode.cli.evaluate import evaluate
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
@@ -30,6 +31,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(bench)
+app.command()(check)
 app.command("import")(import_)
 app.command()(story)
 app.command()(corpus)

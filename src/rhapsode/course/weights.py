@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,8 @@ def load_course_model(path: str | Path) -> RNNLanguageModel:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    if damage := _damage(path):
+        raise ValueError(f"{path}: not a model.pt: {damage} (nothing in it was run)")
     with only_safe([*SAFE, *aliases("__main__"), *aliases("rnn")]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols; what matters here is whether it can be read
         try:
@@ -79,6 +82,26 @@ def load_course_model(path: str | Path) -> RNNLanguageModel:
         return _rebuilt(found)
     except Exception as error:  # attributes that are missing or of any other type
         raise ValueError(f"{path}: not a whole RNNLanguageModel: {error}") from None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive that a model.pt is: PyTorch itself does not compare its checksums.
+
+    None for an intact one, and for what is no archive at all, as files of the format before 2020.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "it is packed, which PyTorch never does"
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                return "damaged, its parts are larger than the file"
+            wrong = archive.testzip()
+    except Exception as error:  # the library raises whatever the bytes make it stumble on
+        return f"damaged ({' '.join(str(error).split())[:100]})"
+    return f"damaged, {wrong!r} does not match its checksum" if wrong else None
 
 
 def _obstacle(path: Path) -> str:

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import platformdirs
 import zstandard
 
+from rhapsode.files import naming
+
 FORMATS = {
     ".txt": "text",
     ".text": "text",
@@ -149,7 +151,7 @@ class _Utf8(io.RawIOBase):
 @contextmanager
 def open_bytes(file: InputFile, on_read: OnRead | None = None) -> Iterator[io.BufferedReader]:
     """Opens the file's unpacked bytes, UTF-8 where it is text; on_read is told of (packed) bytes read from disk."""
-    with file.path.open("rb", buffering=0) as raw:
+    with naming(file.name), file.path.open("rb", buffering=0) as raw:
         stream = io.BufferedReader(_Counted(raw, on_read) if on_read else raw, CHUNK_BYTES)
         unpacked: Any = stream
         if file.compression == "gzip":
