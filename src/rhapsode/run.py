@@ -198,10 +198,12 @@ class Run:
 
     def save_best(self, model: LanguageModel, progress: dict[str, Any]) -> None:
         """Writes the weights as the best so far."""
-        self._save("best", weights_of(model), progress, {})
+        self._save("best", weights_of(model), progress)
 
-    def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any], more: dict[str, str]) -> None:
-        about = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress), **more}
+    def _save(
+        self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any], more: dict[str, str] | None = None
+    ) -> None:
+        about = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress), **(more or {})}
         if "id" in self.about:
             about["run"] = self.about["id"]
         with replacing(self.path / f"{name}.safetensors") as temporary:
