@@ -4,6 +4,7 @@ Each is written under another name, flushed to disk, renamed, and then the folde
 too. A folder can carry SHA256SUMS, the digests of its files, which `sha256sum -c SHA256SUMS` checks as well.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -37,9 +38,14 @@ def naming(path: Path | str) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there takes its place at the end, for good.
 
+    What killed processes left of theirs, more than an hour ago, is removed first.
     After an exception the temporary file is removed and `path` is as it was, or already new. Raises OSError, with the
     name `path`, where it cannot be written.
     """
+    with suppress(OSError):
+        for leftover in path.parent.glob(f".{glob.escape(path.name[:64])}.????????"):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     except OSError as error:
@@ -95,7 +101,7 @@ class AppendedFile:
 def sweep(folder: Path, names: Iterable[str]) -> None:
     """Removes what killed processes left of files that they were replacing; nobody may be writing them now."""
     for name in names:
-        for leftover in folder.glob(f".{name[:64]}.*"):
+        for leftover in folder.glob(f".{glob.escape(name[:64])}.*"):
             leftover.unlink(missing_ok=True)
 
 
@@ -114,21 +120,24 @@ def making(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-    lock = FileLock(temporary / ".lock")
+    lock = FileLock(temporary / ".lock")  # makes the folder again where another process just swept it up, empty
     try:
         lock.acquire()
+        sync_directory(temporary)  # what has no lock has nothing else either
         temporary.chmod(0o755)
         yield temporary
-        lock.release()
-        (temporary / ".lock").unlink(missing_ok=True)
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
                 _sync(Path(folder, name))
             sync_directory(Path(folder))
         if path.is_dir():
             path.rmdir()
+        if os.name == "nt":  # where a folder with an open file cannot be renamed
+            lock.release()
         os.rename(temporary, path)
         sync_directory(path.parent)
+        lock.release()
+        (path / ".lock").unlink(missing_ok=True)
     except BaseException as error:
         lock.release()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -139,12 +148,14 @@ def making(path: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody makes this folder any more: its lock is free, or it has none and is an hour old."""
+    """Whether nobody makes this folder any more: its lock is free, or it has none and is empty or an hour old."""
     lock = folder / ".lock"
     try:
         if lock.exists():
             with FileLock(lock, timeout=0):
                 return True
+        if not any(folder.iterdir()):
+            return True
         newest = max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
     except (OSError, Timeout):  # held, or gone while we looked
         return False
