@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 MAKING = ".making-"  # how the names of folders begin that are not whole yet
 STALE_SECONDS = 3600.0
 CHECKSUMS = "SHA256SUMS"
+OURS = "# rhapsode: "  # how its first line begins, which says what the folder is
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -193,33 +194,41 @@ def digest_of_file(path: Path) -> str:
 def write_checksums(folder: Path, title: str, files: Iterable[Path]) -> None:
     """Writes SHA256SUMS into the folder: of what the files, all below it, hold now; title: whose they are."""
     lines = [f"{digest_of_file(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
-    write_text(folder / CHECKSUMS, f"# {title}\n{''.join(lines)}")
+    write_text(folder / CHECKSUMS, f"{OURS}{title}\n{''.join(lines)}")
 
 
 def read_checksums(folder: Path) -> tuple[str, dict[str, str]] | None:
-    """The title in a folder's SHA256SUMS and the digests by name; None where it has none, ValueError where damaged."""
+    """The title in a folder's SHA256SUMS and the digests by name; None where it has none of ours.
+
+    Raises ValueError where it is damaged.
+    """
     file = folder / CHECKSUMS
     if not file.exists():
         return None
     head, *lines = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     found = [_LINE.fullmatch(line) for line in lines]
-    if not head.startswith("# ") or not all(found):
+    if not head.startswith(OURS):
+        return None
+    if not all(found):
         raise ValueError(f"{file}: damaged, not a list of SHA-256 digests")
-    return head[2:], {match[2]: match[1] for match in found if match}
+    return head.removeprefix(OURS), {match[2]: match[1] for match in found if match}
 
 
-def check_checksums(folder: Path, title: str) -> None:
+def check_checksums(folder: Path, title: str | None = None) -> None:
     """ValueError naming the first file that differs from SHA256SUMS, where there is one, or that is missing.
 
-    Also where the list is another folder's: its title is not this one.
+    Also where the list is another folder's: its title is not the one that is given.
     """
     listed = read_checksums(folder)
     if listed is None:
         return
-    if listed[0] != title:
+    if title is not None and listed[0] != title:
         raise ValueError(f"{folder / CHECKSUMS}: belongs to {listed[0]}, not to {title}")
     for name, digest in listed[1].items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: missing")
         if digest_of_file(folder / name) != digest:
-            raise ValueError(f"{folder / name}: damaged, its SHA-256 is not the one in {CHECKSUMS}")
+            raise ValueError(
+                f"{folder / name}: damaged, or changed: its SHA-256 is not the one in {CHECKSUMS}; restore it, or, if"
+                f" the change is yours, remove {CHECKSUMS}"
+            )

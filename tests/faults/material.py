@@ -104,7 +104,7 @@ def new_study(made: Material, path: Path) -> Study:
     return finished_study(made, path, run=False)
 
 
-def finished_study(made: Material, path: Path, run: bool = True) -> Study:
+def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0) -> Study:
     """A study of two cells with its report; without run, its directory alone."""
     from rhapsode.studies import whole
 
@@ -116,6 +116,7 @@ def finished_study(made: Material, path: Path, run: bool = True) -> Study:
         assignments=("embed_dim=8", "hidden_dim=8", "key_dim=4", "value_dim=4", "sequences=64", "batch_size=4",
                      "window=16", "validations=2"),
         valid_stories=4,
+        seed=seed,
     )  # fmt: skip
     with silent(), using_cache(made.cache), ExitStack():
         if run:

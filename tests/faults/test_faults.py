@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import damage
 import every_write
 import power_cut
 import pytest
@@ -26,6 +27,12 @@ def ids(units: list[Unit]) -> Any:
 @ids(every_write.units(small=True))
 def test_every_write_fails_once(unit: Unit, tmp_path: Path) -> None:
     """Would catch a file that is lost or half there, a message without a way out, and litter."""
+    all_survive(unit[1](SEED, tmp_path))
+
+
+@ids(damage.units(small=True))
+def test_damage(unit: Unit, tmp_path: Path) -> None:
+    """Would catch a flipped bit that is another number, and a traceback."""
     all_survive(unit[1](SEED, tmp_path))
 
 
