@@ -204,7 +204,7 @@ def damage_kind(kind: Kind, small: bool, seed: int, folder: Path) -> Tally:
             _put(good, now)
             _write_damage(file, damaged)
             console.file = io.StringIO()
-            outcome = _outcome(kind, now, file, baseline, content == damaged)
+            outcome = _outcome(kind, now, file, baseline, what, content == damaged)
             counts[outcome if outcome in ("named", "harmless") else "lost"] += 1
             lost = f"{kind.name}, {name or file.name}: {what}: {outcome}"
             tally.note(None if outcome in ("named", "harmless") else lost)
@@ -288,7 +288,7 @@ def _newer(name: str, content: bytes) -> bytes | None:
     return None
 
 
-def _outcome(kind: Kind, path: Path, file: Path, baseline: Any, same: bool) -> str:
+def _outcome(kind: Kind, path: Path, file: Path, baseline: Any, what: str, same: bool) -> str:
     """`named`, `harmless`, or what went wrong."""
     try:
         value = kind.use(path)
@@ -302,7 +302,7 @@ def _outcome(kind: Kind, path: Path, file: Path, baseline: Any, same: bool) -> s
     else:
         said = progress.console.file.getvalue()  # type: ignore[attr-defined]
         outcome = "harmless" if value == baseline else "named" if file.name in said else "other values, in silence"
-    if not same:
+    if not same and not (path == file and what == "another's"):  # which is intact in itself
         try:
             problems = [each.problem for each in rhapsode.check(path) if each.problem]
         except (ValueError, OSError):

@@ -5,6 +5,7 @@ from typing import Any
 
 import damage
 import every_write
+import kills
 import power_cut
 import pytest
 from harness import Tally, Unit
@@ -33,6 +34,12 @@ def test_every_write_fails_once(unit: Unit, tmp_path: Path) -> None:
 @ids(damage.units(small=True))
 def test_damage(unit: Unit, tmp_path: Path) -> None:
     """Would catch a flipped bit that is another number, and a traceback."""
+    all_survive(unit[1](SEED, tmp_path))
+
+
+@ids(kills.units(small=True))
+def test_kills_inside_every_kind_of_write(unit: Unit, tmp_path: Path) -> None:
+    """Would catch what only works if the process lives on: a half file with its name, litter, another end."""
     all_survive(unit[1](SEED, tmp_path))
 
 
