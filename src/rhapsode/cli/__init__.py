@@ -93,6 +93,12 @@ def main() -> None:
             raise
         print(f"rhapsode: {told(error)}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        what = literal(str(error).splitlines()[0] if str(error) else "not enough of it")
+        print(f"rhapsode: memory ran out ({what}); choose a smaller model, batch_size or window", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("rhapsode: stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)

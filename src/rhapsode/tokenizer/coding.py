@@ -382,7 +382,7 @@ def _tokens(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not a JSON object")
