@@ -14,7 +14,7 @@ from rhapsode.sources.guessing import is_cut_short
 from rhapsode.sources.tables import read_table, shape_of
 
 MOST_NAMED = 20  # fields in an error
-ROWS_AT_ONCE = 128  # of Parquet, where a small file can hold large texts many times over
+PARQUET_ROWS = 128  # of Parquet, where a small file can hold large texts many times over
 
 
 class Record(NamedTuple):
@@ -217,7 +217,7 @@ def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterat
                 raise ValueError(f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)")
             bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
             row = 0
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     row += 1
                     nested = isinstance(value, dict) or column != field
