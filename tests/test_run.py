@@ -14,7 +14,8 @@ import torch
 
 from rhapsode.files import replacing, write_text
 from rhapsode.model import ModelConfig, build_model
-from rhapsode.run import Run, check_free, checksum, load_weights, new_directory, weights_of
+from rhapsode.run import Run, check_free, load_weights, new_directory, weights_of
+from rhapsode.tensors import checksum
 from rhapsode.terminal import told
 from rhapsode.tokenizer import train_tokenizer
 
@@ -389,5 +390,5 @@ def test_a_full_disk_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError) as caught:
             Run.create(run.path.parent / "second", ABOUT, None)
-    assert caught.value.filename == str(run.path.parent / "second" / "run.json")
+    assert caught.value.filename == str(run.path.parent / "second")  # its folder is flushed first
     assert not (run.path.parent / "second").exists()

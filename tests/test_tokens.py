@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rhapsode import storyworld
+from rhapsode.files import STALE_SECONDS
 from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.corrections import corrections
@@ -238,7 +239,7 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, bpe: Tokenizer)
     for folder in (stale, live):
         folder.mkdir(parents=True)
         (folder / "tokens.bin").write_bytes(b"half")
-    long_ago = time.time() - 2 * store.STALE_SECONDS
+    long_ago = time.time() - 2 * STALE_SECONDS
     os.utime(stale / "tokens.bin", (long_ago, long_ago))
     os.utime(stale, (long_ago, long_ago))
     prepare(source, bpe, tmp_path / "cache")

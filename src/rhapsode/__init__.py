@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rhapsode.api import check as check
     from rhapsode.api import evaluate as evaluate
     from rhapsode.api import explain_preset as explain_preset
     from rhapsode.api import import_course_model as import_course_model
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from rhapsode.trained import Model as Model
 
 _HOMES = {
-    **dict.fromkeys(("evaluate", "explain_preset", "import_course_model", "load", "study", "train"), "rhapsode.api"),
+    **dict.fromkeys(
+        ("check", "evaluate", "explain_preset", "import_course_model", "load", "study", "train"), "rhapsode.api"
+    ),
     "Completion": "rhapsode.results",
     "Model": "rhapsode.trained",
     "Recipe": "rhapsode.recipe",

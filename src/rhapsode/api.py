@@ -36,6 +36,7 @@ from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
 
 if TYPE_CHECKING:
+    from rhapsode.checking import CheckedFile
     from rhapsode.studies.whole import Finished
 
 MOST_TOKENS = 600  # of a story that is read by the grammar
@@ -285,6 +286,18 @@ def study(
     path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
         return run_study(request, path, jobs, threads, device, None if publish is None else Path(publish))
+
+
+def check(path: PathLike) -> "list[CheckedFile]":
+    """Reads all files of a run, a study, a token store, a tokenizer, a state or a model.pt against their checksums.
+
+    The token stores in the cache that a run or a study uses are read too; nothing is changed. Returns each file with
+    `how` it was checked and its `problem`, None where it is intact. Raises OSError or ValueError where the path is
+    none of these.
+    """
+    from rhapsode.checking import check_files
+
+    return check_files(Path(path))
 
 
 def import_course_model(path: PathLike, out: PathLike, tokenizer: PathLike = "my_tokenizer") -> Model:

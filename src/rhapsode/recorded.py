@@ -1,11 +1,17 @@
-"""What a run or a study wrote about itself, read back: JSON of the right shape, or one line naming file and field."""
+"""What a run or a study wrote about itself, read back: JSON of the right shape, or one line naming file and field.
+
+Such a file carries `sha256`, of all its other fields: a flipped bit in a number would be another number.
+"""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
+
+from rhapsode.terminal import literal
 
 _Config = TypeVar("_Config")
 Schema = Any  # a type, a tuple of types, [the schema of each item], or {name: schema}, `name?` where it may be missing
@@ -24,16 +30,49 @@ TYPE_NAMES = {
 
 def read_versioned(file: Path, version: int) -> dict[str, Any]:
     """A JSON object with a format_version; ValueError where it is damaged or of another version."""
+    about = read_sealed(file)
+    if "format_version" not in about:
+        raise ValueError(f"{file}: damaged (it has no format_version)")
+    found = about["format_version"]
+    if found != version:
+        raise ValueError(
+            f"{file.parent}: format_version {literal(str(found))[:40]}, but this version of rhapsode reads {version}"
+        )
+    check_seal(about, file)
+    return about
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """A JSON object as it stands in a file, its seal too; ValueError where it is not one."""
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        found = about["format_version"]
     except RecursionError:
         raise ValueError(f"{file}: damaged (nested too deeply)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{file}: damaged ({error})") from None
-    if found != version:
-        raise ValueError(f"{file.parent}: format_version {found}, but this version of rhapsode reads {version}")
+    if not isinstance(about, dict):
+        raise ValueError(f"{file}: damaged (it holds no JSON object)")
     return about
+
+
+def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, and `sha256` of them all."""
+    return {**about, "sha256": _seal_of(about)}
+
+
+def check_seal(about: dict[str, Any], file: Path) -> None:
+    """Takes `sha256` out of the fields; ValueError where it is not theirs. Files of earlier versions have none."""
+    seal = about.pop("sha256", None)
+    if seal is not None and seal != _seal_of(about):
+        raise ValueError(
+            f"{file}: damaged, or edited: it does not match its sha256; restore it, or, if the change is yours, remove"
+            " the field sha256"
+        )
+
+
+def _seal_of(about: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(dict(about)))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def check_schema(value: Any, schema: Schema, where: str, field: str = "") -> None:
@@ -108,6 +147,8 @@ RUN_SCHEMA: Mapping[str, Schema] = {
         "held_out?": float,
     },
     "study?": str,
+    "id?": str,
+    "checkpoints?": [str],
 }
 
 

@@ -12,37 +12,36 @@ Every file but the two logs is replaced as a whole. A checkpoint is one file, so
 how long metrics.jsonl was, and what a killed process wrote after it is cut off.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 import rhapsode
-from rhapsode.files import replacing, write_text
+from rhapsode.files import digest_of_file, making, naming, replacing, sweep, write_text
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.changes import SECTIONS
-from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned
+from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned, sealed
+from rhapsode.tensors import metadata_in, pack_tensors, unpack_tensors
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.coding import TOKENIZER_FILES
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PUT_BACK = "restore the tokenizer folder that was made with it"
 METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
 _Config = TypeVar("_Config")
@@ -60,6 +59,7 @@ class Run:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.about = path, about
+        self._metrics_read = 0, hashlib.sha256()  # bytes of metrics.jsonl that are saved, and their digest
 
     @classmethod
     def create(
@@ -71,14 +71,16 @@ class Run:
         """
         versions = {"rhapsode": rhapsode.__version__, "torch": torch.__version__, "python": platform.python_version()}
         about = {"format_version": FORMAT_VERSION, "created": time.strftime("%Y-%m-%d %H:%M:%S"), **about}
-        about |= {"versions": versions}
+        about |= {"versions": versions, "id": uuid.uuid4().hex}  # the checkpoints bear it too
         with whole_directory(path) as temporary:
             if tokenizer is not None:
                 tokenizer.save(temporary / "tokenizer")
                 about["tokenizer_files"] = file_digests(temporary / "tokenizer")
             write_text(temporary / "run.json", as_json(about))
             if model is not None:
-                cls(temporary, about).save_best(model, {"step": 0})
+                making = cls(temporary, about)
+                making.save_best(model, {"step": 0})
+                about = making.about
         return cls(path, about)
 
     @classmethod
@@ -94,8 +96,9 @@ class Run:
 
     def update(self, **fields: Any) -> None:
         """Writes run.json again with some fields changed."""
-        self.about = {**self.about, **fields}
-        write_text(self.path / "run.json", as_json(self.about))
+        about = {**self.about, **fields}
+        write_text(self.path / "run.json", as_json(about))
+        self.about = about
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -136,6 +139,8 @@ class Run:
 
         Raises ValueError naming the line where one is no entry.
         """
+        if changed := self.changed_metrics():
+            say(changed)
         if not self.metrics_path.exists():
             return []
         entries = []
@@ -151,6 +156,22 @@ class Run:
             entries.append(entry)
         return entries
 
+    def changed_metrics(self) -> str | None:
+        """What is to be said where metrics.jsonl is not what it was at the last checkpoint; None where it is."""
+        try:
+            with (self.path / "last.safetensors").open("rb") as stream:
+                head = stream.read(8)
+                about = metadata_in(head + stream.read(int.from_bytes(head, "little")))
+            wanted, size = about["metrics_sha256"], json.loads(about["progress"])["metrics_bytes"]
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError):
+            return None  # no checkpoint, an earlier version's, or one that is damaged, which is told where it is read
+        if not self.metrics_path.exists():
+            return f"{self.metrics_path}: missing"
+        with self.metrics_path.open("rb") as stream:
+            if hashlib.sha256(stream.read(size)).hexdigest() == wanted:
+                return None
+        return f"{self.metrics_path}: damaged, or edited: its first {size:,} bytes are not what they were when saved"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run for this process; raises BlockingIOError where another one has it.
@@ -159,47 +180,61 @@ class Run:
         """
         with held(self.path, "another process is training in it"):
             self.about = Run.open(self.path).about
-            for name in ("run.json", "last.safetensors", "best.safetensors"):
-                for leftover in self.path.glob(f".{name}.*"):
-                    leftover.unlink()
+            sweep(self.path, ("run.json", "last.safetensors", "best.safetensors"))
             yield
 
     def save_last(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Commits a checkpoint; metrics.jsonl reaches the disk before it does."""
+        more: dict[str, str] = {}
         if self.metrics_path.exists():
-            with self.metrics_path.open("rb") as stream:
+            with self.metrics_path.open("rb") as stream, naming(self.metrics_path):
                 os.fsync(stream.fileno())
-                progress = {**progress, "metrics_bytes": os.fstat(stream.fileno()).st_size}
-        self._save("last", tensors, progress)
+                size = os.fstat(stream.fileno()).st_size
+                begin, digest = self._metrics_read if self._metrics_read[0] <= size else (0, hashlib.sha256())
+                stream.seek(begin)
+                digest.update(stream.read(size - begin))
+            self._metrics_read = size, digest
+            progress = {**progress, "metrics_bytes": size}
+            more["metrics_sha256"] = digest.hexdigest()
+        self._save("last", tensors, progress, more)
 
     def save_best(self, model: LanguageModel, progress: dict[str, Any]) -> None:
         """Writes the weights as the best so far."""
         self._save("best", weights_of(model), progress)
 
-    def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        metadata = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress)}
-        metadata["sha256"] = checksum(tensors, metadata["progress"])
+    def _save(
+        self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any], more: dict[str, str] | None = None
+    ) -> None:
+        about = {"format_version": str(FORMAT_VERSION), "progress": json.dumps(progress), **(more or {})}
+        if "id" in self.about:
+            about["run"] = self.about["id"]
         with replacing(self.path / f"{name}.safetensors") as temporary:
             # Not save_file: that writes to a hidden file of its own first, which a kill would leave for good.
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+            temporary.write_bytes(pack_tensors(tensors, about, signed="progress"))
+        if name not in (known := self.about.get("checkpoints", [])):
+            self.update(checkpoints=[*known, name])  # one that is missing later was lost
 
     def load(self, name: str) -> Checkpoint | None:
-        """A checkpoint, None if there is none yet; ValueError where its file is damaged."""
+        """A checkpoint, None if there is none yet; ValueError where its file is damaged, missing or another run's."""
         file = self.path / f"{name}.safetensors"
         if not file.exists():
+            if name in self.about.get("checkpoints", []):
+                raise ValueError(f"{file}: missing; restore it, or use the other checkpoint")
             return None
         # Read in one piece: safe_open opens a file twice, and a process that trains may replace it in between.
         content = file.read_bytes()
         try:
-            tensors, metadata = safetensors.torch.load(content), metadata_in(content)
-            progress = json.loads(metadata["progress"])
+            tensors, about = unpack_tensors(content, "progress", format_version=str(FORMAT_VERSION))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        try:
+            progress = json.loads(about["progress"])
             if not isinstance(progress, dict):
                 raise ValueError("its progress is not a JSON object")
-        except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}: damaged or not a checkpoint ({error})") from None
-        # Checkpoints of earlier versions have no checksum.
-        if "sha256" in metadata and metadata["sha256"] != checksum(tensors, metadata["progress"]):
-            raise ValueError(f"{file}: damaged, its contents do not match its checksum; replace it with an intact copy")
+        if "run" in about and about["run"] != self.about.get("id"):  # the shapes may be the same
+            raise ValueError(f"{file}: belongs to another run; put this run's own file back")
         return Checkpoint(tensors, progress)
 
     def cut_metrics(self, checkpoint: Checkpoint | None) -> None:
@@ -236,26 +271,10 @@ class Run:
         check_same_shapes(model, below("model/", tensors), str(self.path))
 
 
-def metadata_in(content: bytes) -> dict[str, str]:
-    """The metadata of a checkpoint's bytes: 8 bytes of length, a JSON header, the tensors."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header["__metadata__"]
-
-
-def checksum(tensors: dict[str, Tensor], progress: str) -> str:
-    """SHA-256 of all that a checkpoint holds: progress; names, types, shapes and bytes of its tensors."""
-    digest = hashlib.sha256(progress.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a tokenizer folder, by name; files that are no part of a tokenizer do not count."""
     names = (name for name in TOKENIZER_FILES if (folder / name).is_file())
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    return {name: digest_of_file(folder / name) for name in names}
 
 
 def recorded_tokenizer(
@@ -267,7 +286,7 @@ def recorded_tokenizer(
     of earlier versions have no digests of files, and their fingerprint may be that of an earlier version: there the
     size of the vocabulary decides, and a line says that no more is known.
     """
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, checked=not files)  # the record's digests say whose it is, too
     found = file_digests(folder)
     same = (files is not None and found == files) or tokenizer.fingerprint == fingerprint
     if not same and files is not None:
@@ -340,22 +359,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Raises what `check_free` raises, also where another process was faster.
     """
     check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        temporary.chmod(0o755)
-        yield temporary
-        try:
-            if path.is_dir():
-                path.rmdir()  # empty, or check_free would have told
-            os.rename(temporary, path)
-        except OSError:
+        with making(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             check_free(path)  # another process was faster
-            raise
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename:
-            error.filename = str(error.filename).replace(str(temporary), str(path))
         raise
 
 
@@ -374,7 +383,8 @@ def held(directory: Path, taken: str) -> Iterator[None]:
 
 
 def as_json(about: dict[str, Any]) -> str:
-    """The text of run.json and its like; a file's name that is no text is written in escapes, which read back."""
+    """The text of run.json and its like, sealed; a file's name that is no text is in escapes, which read back."""
+    about = sealed(about)
     text = json.dumps(about, indent=2, ensure_ascii=False)
     return (text if _is_text(text) else json.dumps(about, indent=2)) + "\n"
 

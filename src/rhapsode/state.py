@@ -10,14 +10,13 @@ B rows, N heads, S tokens seen, H hidden, V vocabulary.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from rhapsode.files import replacing
+from rhapsode.tensors import pack_tensors, unpack_tensors
 
 FORMAT_VERSION = 1
 FEWEST_ROOM = 64  # tokens that a cache which grows has room for, at least
@@ -184,7 +183,7 @@ class State:
         tensors = {name: tensor.contiguous() for name, tensor in copies.items()}
         about = {"rhapsode_state": str(FORMAT_VERSION), "fingerprint": self.fingerprint}
         with replacing(Path(path)) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, about))
+            temporary.write_bytes(pack_tensors(tensors, about, signed="fingerprint"))
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
@@ -193,14 +192,10 @@ class State:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                about: dict[str, Any] = file.metadata() or {}
-                if about.get("rhapsode_state") != str(FORMAT_VERSION):
-                    raise ValueError("not a state, or one saved by another version")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors, about = unpack_tensors(path.read_bytes(), "fingerprint", rhapsode_state=str(FORMAT_VERSION))
             state = cls.from_tensors(tensors)
             if state.tensors().keys() != tensors.keys() or not state.blocks:
                 raise ValueError("parts of it are missing")
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a saved state ({error})") from None
-        return replace(state, fingerprint=about.get("fingerprint", ""))
+        return replace(state, fingerprint=about["fingerprint"])

@@ -9,6 +9,14 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room, then try again"),
+    errno.EIO: "; the disk reports an error: check it, or use another one, then try again",
+    errno.EROFS: "; choose a directory on a disk that can be written",
+    errno.EACCES: "; change its permissions, or choose another directory",
+    errno.EPERM: "; change its permissions, or choose another directory",
+}
+LONGEST_LINE = 2000  # characters of an error
 EXIT_STOPPED = 130  # what a shell expects after Ctrl-C
 JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and many emoji fall apart
 
@@ -18,6 +26,16 @@ def literal(text: str) -> str:
     `\\n`, the beginning of an escape sequence `\\x1b`), marks of direction, and bytes that are no text (`\\xff`).
     """
     return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def literal_lines(text: str) -> str:
+    """`literal` of each line of a text, for a terminal: line ends and tabs stay what they are."""
+    return text if text.isprintable() else "".join(each if each in "\n\t" else _spelled(each) for each in text)
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Prints a text at once: into a file or a pipe as it is, on a terminal with what that would obey spelled out."""
+    print(literal_lines(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
 def _spelled(character: str) -> str:
@@ -88,6 +106,11 @@ def discard(stream: TextIO | None) -> None:
 def told(error: BaseException) -> str:
     """An exception as one line for a user: of an OSError the file first, then what is wrong with it."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        cure = "; make room, then try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return literal(f"{os.fsdecode(error.filename)}: {error.strerror}{cure}")
-    return literal(str(error) or type(error).__name__)
+        cure = CURES.get(error.errno or 0, "")
+        return _shortened(literal(f"{os.fsdecode(error.filename)}: {error.strerror}{cure}"))
+    return _shortened(literal(str(error) or type(error).__name__))
+
+
+def _shortened(line: str) -> str:
+    """A line with its middle left out where it would fill the screen, as with a text of the user's in it."""
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

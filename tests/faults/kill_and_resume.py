@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from rhapsode import storyworld
-from rhapsode.run import Run, metadata_in
+from rhapsode.run import Run
+from rhapsode.tensors import metadata_in
 
 KILLS = 20
 AT_START = (0, 1, 8, 14)  # these kills come at a moment of start-up, the others after some more checkpoints

@@ -188,6 +188,7 @@ def test_a_study_stays_on_its_device(finished: Path, cache: Path, a_gpu_is_there
 def test_a_study_whose_device_is_gone_is_refused(finished: Path, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "moved")
     about = json.loads((tmp_path / "moved" / "study.json").read_text())
+    del about["sha256"]
     (tmp_path / "moved" / "study.json").write_text(json.dumps(about | {"device": "cuda"}))
     result = run(cache, command(tmp_path / "moved", *RATES))
     assert result.code == 2

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from rhapsode import __version__
+from rhapsode.cli.check import check
 from rhapsode.cli.evaluate import evaluate
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
@@ -30,6 +31,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(bench)
+app.command()(check)
 app.command("import")(import_)
 app.command()(story)
 app.command()(corpus)
@@ -90,6 +92,12 @@ def main() -> None:
         if debug:
             raise
         print(f"rhapsode: {told(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        what = literal(str(error).splitlines()[0] if str(error) else "not enough of it")
+        print(f"rhapsode: memory ran out ({what}); choose a smaller model, batch_size or window", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rhapsode: stopped", file=sys.stderr)

@@ -28,7 +28,7 @@ def generate(
 ) -> None:
     """Continue a prompt."""
     from rhapsode.api import load
-    from rhapsode.terminal import print_json
+    from rhapsode.terminal import print_json, print_text
     from rhapsode.threads import fixed_threads
 
     prompt = _read(prompt)
@@ -40,14 +40,14 @@ def generate(
         }
         if samples == 1 and not as_json:
             pieces = model.stream(prompt, **sampling)  # type: ignore[arg-type]
-            print(prompt, end="", flush=True)
+            print_text(prompt, end="")
             for piece in pieces:
-                print(piece, end="", flush=True)
+                print_text(piece, end="")
             print()
             return
         written = model.generate(prompt, n=samples, **sampling)  # type: ignore[arg-type]
     if not as_json:
-        print("\n\n".join(map(str, written)))
+        print_text("\n\n".join(map(str, written)))
         return
     end = model.tokenizer.eos_id
     texts = [

@@ -25,9 +25,10 @@ def import_(
 ) -> None:
     """Convert the course's model.pt to a run directory; nothing in the file is executed."""
     from rhapsode.api import import_course_model
+    from rhapsode.terminal import print_text
 
     import_course_model(model, run, tokenizer)
-    print(run)
+    print_text(str(run))
 
 
 def corpus(

@@ -121,6 +121,7 @@ def _run(
 ) -> None:
     from rhapsode.api import study
     from rhapsode.progress import say
+    from rhapsode.terminal import print_text
     from rhapsode.training import Interrupted
 
     data = [Path(each) for each in asked.pop("data") or ()] or None
@@ -131,6 +132,6 @@ def _run(
     except Interrupted as stopped:
         say(str(stopped))
         raise SystemExit(EXIT_STOPPED) from None
-    print(finished.page)
+    print_text(str(finished.page))
     if finished.failed:
         raise SystemExit(EXIT_FAILED)

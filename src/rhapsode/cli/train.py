@@ -59,9 +59,10 @@ def train(
     }
     if explain_preset:
         from rhapsode.api import explain_preset as explain
+        from rhapsode.terminal import print_text
 
         for line in explain(**wanted, show=True):
-            print(line)
+            print_text(line)
         return
     if resume and out is None:
         raise ValueError("--resume needs --out DIR, the run to resume")
@@ -76,12 +77,12 @@ def story(
     """Train on the corpus inside the package, against its known floor, and print three stories of the model's own."""
     from rhapsode.progress import say
     from rhapsode.seeds import check_seed
-    from rhapsode.terminal import quoted
+    from rhapsode.terminal import print_text, quoted
 
     check_seed(seed, count=STORIES)
     model = _train(out, minutes=minutes, seed=seed, device="cpu", quiet=True)
     for each in model.generate("", n=STORIES, max_tokens=400, temperature=0.5, seed=seed):
-        print(each.text.strip(), end="\n\n")
+        print_text(each.text.strip(), end="\n\n")
     say(f"for more stories: rhapsode generate {quoted(model.path)}")
 
 
@@ -89,6 +90,7 @@ def _train(out: Path | None, quiet: bool = False, **wanted: Any) -> Any:
     """Trains with progress on stderr, and prints the run directory to stdout once there is a model in it."""
     from rhapsode.api import train as train_model
     from rhapsode.run import new_directory
+    from rhapsode.terminal import print_text
     from rhapsode.training import Interrupted
 
     path = out or new_directory()
@@ -96,8 +98,8 @@ def _train(out: Path | None, quiet: bool = False, **wanted: Any) -> Any:
         model = train_model(out=path, show=True, **wanted)
     except Interrupted:
         if not quiet:
-            print(path)
+            print_text(str(path))
         raise SystemExit(EXIT_STOPPED) from None
     if not quiet:
-        print(path)
+        print_text(str(path))
     return model

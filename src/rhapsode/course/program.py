@@ -22,6 +22,7 @@ from rhapsode.course.training import model_device, train
 from rhapsode.course.weights import load_course_model
 from rhapsode.files import replacing
 from rhapsode.progress import say
+from rhapsode.terminal import print_text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LEARNING_RATE = 1e-3
@@ -82,7 +83,7 @@ def generate(args: Any) -> None:
     except RuntimeError as error:  # the draw's: weights or a temperature that leave no probabilities
         reason = str(error).splitlines()[0]
         raise ValueError(f"{args.model_path}: no token at temperature {args.temperature}: {reason}") from None
-    print(f"Prefix:  {args.prefix}\nCompletion:  {completion}")
+    print_text(f"Prefix:  {args.prefix}\nCompletion:  {completion}")
 
 
 def _run(args: Any, model_file: dict[str, Path]) -> None:

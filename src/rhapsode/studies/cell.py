@@ -78,6 +78,8 @@ def _result(
     Completions are written on the CPU whatever the device: one token at a time there is nothing to win elsewhere.
     """
     keys = ("step", "sequences", "tokens", "seconds", "train_loss", "valid_loss")
+    if changed := run.changed_metrics():
+        raise ValueError(f"{changed}; remove {run.path} to train this cell again")
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")

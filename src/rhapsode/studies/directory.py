@@ -4,19 +4,21 @@ study.json            what was asked, what was decided (scale, validation storie
 tokenizer/            the tokenizer of all its cells
 cells/NAME/           a run directory each; result.json in it is written last, and only then is the cell finished
 logs/NAME.txt         what the cell's process said
-report.html, report.md, points.csv, figures/
+report.html, report.md, points.csv, figures/, and SHA256SUMS, the digests of these
 .lock                 held by the process that runs the study
 """
 
 import hashlib
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rhapsode.files import write_text
-from rhapsode.recorded import NUMBER, RUN_SCHEMA, check_schema, read_config, read_versioned
+from rhapsode.files import CHECKSUMS, sweep, write_checksums, write_text
+from rhapsode.progress import say
+from rhapsode.recorded import NUMBER, RUN_SCHEMA, check_schema, check_seal, read_config, read_sealed, read_versioned
 from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_directory
 from rhapsode.studies.plans import Cell, StudyPlan, StudyRequest, plan_of
 from rhapsode.tokenizer import Tokenizer
@@ -24,6 +26,8 @@ from rhapsode.tokens import TokenStore
 from rhapsode.training.data import absolute, reopen_data
 
 FORMAT_VERSION = 1
+REPORT_TITLE = "the report of a study"
+REPORT_FILES = ("report.html", "report.md", "points.csv")
 STUDY = {
     "request": dict,
     "command": str,
@@ -109,11 +113,16 @@ class Study:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell wrote at its end; None for one that is not finished, or was another cell."""
-        try:
-            result = json.loads((self.cell_path(cell) / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        file = self.cell_path(cell) / "result.json"
+        if not file.is_file():
             return None
-        return result if isinstance(result, dict) and result.get("cell") == self.identity(cell) else None
+        try:
+            result = read_sealed(file)
+            check_seal(result, file)
+        except ValueError as error:
+            say(f"{error}; the cell is finished again")
+            return None
+        return result if result.get("cell") == self.identity(cell) else None
 
     def results(self) -> list[dict[str, Any]]:
         """The results of all finished cells, in the order of the plan."""
@@ -121,12 +130,29 @@ class Study:
 
     def finish(self, cell: Cell, result: dict[str, Any]) -> None:
         """Marks the cell as finished, in one rename."""
-        text = json.dumps({"cell": self.identity(cell), **result}, indent=1, ensure_ascii=False) + "\n"
-        write_text(self.cell_path(cell) / "result.json", text)
+        write_text(self.cell_path(cell) / "result.json", as_json({"cell": self.identity(cell), **result}))
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Holds the study for this process; raises BlockingIOError where another one runs it."""
-        return held(self.path, "another process is running this study")
+    def report_files(self) -> list[Path]:
+        """The files of the report that are there."""
+        named = [self.path / name for name in REPORT_FILES]
+        return [file for file in (*named, *sorted((self.path / "figures").glob("[!.]*"))) if file.is_file()]
+
+    def seal_report(self) -> None:
+        """Writes SHA256SUMS, the digests of the report's files."""
+        write_checksums(self.path, REPORT_TITLE, self.report_files())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the study for this process; raises BlockingIOError where another one runs it.
+
+        Sweeps up what killed processes left.
+        """
+        with held(self.path, "another process is running this study"):
+            sweep(self.path, ("study.json", CHECKSUMS, *REPORT_FILES))
+            sweep(self.path / "figures", (file.name for file in self.report_files()))
+            for cell in self.plan.cells.values():
+                sweep(self.cell_path(cell), ("result.json",))
+            yield
 
 
 def devices_of(result: dict[str, Any]) -> set[str]:

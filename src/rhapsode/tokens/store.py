@@ -3,6 +3,7 @@
 A store is a folder, described in docs/format.md. Making one streams: memory does not grow with the text.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,14 +11,24 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rhapsode.files import cache_root, naming
+from rhapsode.files import (
+    CHECKSUMS,
+    MAKING,
+    cache_root,
+    check_checksums,
+    make_directory,
+    making,
+    write_checksums,
+    write_text,
+)
 from rhapsode.progress import say
+from rhapsode.recorded import read_versioned
 from rhapsode.sources import Source
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -26,7 +37,7 @@ from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
 IDS_VERSION, TRAINING_VERSION = 1, 2
-STALE_SECONDS = 3600.0
+ATTEMPTS = 3  # to make a store that others remove
 TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 
 
@@ -76,13 +87,24 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Opens a store that `prepare` made; raises FileNotFoundError, or ValueError where it is damaged."""
-        about = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-        if about["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder}: format_version {about['format_version']}, but this version of rhapsode reads"
-                f" {FORMAT_VERSION}"
-            )
+        """Opens a store that `prepare` made, once all its files match their checksums.
+
+        Raises FileNotFoundError, or ValueError where it is damaged.
+        """
+        about = read_versioned(folder / "store.json", FORMAT_VERSION)
+        check_checksums(folder, folder.name)
+        try:
+            store = cls._open(folder, about)
+            if not (folder / CHECKSUMS).exists():  # made by an earlier version
+                store._check_bounds()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # what NumPy raises at damaged headers has no end
+            raise ValueError(f"{folder}: damaged ({error})") from None
+        return store
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict[str, Any]) -> "TokenStore":
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         byte_counts = np.load(folder / "bytes.npy", mmap_mode="r")
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
@@ -91,8 +113,14 @@ class TokenStore:
         counts = (store.num_stories, store.num_tokens, len(tokens), len(offsets), len(unspelled))
         stories, ids = about["num_stories"], about["num_tokens"]
         if counts != (stories, ids, ids, stories + 1, stories):
-            raise ValueError(f"{folder}: damaged, its files hold {counts} items, but store.json has other numbers")
+            raise ValueError(f"its files hold {counts} items, but store.json has other numbers")
         return store
+
+    def _check_bounds(self) -> None:
+        """Raises ValueError where stories would lie outside the file, or ids outside the vocabulary."""
+        ascending = self.offsets[0] == 0 and (np.diff(self.offsets) >= 0).all() and (self.byte_counts >= 0).all()
+        if not ascending or (len(self.tokens) and self.tokens.max() >= self.vocab_size):
+            raise ValueError("its numbers cannot be those of a store")
 
     def story(self, i: int) -> np.ndarray:
         """The ids of the view's i-th story: with the final </s> for a text, as given for an id list."""
@@ -159,11 +187,13 @@ def tokenizer_for(
         )
     key = hashlib.sha256(f"{TRAINING_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
     folder = _cache(cache_dir) / f"tokenizer-{key[:32]}"
-    if folder.is_dir():
-        try:
-            return Tokenizer.load(folder)
-        except (OSError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        check_checksums(folder, folder.name)
+        return Tokenizer.load(folder)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        _set_aside(folder, error)
     with reading_bar("reading for the tokenizer", source) as on_read:
         sample = sample_of(piece.text for piece in source.pieces(on_read))
     tokenizer = train_tokenizer(sample, kind, vocab_size)
@@ -182,29 +212,34 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
     before = source.fingerprint()
     fingerprint = hashlib.sha256(f"{IDS_VERSION} {before} {tokenizer.fingerprint}".encode()).hexdigest()
     folder = _cache(cache_dir) / f"store-{fingerprint[:32]}"
-    if folder.is_dir():
+    for _ in range(ATTEMPTS):  # others may clean the cache meanwhile
         try:
             store = TokenStore.open(folder)
-        except (OSError, ValueError, KeyError) as error:
-            say(f"{folder} cannot be used ({error}); making it again")
-            shutil.rmtree(folder)
+            if store.fingerprint != fingerprint:
+                raise ValueError("it holds another text or tokenizer")
+        except FileNotFoundError as error:
+            if folder.is_dir():
+                _set_aside(folder, error)
+        except ValueError as error:
+            _set_aside(folder, error)
         else:
             _say_what_is_lost(store)
             return store
+        _make_store(folder, source, tokenizer, before, fingerprint)
+    raise OSError(f"{folder}: is removed or damaged again and again; set RHAPSODE_CACHE to another folder")
+
+
+def _make_store(folder: Path, source: Source, tokenizer: Tokenizer, before: str, fingerprint: str) -> None:
     started = time.monotonic()
     with _new_folder(folder) as temporary:
         about = write_store(temporary, source, tokenizer)
         about |= {"fingerprint": fingerprint, "source_fingerprint": before}
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (temporary / "store.json").write_text(text, encoding="utf-8")
+        write_text(temporary / "store.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         if source.fingerprint() != before:
             raise ValueError(f"{source.description}: changed while it was read; run again when complete")
     rate = about["num_bytes"] / 1e6 / max(time.monotonic() - started, 1e-9)
     counts = f"{about['num_stories']:,} stories, {about['num_bytes']:,} bytes, {about['num_tokens']:,} tokens"
     say(f"{counts} ({rate:.1f} MB/s), kept in {folder}")
-    store = TokenStore.open(folder)
-    _say_what_is_lost(store)
-    return store
 
 
 def _say_what_is_lost(store: TokenStore) -> None:
@@ -224,7 +259,7 @@ def share_text(share: float) -> str:
 def _cache(cache_dir: Path | None) -> Path:
     folder = cache_root() / "tokens" if cache_dir is None else Path(cache_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
     except OSError as error:
         raise OSError(
             f"cannot make the cache folder {folder}: {error.strerror}; set RHAPSODE_CACHE to another folder"
@@ -232,34 +267,34 @@ def _cache(cache_dir: Path | None) -> Path:
     return folder
 
 
+def _set_aside(folder: Path, error: Exception) -> None:
+    """Removes a folder that cannot be used, in one step, so that nobody finds half of it."""
+    say(f"{folder} cannot be used ({error}); making it again")
+    with suppress(OSError):
+        aside = tempfile.mkdtemp(prefix=f"{MAKING}damaged.", dir=folder.parent)
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` at the end, whole or not at all.
+    """A temporary folder that becomes `folder` at the end, whole or not at all, with the checksums of its files.
 
     Of two processes that make the same folder, the first to end wins, and the other throws its own away.
     """
-    for other in folder.parent.glob(".making-*"):  # what killed processes left
-        newest = max((path.stat().st_mtime for path in (other, *other.glob("*"))), default=0.0)
-        if time.time() - newest > STALE_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    except OSError as error:
-        raise OSError(
-            f"cannot write into the cache {folder.parent}: {error.strerror}; set RHAPSODE_CACHE to another folder"
-        ) from None
-    try:
-        with naming(folder.parent):
+        with making(folder) as temporary:
             yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        os.chmod(temporary, 0o755)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
+            write_checksums(temporary, folder.name, files)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():
+            return
+        if isinstance(error, FileNotFoundError) and error.filename == str(folder):
+            return  # the cache was cleaned meanwhile; the caller looks again
+        if not str(error.filename or "").startswith(str(folder)):
+            raise  # of the source
+        room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OSError(
+            f"cannot write into the cache {folder.parent}: {error.strerror}; {room}set RHAPSODE_CACHE to another folder"
+        ) from None

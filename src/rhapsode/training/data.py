@@ -250,9 +250,13 @@ def _find_store(fingerprint: str) -> TokenStore | None:
     """A store that is still in the cache, found without reading its source again."""
     folder = cache_root() / "tokens" / f"store-{fingerprint[:32]}"
     try:
-        return TokenStore.open(folder)
-    except (OSError, ValueError, KeyError):
+        store = TokenStore.open(folder)
+    except OSError:
         return None
+    except ValueError as error:
+        say(str(error))
+        return None
+    return store if store.fingerprint == fingerprint else None
 
 
 def absolute(locations: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import Score, score
-from rhapsode.files import naming
+from rhapsode.files import AppendedFile
 from rhapsode.machine import keep_freed_memory
 from rhapsode.model import build_model
 from rhapsode.progress import TrainingDisplay
@@ -30,6 +30,7 @@ from rhapsode.recorded import check_schema, read_config
 from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
+from rhapsode.terminal import told
 from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import IGNORED, Batcher, TokenStore
 from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
@@ -142,16 +143,15 @@ class _Training:
         self.saved_at = time.monotonic()
         past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
         self.display = TrainingDisplay(past, enabled=show)
-        self.log_path = run.path / "log.txt"
-        self.log = self.log_path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-        self.metrics = run.metrics_path.open("a", encoding="utf-8")
+        self.log, self.metrics = AppendedFile(run.path / "log.txt"), AppendedFile(run.metrics_path)
+        self.unsaved = False  # the last attempt to save failed
+        self.refusals: set[str] = set()  # what was said of a disk that refuses
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def go(self) -> Outcome:
         progress = self.progress
-        logs = naming(self.log_path), self.log, naming(self.run.metrics_path), self.metrics
-        with logs[0], logs[1], logs[2], logs[3], self.display, self._threads() as self.threads:
+        with closing(self.metrics), self._closing_log(), self.display, self._threads() as self.threads:
             self._tell(self._beginning())
             sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
             threads = torch.get_num_threads()
@@ -160,7 +160,7 @@ class _Training:
                 while True:
                     if self._validation_is_due():
                         self._validate()
-                        self.save()
+                        self._save_if_possible()
                     if progress.step >= self.total and progress.validated_step == progress.step:
                         return self._end("budget")
                     if self.config.patience and progress.without_gain >= self.config.patience:
@@ -169,7 +169,7 @@ class _Training:
                         raise Stopped
                     self._step()
                     if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
-                        self.save()
+                        self._save_if_possible()
             except Stopped:
                 self.save()
                 return self._end("interrupted")
@@ -198,8 +198,10 @@ class _Training:
         progress.scored += scored
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        if self.plan.after_step(progress.step, progress.seconds):
-            self.run.update(plan=self.plan.entries)
+        timed_from = self.plan.timed_from
+        if self.plan.after_step(progress.step, progress.seconds) and not self._noted("plan", self.plan.entries):
+            self.plan.entries.pop()  # what is not written down must not count; the next step tries again
+            self.plan.timed_from = timed_from
         self._report(nats, norm)
         self.threads.worked("step", seconds, scored)
         self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
@@ -220,8 +222,12 @@ class _Training:
         better = progress.best_loss is None or loss < progress.best_loss
         progress.without_gain = 0 if better else progress.without_gain + 1
         if better:
-            progress.best_loss, progress.best_step = loss, progress.step
-            self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss})
+            try:
+                again_if_refused(lambda: self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss}))
+                progress.best_loss, progress.best_step = loss, progress.step
+            except OSError as error:  # the file has the best before still, and so has the progress
+                self._refused(error, "training continues, these best weights are not kept")
+                better = False
         train_loss = progress.nats / max(1, progress.scored)
         bits, share = valid.bits_per_byte, valid.unspelled_share
         losses = {"train_loss": train_loss, "valid_loss": loss, "bits_per_byte": bits, "unspelled_share": share}
@@ -245,7 +251,7 @@ class _Training:
 
         def note(count: int) -> None:
             plan.append([self.progress.step, count])
-            self.run.update(thread_plan=plan)
+            self._noted("thread_plan", plan)
 
         def changed(count: int) -> None:
             note(count)
@@ -293,9 +299,37 @@ class _Training:
             tensors |= {f"state/{name}": tensor for name, tensor in self.state.tensors().items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         self.progress.batcher = self.batcher.state_dict()
-        self.run.save_last(tensors, asdict(self.progress) | {"timed_from": self.plan.timed_from})
+        progress = asdict(self.progress) | {"timed_from": self.plan.timed_from}
+        again_if_refused(lambda: self.run.save_last(tensors, progress))
         self.saved_at = time.monotonic()
         self.happened(Saved(self.progress.step, self.run.path))
+
+    def _save_if_possible(self) -> None:
+        """Saves on the way: where the disk refuses, training continues, and saving is tried again."""
+        try:
+            self.save()
+        except OSError as error:
+            self.unsaved, self.saved_at = True, time.monotonic()
+            self._refused(error, "training continues, the last checkpoint is kept, and saving is tried again")
+        else:
+            if self.unsaved:
+                self._tell(f"step {self.progress.step:,}: saved again")
+            self.unsaved, self.refusals = False, set()
+
+    def _noted(self, field: str, value: Any) -> bool:
+        """Writes a field of run.json; False where the disk refuses."""
+        try:
+            again_if_refused(lambda: self.run.update(**{field: value}))
+        except OSError as error:
+            self._refused(error, f"training continues, the {field} is not written down")
+            return False
+        return True
+
+    def _refused(self, error: OSError, consequence: str) -> None:
+        """Says that the disk refuses something and what comes of it; once until something can be saved again."""
+        if consequence not in self.refusals:
+            self.refusals.add(consequence)
+            self._tell(f"{told(error)}; {consequence}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Takes what `save` wrote; ValueError with one line where that cannot be."""
@@ -351,18 +385,27 @@ class _Training:
         sequences = progress.step * self.batch_config.batch_size
         counts = {"step": progress.step, "sequences": sequences, "tokens": progress.tokens}
         entry = {"event": event, **counts, "seconds": round(progress.seconds, 3), **values}
-        self.metrics.write(json.dumps(entry) + "\n")
-        self.metrics.flush()
-        if self.writer is not None:
+        try:
+            self.metrics.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            self._refused(error, "training continues, these lines are written later")
+        try:
             for name, value in values.items():
-                if isinstance(value, float):
+                if self.writer is not None and isinstance(value, float):
                     self.writer.add_scalar(f"{event}/{name}", value, progress.step)
+        except OSError as error:
+            self.writer = None
+            self._refused(error, "training continues without TensorBoard files")
 
     # -- what is told --------------------------------------------------------------------------------------------
 
     def _tell(self, line: str, sample: bool = False) -> None:
-        with naming(self.log_path):
+        try:
             self.log.write(line + "\n")
+        except OSError as error:
+            if self.log.path.name not in self.refusals:
+                self.refusals.add(self.log.path.name)
+                self.display.say(f"{told(error)}; training continues, these lines are written later")
         if sample:
             self.display.sample(line)
         else:
@@ -397,7 +440,19 @@ class _Training:
         self._tell(what)
         raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
 
+    @contextmanager
+    def _closing_log(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            try:
+                self.log.close()
+            except OSError as error:
+                self.display.say(f"{told(error)}; its last lines are lost")
+
     def _end(self, ended: str) -> Outcome:
+        if self.unsaved:
+            self.save()
         words = {
             "budget": "finished, the budget is used up",
             "patience": f"stopped early, no improvement in {self.config.patience} validations",
@@ -407,6 +462,14 @@ class _Training:
         progress = self.progress
         self.happened(Ended(ended, progress.step, progress.tokens, progress.seconds))
         return Outcome(ended, progress, self.valid)
+
+
+def again_if_refused(write: Callable[[], None]) -> None:
+    """Writes, and once more where the disk refuses: many a trouble is over by then."""
+    try:
+        write()
+    except OSError:
+        write()
 
 
 def _number(count: int, what: str) -> str:

@@ -35,6 +35,7 @@ def write_report(study: Study, failed: dict[str, str], facts: dict[str, str], pu
     about |= {"command": study.about["command"], "title": title_of(study), "reading": how_to_read(study)}
     write_text(study.path / "report.md", _render("report.md.jinja", about | {"figures": "figures"}))
     write_text(study.path / "report.html", _render("report.html.jinja", about))
+    study.seal_report()
     if publish is not None:
         name = study.path.resolve().name
         publish.mkdir(parents=True, exist_ok=True)
