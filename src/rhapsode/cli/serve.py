@@ -37,7 +37,7 @@ def serve(
     check_installed()
     from rhapsode.serve.server import ServerConfig, serve_runs
 
-    code = serve_runs(
+    serve_runs(
         ServerConfig(
             runs=runs,
             host=host,
@@ -57,4 +57,3 @@ def serve(
             log_prompts=log_prompts,
         )
     )
-    raise typer.Exit(code)

@@ -5,18 +5,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rhapsode.cells import RNN
 from rhapsode.kernels.attention import attention_weights
-from rhapsode.model import RNN, LanguageModel, SelfAttention
+from rhapsode.model import LanguageModel, SelfAttention
+from rhapsode.state import CopyState
 
 PLACES_AT_ONCE = 512  # that get logits
+
+
+@dataclass(frozen=True, eq=False)
+class CopyLook:
+    """Where a copy head looked after some tokens, to copy one of them.
+
+    gate: the probability that the next token is a copy; weights: (place + 1,), of which token; probability: that the
+    token which came was copied and not chosen from the vocabulary, None where none came.
+    """
+
+    gate: float
+    weights: Tensor
+    probability: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What a model did with T tokens, the begin token first.
 
-    model: that read them. ids: (T,). features: (T, width), what the head reads. hidden: of each recurrent part the
-    states (T, H). looks: of each attending part the queries and keys (N, T, key_dim).
+    model: that read them. ids: (T,). features: (1, T, width), what the head reads. hidden: of each recurrent part the
+    states (T, H). looks: of each attending part the queries and keys (N, T, key_dim). copies: what a copy head keeps.
     """
 
     model: LanguageModel
@@ -24,21 +39,42 @@ class Trace:
     features: Tensor
     hidden: dict[str, Tensor]
     looks: dict[str, tuple[Tensor, Tensor]]
+    copies: CopyState | None
 
     @torch.inference_mode()
     def expected(self, place: int) -> Tensor:
         """The log-probabilities (V,), float64, of what comes after the tokens up to `place`, this one included."""
-        return self.model.logits(self.features[place]).double().log_softmax(-1).cpu()
+        return self._log_probabilities(place, place + 1)[0].cpu()
 
     @torch.inference_mode()
     def log_probabilities(self) -> list[float]:
         """Of each token but the first, after those before it, in nats: T - 1 of them."""
         found: list[float] = []
         for begin in range(0, len(self.ids) - 1, PLACES_AT_ONCE):
-            came = torch.tensor(self.ids[begin + 1 : begin + 1 + PLACES_AT_ONCE], device=self.features.device)
-            logits = self.model.logits(self.features[begin : begin + len(came)])
-            found += logits.double().log_softmax(-1).gather(1, came[:, None])[:, 0].tolist()
+            end = min(begin + PLACES_AT_ONCE, len(self.ids) - 1)
+            came = torch.tensor(self.ids[begin + 1 : end + 1], device=self.features.device)
+            found += self._log_probabilities(begin, end).gather(1, came[:, None])[:, 0].tolist()
         return found
+
+    def _log_probabilities(self, begin: int, end: int) -> Tensor:
+        copies = self.copies and self.copies.until(end)
+        return self.model.logits(self.features[:, begin:end], copies)[0].double().log_softmax(-1)
+
+    @torch.inference_mode()
+    def copy(self, place: int) -> CopyLook | None:
+        """What the copy head did after the tokens up to `place`; None where the model has none."""
+        head, copies = self.model.copy_head, self.copies
+        if head is None or copies is None:
+            return None
+        x = self.features[:, place : place + 1]
+        weights = head.places(x, copies.until(place + 1))[0, 0].cpu()
+        gate, probability = float(head.gate(x).sigmoid()), None
+        if place + 1 < len(self.ids):
+            came = self.ids[place + 1]
+            here = torch.tensor(self.ids[: place + 1]) == came
+            copied = gate * float(weights[here].sum())
+            probability = min(1.0, copied / float(self.expected(place)[came].exp())) if copied else 0.0
+        return CopyLook(gate, weights, probability)
 
     @torch.inference_mode()
     def attention(self, place: int) -> dict[str, Tensor]:
@@ -51,7 +87,7 @@ class Trace:
 
 @torch.inference_mode()
 def trace(model: LanguageModel, ids: list[int]) -> Trace:
-    """Reads tokens, the begin token first, from a fresh state. The model must not be used by another thread meanwhile."""
+    """Reads tokens, the begin token first, from a fresh state; no other thread may use the model meanwhile."""
     hidden: dict[str, Tensor] = {}
     looks: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -72,8 +108,8 @@ def trace(model: LanguageModel, ids: list[int]) -> Trace:
         elif isinstance(part, SelfAttention):
             hooks.append(part.register_forward_pre_hook(keep_look(name)))
     try:
-        features, _ = model.features(torch.tensor([ids], device=next(model.parameters()).device))
+        features, state = model.features(torch.tensor([ids], device=next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-    return Trace(model, tuple(ids), features[0], hidden, looks)
+    return Trace(model, tuple(ids), features, hidden, looks, state.copies)

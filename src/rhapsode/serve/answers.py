@@ -50,7 +50,7 @@ class Part:
 class Telling:
     """Makes the parts of one text from the engine's events.
 
-    echo: whether the prompt's text comes first; top: of how many of the likeliest tokens is told beside each, None where
+    echo: whether the prompt's text comes first; top: how many of the likeliest tokens are told beside each, None where
     log-probabilities are not wanted; ends: whether nothing is written after the prompt.
     """
 

@@ -19,9 +19,10 @@ from rhapsode.serve.failures import Refusal, failure_body
 from rhapsode.serve.models import LoadedModel
 from rhapsode.serve.wanted import Wanted
 
+
 @dataclass(frozen=True)
 class Patience:
-    """max_wait: seconds that a request may wait before its first prompt is read. ping: seconds between signs of life."""
+    """max_wait: seconds that a request may wait until a prompt of it is read. ping: seconds between signs of life."""
 
     max_wait: float
     ping: float
@@ -87,7 +88,9 @@ class TextsResponse(Response):
             waited = time.perf_counter() - asked
             if not job.begun and waited >= self.patience.max_wait:
                 raise Refusal(
-                    503, f"no room within {self.patience.max_wait:g} s; try again later", retry_after=self.driver.retry_after
+                    503,
+                    f"no room within {self.patience.max_wait:g} s; try again later",
+                    retry_after=self.driver.retry_after,
                 )
             pause = self.patience.ping
             if not job.begun:

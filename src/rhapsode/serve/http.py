@@ -1,7 +1,7 @@
 """The application: which path is answered by whom, and how what is wrong is said."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from rhapsode import __version__
 from rhapsode.progress import say
 from rhapsode.serve import schemas
-from rhapsode.serve.completions import Patience, TextsResponse, body_of, ignored_header, refusal_response
+from rhapsode.serve.completions import Patience, TextsResponse, ignored_header, refusal_response
 from rhapsode.serve.driver import Driver
 from rhapsode.serve.failures import Refusal, failure_body
 from rhapsode.serve.inspecting import Inspector
@@ -22,7 +22,7 @@ from rhapsode.serve.metrics import Meters
 from rhapsode.serve.models import ServedModels
 from rhapsode.serve.runs import model_entry, models_list, run_details, runs_list
 from rhapsode.serve.tokens import detokenize, tokenize, tokenizer_info
-from rhapsode.serve.wanted import chat_wanted, completion_wanted
+from rhapsode.serve.wanted import Wanted, chat_wanted, completion_wanted
 
 ABOUT = """Texts continued, scored and looked into by small recurrent language models. The paths below /v1 have the
 shapes of OpenAI's API; chat is raw continuation: the texts of the messages, joined by line ends, are continued."""
@@ -126,7 +126,9 @@ def _refusal_of(error: RequestValidationError) -> Refusal:
     if first["type"] == "missing":
         return Refusal(400, f"{param} is missing", param)
     given = ascii(first["input"])
-    return Refusal(400, f"{param}: {first['msg'].lower()}, got {given if len(given) < 80 else given[:77] + '...'}", param)
+    return Refusal(
+        400, f"{param}: {first['msg'].lower()}, got {given if len(given) < 80 else given[:77] + '...'}", param
+    )
 
 
 def _add_completions(app: FastAPI, service: Service) -> None:
@@ -134,7 +136,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         200: {"content": {"text/event-stream": {}}, "description": "Whole, or with stream: true chunk by chunk."}
     }
 
-    async def texts(asked: Any, wanted: Callable[..., Any], shape: str) -> Response:
+    async def texts(asked: Any, wanted: Callable[..., Wanted]) -> Response:
         served = service.models.find(asked.model)
         model = await service.models.use(served)
         read = await asyncio.to_thread(wanted, asked, model.model.tokenizer, service.models.max_context)
@@ -143,12 +145,12 @@ def _add_completions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", response_model=schemas.CompletionAnswer, responses=answers, tags=["texts"])
     async def completions(asked: schemas.CompletionQuestion) -> Response:
         """Continues prompts, or scores them (echo, logprobs, max_tokens 0)."""
-        return await texts(asked, completion_wanted, "completion")
+        return await texts(asked, completion_wanted)
 
     @app.post("/v1/chat/completions", response_model=schemas.ChatAnswer, responses=answers, tags=["texts"])
     async def chat_completions(asked: schemas.ChatQuestion) -> Response:
         """Continues the texts of the messages, joined by line ends."""
-        return await texts(asked, chat_wanted, "chat")
+        return await texts(asked, chat_wanted)
 
     @app.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:

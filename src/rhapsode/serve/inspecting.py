@@ -1,4 +1,4 @@
-"""/api/inspect: what a model did with a text at any place of it, and what it should have thought where that is known."""
+"""/api/inspect: what a model did with a text at any place, and what it should have thought where that is known."""
 
 import asyncio
 import math
@@ -142,6 +142,7 @@ def of_the_model(
 def position_of(found: InspectedText, position: int, expected: Tensor, top: int) -> dict[str, Any]:
     """What the model saw, felt and expected before it got token number `position`."""
     likeliest = expected.topk(min(top or len(expected), len(expected)))
+    copy = found.trace.copy(position)
     pairs = zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True)
     return {
         "position": position,
@@ -151,7 +152,7 @@ def position_of(found: InspectedText, position: int, expected: Tensor, top: int)
             for part, heads in found.trace.attention(position).items()
             for head, weights in enumerate(heads.tolist())
         ],
-        "copy": None,
+        "copy": copy and {"gate": copy.gate, "probability": copy.probability, "weights": copy.weights.tolist()},
         "hidden": [states[position].tolist() for states in found.trace.hidden.values()],
         "truth": None,
     }

@@ -134,7 +134,9 @@ class ServedModels:
                 if current is not None and not current.broken:
                     say(f"{served.name}: keeps its earlier checkpoint: {told(error)}")
                     return current
-                raise Refusal(404, f"{served.name} cannot be loaded: {told(error)}", "model", "model_not_found") from None
+                raise Refusal(
+                    404, f"{served.name} cannot be loaded: {told(error)}", "model", "model_not_found"
+                ) from None
             if current is not None:
                 say(f"{served.name}: reloaded, its checkpoint is newer")
             served.looked = time.monotonic()

@@ -10,13 +10,14 @@ import errno
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from rhapsode.progress import say
 from rhapsode.serve.completions import Patience
@@ -27,7 +28,6 @@ from rhapsode.serve.models import ServedModels, physical_memory
 from rhapsode.serve.security import Admission, Gate, api_key, check_origins, is_loopback
 
 DRAIN_SECONDS = 30.0
-PING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class ServerConfig:
     max_wait: float = 60.0
     max_body: float = 4.0  # MB
     memory: float | None = None  # GB
+    ping: float = 10.0
     checkpoint: str = "best"
     device: str = "auto"
     threads: int | None = None
@@ -62,92 +63,67 @@ class ServerConfig:
         check_origins(self.cors)
 
 
-def serve_runs(config: ServerConfig) -> int:
-    """Serves runs until a signal ends it, and returns the exit code. The address is printed on standard output.
+class RunServer:
+    """A server that has its address and its runs, and serves once `run` is awaited.
 
     Raises ValueError or OSError in one line where a run cannot be opened, or the address not be had.
     """
-    key = api_key(config.api_key)
-    models = ServedModels(
-        list(config.runs),
-        checkpoint=config.checkpoint,
-        device=config.device,
-        max_rows=config.max_rows,
-        max_context=config.max_context,
-        most_bytes=int(config.memory * 1e9) if config.memory else physical_memory() // 2,
-    )
-    listening = bound_socket(config.host, config.port)
-    with contextlib.closing(listening):
-        return asyncio.run(_serve(config, models, key, listening))
 
-
-async def _serve(config: ServerConfig, models: ServedModels, key: str | None, listening: socket.socket) -> int:
-    meters = Meters()
-    driver = Driver(meters, config.max_queue, config.threads)
-    service = Service(
-        models,
-        driver,
-        meters,
-        Patience(config.max_wait, PING_SECONDS),
-        config.log_prompts,
-        is_closing=lambda: gate.closing,
-    )
-    app = build_app(service)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
-    hosts = {name.lower() for name in (*config.allow_host, config.host)}
-    gate = Gate(app, Admission(hosts, key, int(config.max_body * 1e6)), meters, paths)
-    outer = CORSMiddleware(
-        gate,
-        allow_origins=list(config.cors),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["X-Rhapsode-Ignored", "Retry-After"],
-    )
-    web = WebServer(
-        uvicorn.Config(
-            outer if config.cors else gate,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=5,
+    def __init__(self, config: ServerConfig) -> None:
+        self.config, self.key = config, api_key(config.api_key)
+        self.models = ServedModels(
+            list(config.runs),
+            checkpoint=config.checkpoint,
+            device=config.device,
+            max_rows=config.max_rows,
+            max_context=config.max_context,
+            most_bytes=int(config.memory * 1e9) if config.memory else physical_memory() // 2,
         )
-    )
-    driver.start()
-    ending = Ending(web, gate)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ending.hear, number)
-    _introduce(config, models, key, listening)
-    try:
-        await web.serve(sockets=[listening])
-    finally:
-        driver.stop()
-    return 0
+        self.meters = Meters()
+        self.driver = Driver(self.meters, config.max_queue, config.threads)
+        patience = Patience(config.max_wait, config.ping)
+        service = Service(
+            self.models, self.driver, self.meters, patience, config.log_prompts, lambda: self.gate.closing
+        )
+        app = build_app(service)
+        paths = {route.path for route in app.routes if isinstance(route, Route)}
+        hosts = {name.lower() for name in (*config.allow_host, config.host)}
+        self.gate = Gate(app, Admission(hosts, self.key, int(config.max_body * 1e6)), self.meters, paths)
+        outer: ASGIApp = self.gate
+        if config.cors:
+            outer = CORSMiddleware(
+                self.gate,
+                allow_origins=list(config.cors),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Rhapsode-Ignored", "Retry-After"],
+            )
+        self.web = WebServer(
+            uvicorn.Config(outer, log_level="warning", access_log=False, lifespan="off", server_header=False)
+        )
+        self.listening = bound_socket(config.host, config.port)
+        self._draining: asyncio.Task[None] | None = None
 
+    @property
+    def address(self) -> str:
+        """What a client calls it."""
+        return address_of(self.config.host, self.listening.getsockname()[1])
 
-class WebServer(uvicorn.Server):
-    """uvicorn's server, with signals left to us."""
+    async def run(self) -> None:
+        """Serves until `end` was called."""
+        self.driver.start()
+        try:
+            await self.web.serve(sockets=[self.listening])
+        finally:
+            self.driver.stop()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class Ending:
-    """What signals do: the first admits no more and finishes what runs, the second ends at once."""
-
-    def __init__(self, web: WebServer, gate: Gate) -> None:
-        self.web, self.gate = web, gate
-        self.draining: asyncio.Task[None] | None = None
-
-    def hear(self, number: int) -> None:
-        """A signal came."""
-        if self.draining is not None:
+    def end(self, signal_number: int = signal.SIGTERM) -> None:
+        """Admits no more, finishes what runs, for DRAIN_SECONDS at most, and ends; called again, ends the process at
+        once. To be called in the event loop."""
+        if self._draining is not None:
             say("stopped at once")
-            sys.stdout.flush()
-            os._exit(128 + number)
-        self.draining = asyncio.create_task(self._drain())
+            os._exit(128 + signal_number)
+        self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
         if self.gate.in_flight:
@@ -156,6 +132,44 @@ class Ending:
             say(f"{self.gate.in_flight} requests were not finished in time")
             self.web.force_exit = True
         self.web.should_exit = True
+
+    def introduce(self) -> None:
+        """Prints the address on standard output, and what is served on standard error."""
+        config = self.config
+        print(self.address, flush=True)
+        say(
+            f"serving {', '.join(self.models.runs)}; texts of at most {config.max_context:,} tokens,"
+            f" {config.max_rows} at once; Ctrl-C ends it"
+        )
+        if not is_loopback(config.host):
+            what = "" if self.key else " without a key (see --api-key)"
+            say(f"warning: every machine that reaches {config.host} can use this server{what}")
+
+
+def serve_runs(config: ServerConfig) -> None:
+    """Serves runs until a signal ends it. Raises ValueError or OSError as `RunServer` does."""
+    server = RunServer(config)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(server.end, number))
+        server.introduce()
+        await server.run()
+
+    with (
+        contextlib.closing(server.listening),
+        asyncio.Runner(loop_factory=server.web.config.get_loop_factory()) as runner,
+    ):
+        runner.run(main())
+
+
+class WebServer(uvicorn.Server):
+    """uvicorn's server, with signals left to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -181,14 +195,3 @@ def bound_socket(host: str, port: int) -> socket.socket:
 def address_of(host: str, port: int) -> str:
     """How a client writes it."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _introduce(config: ServerConfig, models: ServedModels, key: str | None, listening: socket.socket) -> None:
-    print(address_of(config.host, listening.getsockname()[1]), flush=True)
-    say(
-        f"serving {', '.join(models.runs)}; texts of at most {config.max_context:,} tokens, {config.max_rows} at once;"
-        " Ctrl-C ends it"
-    )
-    if not is_loopback(config.host):
-        what = "" if key else " without a key (see --api-key)"
-        say(f"warning: every machine that reaches {config.host} can use this server{what}")

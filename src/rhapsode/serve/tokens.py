@@ -8,7 +8,11 @@ from rhapsode.tokenizer import Tokenizer
 
 def tokenize(tokenizer: Tokenizer, text: str, max_context: int) -> dict[str, Any]:
     """The ids of a text. Exactly the name of the end token is that token; within a text it is text."""
-    ids = [tokenizer.eos_id] if text == tokenizer.names[tokenizer.eos_id] else tokenizer.encode(checked_text(text, "prompt"))
+    ids = (
+        [tokenizer.eos_id]
+        if text == tokenizer.names[tokenizer.eos_id]
+        else tokenizer.encode(checked_text(text, "prompt"))
+    )
     return {"tokens": ids, "count": len(ids), "max_model_len": max_context}
 
 

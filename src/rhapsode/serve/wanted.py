@@ -1,4 +1,4 @@
-"""What a body of /v1/completions or /v1/chat/completions asks for: read, checked, and turned into work for the engine."""
+"""What a body of /v1/completions or /v1/chat/completions asks for: read, checked, and made into work for an engine."""
 
 import secrets
 from collections.abc import Sequence
@@ -39,7 +39,8 @@ class Wanted:
             request
             for prompt in self.prompts
             for request in samples(
-                GenerationRequest(prompt.read(eos_id), self.config, top=self.top or 0, score_prompt=scored), self.best_of
+                GenerationRequest(prompt.read(eos_id), self.config, top=self.top or 0, score_prompt=scored),
+                self.best_of,
             )
         ]
 

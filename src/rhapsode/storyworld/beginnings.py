@@ -11,7 +11,7 @@ def finish(distribution: Distribution, text: str) -> tuple[str, int]:
     """
     stories = _Filter(distribution, lambda fragment: tuple(map(ord, fragment or "")))
     followed = next((place for place, character in enumerate(text) if not stories.read(ord(character))), len(text))
-    rest = []
+    rest: list[str] = []
     while True:
         likeliest = max(stories.hypotheses, key=lambda hypothesis: hypothesis.weight)
         if likeliest.fragment is None:
