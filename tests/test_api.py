@@ -10,7 +10,7 @@ import torch
 
 from rhapsode import evaluation
 from rhapsode.api import load
-from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run
 from rhapsode.sources import open_source
@@ -60,7 +60,7 @@ def test_sample_i_draws_with_seed_plus_i(model: Model) -> None:
     alone = [model.generate(PROMPT, max_tokens=9, seed=4 + i)[0] for i in range(3)]
     assert [each.tokens for each in three] == [each.tokens for each in alone]
     config = SampleConfig(max_tokens=9, seed=4)
-    assert [each.text for each in three] == write_texts(model.network, model.tokenizer, PROMPT, config, 3)
+    assert [each.text for each in three] == write_texts(Engine(model.network, model.tokenizer), PROMPT, config, 3)
 
 
 def test_a_stream_joined_is_the_completion(model: Model) -> None:

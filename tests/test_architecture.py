@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sources": {"files", "progress"},
     "storyworld": {"figure", "files", "model", "progress", "seeds", "sources", "state", "tokenizer"},
     "tokens": {"files", "progress", "seeds", "sources", "storyworld", "tokenizer"},
-    "decode": {"fold", "model", "seeds", "state", "threads", "tokenizer"},
+    "decode": {"cells", "files", "fold", "machine", "model", "seeds", "state", "tokenizer"},
     "evaluation": {"model", "state", "threads", "tokens"},
     "inspection": {"figure", "files", "kernels", "model", "tokenizer"},
     "recipe": {"model", "recorded", "seeds", "tokens"},

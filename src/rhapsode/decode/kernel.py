@@ -71,7 +71,7 @@ class Rows(Structure):
     )
 
 
-class Chosen(Structure):
+class Results(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("ids", "log_probabilities")),
         ("most", c_int32),
@@ -127,7 +127,7 @@ def layout_of(library: ctypes.CDLL) -> Layout | None:
     sizes = (c_int32 * 8)()
     library.rhapsode_sizes(sizes)
     panel, page, lanes, logits_at_once, *structures = sizes
-    expected = [*map(ctypes.sizeof, (Network, Rows)), CHOICE.itemsize, ctypes.sizeof(Chosen)]
+    expected = [*map(ctypes.sizeof, (Network, Rows)), CHOICE.itemsize, ctypes.sizeof(Results)]
     return Layout(panel, lanes, logits_at_once) if [page, *structures] == [PAGE, *expected] else None
 
 
