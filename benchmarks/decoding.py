@@ -181,7 +181,7 @@ def limit(writing: Writing) -> dict[str, float]:
 
 def median_seconds(call: Any) -> float:
     """Of a call, among as many as fill a fifth of a second."""
-    seconds = []
+    seconds: list[float] = []
     call()
     while sum(seconds) < 0.2:
         begun = time.perf_counter()

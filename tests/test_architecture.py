@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"files", "progress", "seeds", "sources", "storyworld", "tokenizer"},
     "decode": {"cells", "files", "fold", "machine", "model", "seeds", "state", "tokenizer"},
     "evaluation": {"model", "state", "threads", "tokens"},
-    "inspection": {"figure", "files", "kernels", "model", "tokenizer"},
+    "inspection": {"figure", "files", "kernels", "model", "results", "tokenizer"},
     "recipe": {"model", "recorded", "seeds", "tokens"},
     "run": {"__init__", "files", "model", "progress", "recipe", "recorded", "tokenizer"},
     "training": {
@@ -79,7 +79,16 @@ IN_SEVERAL_ROOMS = {
     **dict.fromkeys(("RNN", "RNNCell", "SelfAttention", "DEVICE", "generate", "train"), "the course's contract"),
     **dict.fromkeys(
         (
-            *("ACTIVATIONS", "BlockState", "LanguageModel", "RMSNorm", "SquaredReLU", "StackedModel", "State"),
+            *(
+                "ACTIVATIONS",
+                "BlockState",
+                "CopyState",
+                "LanguageModel",
+                "RMSNorm",
+                "SquaredReLU",
+                "StackedModel",
+                "State",
+            ),
             *("attend", "pair_rows", "rms_norm", "squared_relu"),
         ),
         "the textbook's oracle of the same thing",

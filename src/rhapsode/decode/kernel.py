@@ -145,7 +145,11 @@ class Packed:
         self.hidden_size = self.page_size = self._widest = 0
         exact = copy.deepcopy(network).cpu().double()
         with torch.no_grad():
-            blocks = self._plain(exact) if isinstance(exact, PlainModel) else self._stacked(exact)
+            if isinstance(exact, PlainModel):
+                blocks = self._plain(exact)
+            else:
+                assert isinstance(exact, StackedModel)
+                blocks = self._stacked(exact)
         self.model.blocks, self.model.num_blocks = (_Block * len(blocks))(*blocks), len(blocks)
         self.model.stride = layout.up(self._widest) + layout.panel
 
@@ -198,6 +202,8 @@ class Packed:
             )
         if block.feed_forward is not None:
             norm, wide, _, narrow = block.feed_forward
+            assert isinstance(wide, nn.Linear)
+            assert isinstance(narrow, nn.Linear)
             made.wide = self._map(_after(norm, Affine(wide.weight, wide.bias)))
             made.narrow = self._map(Affine(narrow.weight, narrow.bias))
         return made

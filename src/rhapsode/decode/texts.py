@@ -83,7 +83,7 @@ class Texts:
             bias[id] = value
         counts = config.frequency_penalty != 0 or config.presence_penalty != 0
         wanted = (bool(config.logit_bias), config.repetition_penalty != 1, counts)
-        options = (bias, there, written)
+        options: tuple[np.ndarray, ...] = (bias, there, written)
         self._options[slot] = [each for each, is_wanted in zip(options, wanted, strict=True) if is_wanted]
         addresses = [each.ctypes.data * is_wanted for each, is_wanted in zip(options, wanted, strict=True)]
         numbers = (config.temperature, config.top_p, config.min_p, config.repetition_penalty)
