@@ -1,9 +1,8 @@
-"""Several runs at once: loaded when they are used, reloaded when there is a better checkpoint, given up to make room."""
+"""Several runs at once: loaded on first use, reloaded when there is a better checkpoint, given up to make room."""
 
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from rhapsode.serve.models import named
 
 
 @pytest.fixture
-def runs(tiny_run: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def runs(tiny_run: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Two runs that may be changed."""
     copies = tmp_path / "one", tmp_path / "two"
     for copy in copies:
         shutil.copytree(tiny_run, copy)
-    yield copies
+    return copies
 
 
 def better(path: Path, scale: float) -> None:
@@ -47,7 +46,7 @@ def loaded(served: Served, name: str) -> Any:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server looks for a newer checkpoint at every request."""
-    monkeypatch.setattr("rhapsode.serve.models.SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("rhapsode.serve.models.CHECKPOINT_LOOK_SECONDS", 0.0)
 
 
 def test_loaded_on_first_use(runs: tuple[Path, Path]) -> None:

@@ -51,7 +51,9 @@ def test_live_while_it_trains(tiny_run: Path, tmp_path: Path) -> None:
     asking does not keep a training from beginning."""
     path = tmp_path / "live"
     shutil.copytree(tiny_run, path)
-    (path / "log.txt").write_text("100 parameters\nstep 5 of 10: train 1\n    Once upon a time\nstep 10 of 10: x\n    The end\n")
+    (path / "log.txt").write_text(
+        "100 parameters\nstep 5 of 10: train 1\n    Once upon a time\nstep 10 of 10: x\n    The end\n"
+    )
     run = Run.open(path)
     count = len(run.metrics())
     with serving(path) as served, run.lock():

@@ -18,7 +18,7 @@ from rhapsode.storyworld.source import is_generated, open_generated
 from rhapsode.terminal import told
 from rhapsode.trained import Model
 
-SECONDS_BETWEEN_LOOKS = 1.0  # at the checkpoint of a run that is loaded
+CHECKPOINT_LOOK_SECONDS = 1.0  # at the checkpoint of a run that is loaded
 Stamp = tuple[int, int, int]  # of a file: its number, when it was changed, its size
 
 
@@ -122,7 +122,7 @@ class ServedModels:
             current = served.loaded
             if current is not None and not current.broken:
                 current.used = time.monotonic()
-                if current.used - served.looked < SECONDS_BETWEEN_LOOKS:
+                if current.used - served.looked < CHECKPOINT_LOOK_SECONDS:
                     return current
                 served.looked = current.used
                 if served.stamp(self.checkpoint) in (current.stamp, None):  # None: the directory is gone
