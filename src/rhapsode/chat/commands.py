@@ -52,9 +52,9 @@ class Chat:
                 line = self.read("")
             except EOFError:
                 return
-            except KeyboardInterrupt:  # while nothing is written: leave
-                say("")
-                return
+            except KeyboardInterrupt:  # perhaps meant for a turn that had just ended: no reason to lose the text
+                say("\n(Ctrl-D or /quit leaves)")
+                continue
             if line.strip() in ("/quit", "/exit"):
                 return
             try:
@@ -141,14 +141,16 @@ class Chat:
 
     def show_copies(self, argument: str) -> None:
         words, first = self.conversation.words()
-        copied = [word for word in words[first:] if word.source is not None]
-        if not copied:
-            say("the model copied nothing in its last turn")
-        for word in copied:
-            assert word.source is not None
+        told = False
+        for number, word in enumerate(words[first:], start=first):
+            if word.source is None or word.source == number:
+                continue
             around = [each.text for each in words[max(1, word.source - AROUND) : word.source + AROUND + 1]]
             where = "".join(around).replace("▁", " ").strip()
             say(f"{word.text.lstrip('▁')}  {word.copied:.0%}  from word {word.source}: {where}")
+            told = True
+        if not told:
+            say("the model copied nothing in its last turn")
 
     def explain(self, argument: str) -> None:
         for line in HELP.format(temperature=self.conversation.config.temperature).splitlines():

@@ -53,6 +53,8 @@ class ServedRun:
     @cached_property
     def storyworld_split(self) -> str | None:
         """The split of storyworld that the run was trained on; None for other text."""
+        if "storyworld" in self.run.about:
+            return self.run.about["storyworld"]
         locations = self.run.about.get("data", {}).get("locations", [])
         if len(locations) == 1 and is_generated(locations[0]):
             return open_generated(locations[0]).split
