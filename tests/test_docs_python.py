@@ -44,6 +44,14 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert refused[-1] == "temperature must be >= 0, got -1"
 
 
+def test_the_example_of_decoding_runs(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    """Would catch a page about the engine that the engine has left behind."""
+    for line, code in examples(ROOT / "docs" / "decoding.md"):
+        names: dict[str, object] = {"model": rhapsode.load(tiny_run, device="cpu")}
+        exec(compile("\n" * (line - 1) + code, "decoding.md", "exec"), names)
+    assert len({each.split()[0] for each in capsys.readouterr().out.splitlines() if each}) >= 3
+
+
 @pytest.mark.slow
 def test_the_first_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture

@@ -107,7 +107,7 @@ class Model:
         before = self._usable(state)
         texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
         log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
-        reasons = [""] * n
+        reasons = ["length"] * n  # where there is no token at all
         for sample, token in write(self._decoding(), self._checked(prompt), config, n, before):
             texts[sample] += token.text
             ids[sample].append(token.id)

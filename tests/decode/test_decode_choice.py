@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rhapsode.decode import SampleConfig
 from rhapsode.decode.choice import Chooser, score_tokens
+from rhapsode.decode.compiled import kernel_library
 from rhapsode.decode.filters import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from rhapsode.decode.kernel import Packed, usable_kernel
 from rhapsode.decode.texts import Texts
@@ -122,9 +123,10 @@ class Kernels:
     """The C kernel's choice for logits of any size."""
 
     def __init__(self, vocab_size: int) -> None:
-        kernel = usable_kernel()
-        if kernel is None:
+        if kernel_library() is None:
             pytest.skip("there is no compiler")
+        kernel = usable_kernel()
+        assert kernel is not None
         config = ModelConfig(vocab_size, embed_dim=2, hidden_dim=2, key_dim=2, value_dim=2)
         self.texts = Texts(Packed(build_model(config, 0), *kernel))
 

@@ -20,7 +20,8 @@ from rhapsode.decode import (
     samples,
     score_ids,
 )
-from rhapsode.decode.kernel import PAGE, usable_kernel
+from rhapsode.decode.compiled import kernel_library
+from rhapsode.decode.kernel import PAGE
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -55,7 +56,7 @@ def network(tokenizer: Tokenizer, name: str) -> LanguageModel:
 
 @pytest.fixture(params=["kernel", "modules"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "kernel" and usable_kernel() is None:
+    if request.param == "kernel" and kernel_library() is None:
         pytest.skip("there is no compiler")
     if request.param == "modules":
         monkeypatch.setattr("rhapsode.decode.engine.usable_kernel", lambda: None)
@@ -99,10 +100,11 @@ def random_requests(dice: random.Random, engine: Engine) -> list[GenerationReque
     """Prompts with common beginnings, of all lengths about pages; texts that go on from states; several samples."""
     vocab_size, eos_id = engine.config.vocab_size, engine.tokenizer.eos_id
     stem = [eos_id, *(dice.randrange(vocab_size) for _ in range(3 * PAGE))]
+    other = [eos_id, *(dice.randrange(vocab_size) for _ in range(PAGE - 1)), *stem[PAGE:]]  # the same later on
     states = [read_ids(engine, stem[:n]) for n in (1, 7, PAGE, PAGE + 3)]
     requests: list[GenerationRequest] = []
     while len(requests) < 22:
-        ids = stem[: dice.choice([1, 5, PAGE, PAGE + 1, PAGE + 2, 2 * PAGE + 1, 3 * PAGE])]
+        ids = dice.choice([stem, stem, other])[: dice.choice([1, 5, PAGE, PAGE + 1, PAGE + 2, 2 * PAGE + 1, 3 * PAGE])]
         ids = ids + [dice.randrange(vocab_size) for _ in range(dice.choice([0, 0, 1, 4]))]
         state = dice.choice(states) if dice.random() < 0.25 else None
         if state is not None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rhapsode.decode import Engine, SampleConfig, compiled, read_ids
-from rhapsode.decode.kernel import PAGE, Layout, Packed, _rows_stand_alone, layout_of, usable_kernel
+from rhapsode.decode.compiled import kernel_library
+from rhapsode.decode.kernel import PAGE, Layout, Packed, _rows_stand_alone, layout_of
 from rhapsode.decode.texts import Texts
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.tokenizer import train_tokenizer
@@ -43,7 +44,7 @@ TUNINGS = {
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, Layout]:
     """The kernel for vectors of 4, 8 and 16 floats, where this processor has them."""
     command = next(compiled._commands(), None)
-    if command is None or usable_kernel() is None:
+    if command is None or kernel_library() is None:
         pytest.skip("there is no compiler")
     if request.param != "native":
         wanted = {"sse": "sse2", "avx2": "avx2", "avx512": "avx512f"}[request.param]

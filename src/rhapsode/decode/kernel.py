@@ -184,16 +184,10 @@ class Packed:
         return blocks
 
     def _block(self, block: Block) -> _Block:
-        made = self._recurrent(block.rnn)
-        cell = block.rnn.cell
-        if isinstance(cell, GatedCell):
-            inputs = side_by_side((cell.keep, cell.candidate))
-        else:
-            inputs = Affine(cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-        made.input = self._map(_after(block.rnn_norm, inputs))
-        if block.rnn.gate is not None:
-            made.gate = self._map(_after(block.rnn_norm, Affine(block.rnn.gate.weight, block.rnn.gate.bias)))
-        made.output = self._map(Affine(block.rnn.out.weight, block.rnn.out.bias))
+        made = _Block(hidden_offset=self.hidden_size)
+        if block.rnn is not None:
+            made = self._recurrent(block.rnn)
+            self._inputs(made, block)
         if block.attention is not None and block.attention_norm is not None:
             looks = self._scaled(side_by_side(block.attention.transforms), block.attention)
             self._attending(made, block.attention, [_after(block.attention_norm, looks)])
@@ -207,6 +201,18 @@ class Packed:
             made.wide = self._map(_after(norm, Affine(wide.weight, wide.bias)))
             made.narrow = self._map(Affine(narrow.weight, narrow.bias))
         return made
+
+    def _inputs(self, made: _Block, block: Block) -> None:
+        """The maps before and after a block's recurrence."""
+        rnn, cell = block.rnn, block.rnn.cell
+        if isinstance(cell, GatedCell):
+            inputs = side_by_side((cell.keep, cell.candidate))
+        else:
+            inputs = Affine(cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
+        made.input = self._map(_after(block.rnn_norm, inputs))
+        if rnn.gate is not None:
+            made.gate = self._map(_after(block.rnn_norm, Affine(rnn.gate.weight, rnn.gate.bias)))
+        made.output = self._map(Affine(rnn.out.weight, rnn.out.bias))
 
     def _recurrent(self, rnn: Any) -> _Block:
         made = _Block(hidden=rnn.out.in_features, hidden_offset=self.hidden_size)

@@ -172,9 +172,9 @@ static void look(const Model *m, const Rows *rows, const Block *b, int count, co
     }
 }
 
-/* x = x + rnn(norm(x)); x = x + attention(norm(x)); x = x + W_2 relu(W_1 norm(x))^2 */
-static void through_block(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
-                          const int32_t *counts, int count) {
+/* x = x + rnn(norm(x)) */
+static void recurrent_part(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
+                           const int32_t *counts, int count) {
     normalise(m, count, m->x, m->u);
     apply(m, &b->input, count, m->u, m->a, m->stride, 0);
     if (b->gate.out) apply(m, &b->gate, count, m->u, m->b, m->stride, 0);
@@ -186,21 +186,30 @@ static void through_block(const Model *m, const Rows *rows, const Block *b, int 
                 store(m->a + j, load(m->a + j) * (g * sigmoid(g)));
             }
     apply(m, &b->output, count, m->a, m->x, m->stride, 1);
+}
+
+/* x = x + W_2 relu(W_1 norm(x))^2 */
+static void feed_forward_part(const Model *m, const Block *b, int count) {
+    normalise(m, count, m->x, m->u);
+    apply(m, &b->wide, count, m->u, m->a, m->stride, 0);
+    for (int i = 0; i < count; i++)
+        for (int64_t j = i * m->stride, end = j + b->wide.out; j < end; j += LANES) {
+            Lanes f = larger(load(m->a + j), all(0));
+            store(m->a + j, f * f);
+        }
+    apply(m, &b->narrow, count, m->a, m->x, m->stride, 1);
+}
+
+/* The parts that the block has, and x = x + attention(norm(x)) between them. */
+static void through_block(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
+                          const int32_t *counts, int count) {
+    if (b->output.out) recurrent_part(m, rows, b, texts, which, counts, count);
     if (b->look[0].out) {
         normalise(m, count, m->x, m->u);
         look(m, rows, b, count, m->u, m->a);
         apply(m, &b->attended, count, m->a, m->x, m->stride, 1);
     }
-    if (b->wide.out) {
-        normalise(m, count, m->x, m->u);
-        apply(m, &b->wide, count, m->u, m->a, m->stride, 0);
-        for (int i = 0; i < count; i++)
-            for (int64_t j = i * m->stride, end = j + b->wide.out; j < end; j += LANES) {
-                Lanes f = larger(load(m->a + j), all(0));
-                store(m->a + j, f * f);
-            }
-        apply(m, &b->narrow, count, m->a, m->x, m->stride, 1);
-    }
+    if (b->wide.out) feed_forward_part(m, b, count);
 }
 
 /* Reads counts[s] tokens of each text s, in slot which[s]; their features are left in x (plain) or u (stacked). Returns
