@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rhapsode.api import evaluate as evaluate
     from rhapsode.api import explain_preset as explain_preset
+    from rhapsode.api import export_html as export_html
     from rhapsode.api import import_course_model as import_course_model
     from rhapsode.api import load as load
     from rhapsode.api import study as study
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from rhapsode.trained import Model as Model
 
 _HOMES = {
-    **dict.fromkeys(("evaluate", "explain_preset", "import_course_model", "load", "study", "train"), "rhapsode.api"),
+    **dict.fromkeys(
+        ("evaluate", "explain_preset", "export_html", "import_course_model", "load", "study", "train"), "rhapsode.api"
+    ),
     "Completion": "rhapsode.results",
     "Model": "rhapsode.trained",
     "Recipe": "rhapsode.recipe",

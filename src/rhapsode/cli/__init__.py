@@ -12,6 +12,7 @@ import typer
 
 from rhapsode import __version__
 from rhapsode.cli.evaluate import evaluate
+from rhapsode.cli.export import export
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
@@ -29,6 +30,7 @@ app.command()(train)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(export)
 app.command()(bench)
 app.command("import")(import_)
 app.command()(story)

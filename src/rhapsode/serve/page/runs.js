@@ -1,0 +1,4 @@
+// (comes next)
+export class Runs {
+  open() {}
+}
