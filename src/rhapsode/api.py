@@ -26,7 +26,7 @@ from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
 from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
-from rhapsode.scoring import score_run
+from rhapsode.scoring import score_run, scored, tokens_to_score
 from rhapsode.seeds import check_seed
 from rhapsode.sources import SourceConfig
 from rhapsode.terminal import quoted
@@ -340,6 +340,9 @@ def export_html(
 
     if not isinstance(model, Model):
         model = load(model, checkpoint=checkpoint, device="cpu")
+    locations = data_of(valid, "valid")
+    if not isinstance(locations, tuple):
+        raise ValueError("valid names files: write the texts to a file first")
     spelling = description(model.tokenizer)
     packed = packed_network(model.network, float16)
     copy = Model(unpacked_network(packed), model.tokenizer, model.run)
@@ -347,8 +350,9 @@ def export_html(
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     found: dict[str, Any] = {"file": os.fspath(out), "parameters": parameters}
     with _talking(show):
-        if model.run is not None and (valid is not None or "data" in model.run.about):
-            before, after = (evaluate(each, valid, show=show).get("bits_per_byte") for each in (model, copy))
+        if model.run is not None and (locations or "data" in model.run.about):
+            store, _ = tokens_to_score(model.run, locations, SourceConfig("auto"), True)
+            before, after = (scored(each.network, store).bits_per_byte for each in (model, copy))
             if before is not None and after is not None:
                 if not float16 and after - before >= LARGEST_RISE:
                     rise = f"int8 costs {after - before:.4f} bits per byte here"

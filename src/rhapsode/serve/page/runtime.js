@@ -58,12 +58,17 @@ export function unpack(bytes) {
     if (name === "__metadata__" || name.endsWith(".scale")) continue;
     const tensor = raw(name);
     if (tensor.data instanceof Int8Array) {
-      const scale = raw(name + ".scale").data, columns = tensor.shape[1];
-      tensor.data = Float32Array.from(tensor.data, (q, i) => q * scale[Math.floor(i / columns)]);
+      tensor.data = scaled(tensor.data, raw(name + ".scale").data);
     }
     weights[name] = tensor;
   }
   return { config: JSON.parse(header.__metadata__.config), weights };
+}
+
+function scaled(q, scale) {
+  const data = new Float32Array(q.length), columns = q.length / scale.length;
+  for (let row = 0, i = 0; row < scale.length; row++) for (const end = i + columns; i < end; i++) data[i] = q[i] * scale[row];
+  return data;
 }
 
 function halfToNumber(bits) {
@@ -134,6 +139,8 @@ class Rows {
 
 // One text as the network reads it. Row i is what was made of token i; token 0 is the one that a text begins with.
 export class Reader {
+  #found = [];  // log-probability of the token after row i, once it was asked for
+
   constructor(network) {
     this.network = network;
     this.ids = [];
@@ -164,6 +171,7 @@ export class Reader {
     let same = 0;
     while (same < ids.length && same < this.ids.length && ids[same] === this.ids[same]) same++;
     this.ids.length = same;
+    this.#found.length = Math.min(this.#found.length, Math.max(0, same - 1));
     for (let i = same; i < ids.length; i++) this.push(ids[i]);
   }
 
@@ -253,6 +261,11 @@ export class Reader {
       mixed[id] = share ? log((1 - gate) * exp(mixed[id]) + gate * share) : mixed[id] + kept;
     }
     return mixed;
+  }
+
+  // How probable the token after row i was, as a natural logarithm.
+  logProbability(i) {
+    return (this.#found[i] ??= logSoftmax(this.logits(i))[this.ids[i + 1]]);
   }
 
   // What may be copied at row i: {gate, weights (i + 1)}; null for a model without a copy head.

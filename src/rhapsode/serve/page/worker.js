@@ -21,9 +21,8 @@ const answers = {
   inspect({ text, tokens: given, positions = [], top = 5 }) {
     const ids = given ?? spelling.encode(text);
     read(ids);
-    const probabilities = ids.map((id, i) => logSoftmax(reader.logits(i))[id]);
     return {
-      tokens: described(ids), log_probabilities: probabilities,
+      tokens: described(ids), log_probabilities: ids.map((_, i) => reader.logProbability(i)),
       positions: positions.map((position) => told(ids, position, top)),
     };
   },
