@@ -12,6 +12,7 @@ const COLOURS = { surprise: ["expected", `${MOST_BITS} bits of surprise`], exces
 export class StoryView {
   hovered = null;
   #spans = [];
+  #lines = [];
   #sentence = "";
 
   constructor(session) {
@@ -27,7 +28,7 @@ export class StoryView {
     this.box.addEventListener("pointerleave", () => this.#hover(null));
     this.box.addEventListener("click", ({ target }) => this.#place(target) !== null && session.point(this.#place(target)));
     find("colour").addEventListener("change", () => this.#paint());
-    new ResizeObserver(() => this.draw([])).observe(this.box);
+    new ResizeObserver(() => this.draw(this.#lines)).observe(this.box);
     this.#legend();
   }
 
@@ -39,18 +40,19 @@ export class StoryView {
   render() {
     const { path } = this.session, shown = shownTexts(path);
     this.#spans = path.map((token, i) => this.#span(token, shown[i], i));
-    this.box.replaceChildren(element("span", { class: "start", "data-i": 0, title: "the beginning" }, "⁄"), ...this.#spans, this.#next());
+    this.box.replaceChildren(element("span", { class: "start", "data-i": 0, title: "the beginning" }, "◦"), ...this.#spans, this.#next());
     this.#legend();
     this.#paint();
     this.#mark();
   }
 
   #span(token, text, i) {
-    return element("span", { "data-i": i, class: [i < this.session.given && "given", token.ends && "end"].filter(Boolean).join(" ") }, text);
+    const classes = [i < this.session.given && "given", token.ends && "end"].filter(Boolean).join(" ");
+    return filled(element("span", { "data-i": i, class: classes }, element("i")), text);
   }
 
   #next() {
-    return element("span", { class: "blank", "data-i": this.#spans.length }, "\u200b");
+    return element("span", { class: "blank", "data-i": this.#spans.length }, element("i", {}, "\u200b"));
   }
 
   #append(token) {
@@ -60,8 +62,7 @@ export class StoryView {
     this.box.lastChild.before(span);
     this.box.lastChild.dataset.i = path.length;
     shown.forEach((text, i) => {
-      const { textContent } = this.#spans[begin + i];
-      if (i >= shown.length - 4 && textContent !== text) this.#spans[begin + i].textContent = text;
+      if (i >= shown.length - 4 && this.#spans[begin + i].textContent !== text) filled(this.#spans[begin + i], text);
     });
     this.#heat(span, path.length - 1);
     this.session.cursor = path.length;
@@ -123,7 +124,8 @@ export class StoryView {
   // -- the cursor ----------------------------------------------------------------------------------------------------
 
   #place(target) {
-    return target.dataset?.i === undefined ? null : Number(target.dataset.i);
+    const span = target.closest("[data-i]");
+    return span && Number(span.dataset.i);
   }
 
   #hover(place) {
@@ -167,10 +169,11 @@ export class StoryView {
 
   // lines: [{place (-1 for the beginning), weight, kind: seen | copied | true}], from the token in view.
   draw(lines) {
+    this.#lines = lines;
     const svg = find("lines"), frame = this.box.getBoundingClientRect();
     for (const span of this.#spans) span.classList.remove("seen", "copied");
     const middle = (node) => {
-      const box = node.getClientRects()[0] ?? node.getBoundingClientRect();
+      const box = (node.querySelector("i") ?? node).getClientRects()[0] ?? node.getBoundingClientRect();
       return [box.left + box.width / 2 - frame.left, box.top - frame.top + 3];
     };
     const target = this.#spans[this.place] ?? this.box.lastChild;
@@ -182,4 +185,12 @@ export class StoryView {
     });
     svg.replaceChildren(...paths);
   }
+}
+
+// A token's letters are in its own element, which takes the colour; the blanks before them are not.
+function filled(span, text) {
+  const blanks = text.trim() ? /^\s*/.exec(text)[0] : "";
+  span.lastChild.textContent = text.slice(blanks.length);
+  span.replaceChildren(blanks, span.lastChild);
+  return span;
 }

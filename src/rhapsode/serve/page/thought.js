@@ -7,9 +7,9 @@ import { distribution } from "./sampling.js";
 const MOST_COLUMNS = 40;  // tokens in the chart
 const PAUSE = 90;  // milliseconds at a place before the whole distribution is asked for
 const DIALS = [
-  ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }, "Low: always the likeliest. High: anything goes."],
-  ["top_p", "Top-p", { min: 0.05, max: 1, step: 0.05 }, "Only the likeliest, as many as make up this share."],
-  ["top_k", "Top-k", { min: 0, max: MOST_COLUMNS, step: 1 }, "Only so many of the likeliest; 0 for all."],
+  ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }, "low: the likeliest; high: anything"],
+  ["top_p", "Top-p", { min: 0.05, max: 1, step: 0.05 }, "the fewest that make up this share"],
+  ["top_k", "Top-k", { min: 0, max: MOST_COLUMNS, step: 1 }, "so many of the likeliest"],
 ];
 const MORE = [
   ["min_p", "Min-p", { min: 0, max: 1, step: 0.01 }, "Only tokens at least this share as likely as the likeliest."],
@@ -34,11 +34,10 @@ export class Thought {
     const seed = element("input", { type: "number", min: 0, max: 4294967295, step: 1, id: "dial-seed", value: session.settings.seed, onchange: () => session.set({ seed: Math.max(0, Math.floor(Number(seed.value) || 0)) }) });
     this.seed = seed;
     find("thought").replaceChildren(
-      title, surprise, bars, truth,
+      title, surprise, bars, truth, sources, memory,
       element("h3", {}, "What is drawn from"), chart, ...this.dials.slice(0, DIALS.length).map(({ node }) => node),
       element("details", {}, element("summary", {}, "More settings"), ...this.dials.slice(DIALS.length).map(({ node }) => node),
         element("div", { class: "dial" }, element("label", { for: "dial-seed" }, "Seed"), seed, element("small", {}, "The same seed writes the same story."))),
-      sources, memory,
     );
     for (const type of ["path", "cursor", "looking", "facts"]) session.addEventListener(type, () => this.refresh());
     session.addEventListener("busy", () => session.busy || this.refresh());
@@ -89,7 +88,7 @@ export class Thought {
 
   #show(place, { before, after }) {
     const { session } = this, token = session.path[place];
-    this.title.textContent = token ? (token.ends ? "The story ends" : `“${token.text.trim() || token.piece}”`) : "What comes next?";
+    this.title.replaceChildren(...(token ? inItsWord(session.path, place) : ["What comes next?"]));
     this.surprise.textContent = token ? `${token.bits.toFixed(1)} bits of surprise: ${odds(token.bits)}` : "The model has read all of the story. These may follow:";
     this.#bars(place, token, before);
     this.#lines();
@@ -105,11 +104,11 @@ export class Thought {
     for (const each of truth?.next.slice(0, 3) ?? []) if (!rows.some(({ id }) => id === each.id)) rows.push({ ...each, probability: next.find(({ id }) => id === each.id)?.probability ?? 0 });
     if (token && !rows.some(({ id }) => id === token.id)) rows.push({ ...token, probability: 2 ** -token.bits });
     this.bars.replaceChildren(...rows.map(({ id, piece, probability }, i) => {
-      const came = id === token?.id, label = `${plain(piece)}, ${percent(probability)}${came ? ", this came" : ": write on with this"}`;
-      return element("li", { class: came && "came" }, element("button", { type: "button", "aria-label": label, disabled: came, onclick: () => this.session.branch(place, id) },
+      const came = id === token?.id;
+      return element("li", { class: came && "came" }, element("button", { type: "button", disabled: came, onclick: () => this.session.branch(place, id) },
         element("kbd", { "aria-hidden": "true" }, i < 5 ? i + 1 : ""), element("span", { class: "piece" }, shown(piece)),
         element("span", {}, element("span", { class: "bar", "--share": probability }), truth && element("span", { class: "bar true", "--share": of.get(id) ?? 0 })),
-        element("span", { class: "number" }, percent(probability))));
+        element("span", { class: "number" }, percent(probability), element("span", { class: "unseen" }, came ? ", this came" : ", write on with it"))));
     }));
     this.truth.replaceChildren(...(truth ? [element("span", { class: "is-true" }, "Green"), ` is the truth: what storyworld's grammar gives. The model wastes ${truth.excess_bits.toFixed(2)} bits here.`] : []));
     const departure = this.session.facts?.departure;
@@ -124,11 +123,8 @@ export class Thought {
     const byId = new Map(seen.map((id) => [id, true]));
     const logits = whole.map(({ probability }) => Math.log(Math.max(probability, 1e-300)));
     const drawn = distribution(logits, settings, whole.flatMap(({ id }, i) => (byId.has(id) ? [i] : [])));
-    const count = Math.min(MOST_COLUMNS, whole.length), columns = [];
-    for (let i = 0; i < count; i++) {
-      columns.push(shape("rect", { class: drawn[i] > 0 ? "kept" : "cut", x: i + 0.15, width: 0.7, y: 1 - Math.max(drawn[i], 0.012), height: Math.max(drawn[i], 0.012) }));
-      columns.push(shape("rect", { class: "own", x: i + 0.15, width: 0.7, y: 1 - whole[i].probability, height: whole[i].probability }));
-    }
+    const column = (style, i, p) => shape("rect", { class: style, x: i + 0.15, width: 0.7, y: 1 - Math.sqrt(p), height: Math.sqrt(p) });
+    const columns = whole.slice(0, MOST_COLUMNS).flatMap(({ probability: own }, i) => [column(drawn[i] > 0 ? "kept" : "cut", i, drawn[i] || own), column("own", i, own)]);
     const kept = drawn.reduce((n, p) => n + (p > 0), 0), best = whole[drawn.indexOf(drawn.reduce((a, b) => Math.max(a, b)))];
     const words = `${this.#whole ? kept.toLocaleString("en") : "some"} of ${this.#whole ? whole.length.toLocaleString("en") : "all"} tokens can be drawn; the likeliest, ${plain(best.piece)}, with ${percent(Math.max(...drawn))}`;
     this.chart.replaceChildren(
@@ -184,6 +180,16 @@ function paint(canvas, units) {
   const context = canvas.getContext("2d"), image = context.createImageData(units.length, 1);
   units.forEach((v, j) => image.data.set(v < 0 ? [42, 120, 180, 255 * -v] : [200, 70, 45, 255 * v], 4 * j));
   context.putImageData(image, 0, 0);
+}
+
+// A token with the rest of its word, which is paler.
+function inItsWord(path, place) {
+  const { text, piece, ends } = path[place];
+  if (ends) return ["The story ends"];
+  if (!text.trim()) return [`“${piece}”`];
+  const [before, after] = [path.slice(Math.max(0, place - 8), place), path.slice(place + 1, place + 9)].map((tokens) => tokens.map((token) => token.text).join(""));
+  const rest = (letters) => element("span", { class: "soft" }, letters);
+  return ["“", rest(/^\s/.test(text) ? "" : /[\p{L}\p{M}]*$/u.exec(before)[0]), text.trim(), rest(/\s$/.test(text) ? "" : /^[\p{L}\p{M}]*/u.exec(after)[0]), "”"];
 }
 
 const shown = (piece) => (piece === "</s>" ? "∎ the end" : piece.replaceAll("▁", "\u00a0").trimStart() || "␣");
