@@ -11,7 +11,8 @@ import asking
 import pytest
 
 from rhapsode.run import Run
-from rhapsode.sources import SourceConfig, cache_root, open_source
+from rhapsode.files import cache_root
+from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokens import prepare
 from rhapsode.training.data import open_data, reading_settings
 from rhapsode.training.start import TrainingRequest, begin, resume

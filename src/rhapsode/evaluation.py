@@ -7,7 +7,7 @@ tokens at least.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,42 +125,6 @@ def _score(
     if not store.has_text:
         return Score(nats, num_tokens, 0, store.num_stories)
     return Score(nats, num_tokens, store.num_bytes, store.num_stories, store.unspelled_bytes, store.correction_bits)
-
-
-@torch.inference_mode()
-def token_nats(model: LanguageModel, sequences: Sequence[Sequence[int]], eos_id: int) -> list[np.ndarray]:
-    """The negative log-likelihood in nats of every id of every sequence, each sequence from a fresh state after </s>.
-
-    By the policy at the top of this file, as `score` does it: float64 arrays as long as the sequences, in their order.
-    The model is put into eval mode and back.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    found = [np.empty(len(sequence)) for sequence in sequences]
-    order = sorted((i for i in range(len(sequences)) if len(sequences[i])), key=lambda i: -len(sequences[i]))
-    try:
-        while order:
-            longest = len(sequences[order[0]])
-            count = max(1, BATCH_TOKENS // longest)
-            rows, order = order[:count], order[count:]
-            inputs = torch.full((len(rows), longest), eos_id)
-            targets = torch.full((len(rows), longest), IGNORED)
-            for row, i in enumerate(rows):
-                ids = torch.as_tensor(sequences[i], dtype=torch.int64)
-                inputs[row, 1 : len(ids)], targets[row, : len(ids)] = ids[:-1], ids
-            state: State | None = None
-            parts = []
-            for seen, expected in zip(inputs.split(CHUNK, 1), targets.split(CHUNK, 1), strict=True):
-                nats, state = model.loss(seen.to(device), expected.to(device), state, reduction="none")
-                state = state.recent(CONTEXT)
-                parts.append(nats.double().cpu())
-            whole = torch.cat(parts, dim=1).numpy()
-            for row, i in enumerate(rows):
-                found[i] = whole[row, : len(sequences[i])]
-    finally:
-        model.train(was_training)
-    return found
 
 
 def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:

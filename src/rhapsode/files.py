@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cache_root() -> Path:
+    """The folder of what can be made again (token stores, downloads, the decoding kernel): $RHAPSODE_CACHE or the
+    user's."""
+    named = os.environ.get("RHAPSODE_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
 
 
 @contextmanager

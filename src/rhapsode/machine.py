@@ -50,6 +50,15 @@ def processor() -> str:
     return names[0] if names else platform.processor() or "unknown processor"
 
 
+def processor_features() -> str:
+    """What the CPU can do, as the system lists it; its name where the system lists nothing."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            return next(line for line in stream if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return processor()
+
+
 def commit() -> str | None:
     """The commit of the checkout that the package runs from; None where it is installed from elsewhere."""
     here = Path(__file__).resolve()

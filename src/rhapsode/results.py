@@ -45,30 +45,22 @@ class Completion:
     tokens: list[int]
     log_probabilities: list[float]
     finish_reason: str
-    _read_again: Callable[[], tuple[State, Any, Callable[[int], str]]] = field(repr=False, compare=False)
+    _read: Callable[[], State] = field(repr=False, compare=False)
+    _top: Callable[[int], list[list[NextToken]]] = field(repr=False, compare=False)
 
     @cached_property
-    def _again(self) -> tuple[State, Any, Callable[[int], str]]:
-        return self._read_again()
-
-    @property
     def state(self) -> State:
         """The model's memory after the prompt and the new tokens, to continue from; made when it is first asked for."""
-        return self._again[0]
+        return self._read()
 
     def top(self, k: int = 5) -> list[list[NextToken]]:
         """For each new token the k likeliest that could have stood there, the likeliest first.
 
-        The text is read again for it in one block: equal to `log_probabilities` but for rounding. Raises ValueError
-        where k is below 1.
+        The text is read again for it; what it says of a token that was drawn is what `log_probabilities` says. Raises
+        ValueError where k is below 1.
         """
         check_count(k)
-        _, log_probabilities, piece = self._again
-        likeliest = log_probabilities.topk(min(k, log_probabilities.shape[-1]))
-        return [
-            [NextToken(id, piece(id), value) for id, value in zip(ids, values, strict=True)]
-            for ids, values in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ]
+        return self._top(k)
 
     def __str__(self) -> str:
         return self.prompt + self.text

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rhapsode import storyworld
-from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import POLICY, Score, score
 from rhapsode.model import LanguageModel
 from rhapsode.progress import bar
@@ -91,7 +91,7 @@ def on_stories(
     generated = None
     if generate:
         with bar("writing stories", None, "tokens") as advance:
-            texts = write_texts(model, tokenizer, "", sampling, generate, advance)
+            texts = write_texts(Engine(model, tokenizer), "", sampling, generate, advance)
         generated = judge.check_stories(texts, *_trained_on(run))
     return judge.summary(excesses, recall, chance, generated)
 

@@ -11,11 +11,13 @@ from typing import Any
 import typer
 
 from rhapsode import __version__
+from rhapsode.cli.chat import chat
 from rhapsode.cli.evaluate import evaluate
 from rhapsode.cli.export import export
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
+from rhapsode.cli.serve import serve
 from rhapsode.cli.study import app as study_app
 from rhapsode.cli.train import story, train
 from rhapsode.terminal import EXIT_STOPPED, discard, is_of_output, literal, prepare_streams, told
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(generate)
+app.command()(chat)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(export)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import platformdirs
 import zstandard
 
 FORMATS = {
@@ -40,12 +39,6 @@ CHUNK_BYTES = 1 << 20
 LARGEST_WINDOW = 1 << 31  # bytes of memory, all that `zstd --long=31` needs; the library alone stops at 1 << 27
 
 OnRead = Callable[[float], None]
-
-
-def cache_root() -> Path:
-    """The folder of what can be made again (token stores, downloads): $RHAPSODE_CACHE or the user's."""
-    named = os.environ.get("RHAPSODE_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
 
 
 @dataclass(frozen=True)

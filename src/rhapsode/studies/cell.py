@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rhapsode.decode import SampleConfig, write
+from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.machine import device_name
 from rhapsode.recipe import Recipe
 from rhapsode.run import Run
@@ -25,7 +25,6 @@ from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
 from rhapsode.terminal import EXIT_STOPPED
-from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Outcome, train_run
 from rhapsode.training.start import create_run
@@ -82,6 +81,7 @@ def _result(
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")
+    engine = Engine(model, run.tokenizer)
     batches_per_epoch = Batcher(train_store, run.config("batch", BatchConfig), cell.seed).batches_per_epoch
     return {
         "ended": outcome.ended,
@@ -93,13 +93,11 @@ def _result(
         "threads_begun": run.about["threads"],
         "device": device_name(device),
         "device_begun": run.about.get("device", "cpu"),
-        "completions": [_completions(model, run.tokenizer, t, cell.seed) for t in TEMPERATURES]
-        if cell.completions
-        else [],
+        "completions": [_completions(engine, t, cell.seed) for t in TEMPERATURES] if cell.completions else [],
     }
 
 
-def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int) -> dict[str, Any]:
+def _completions(engine: Engine, temperature: float, seed: int) -> dict[str, Any]:
     """Completions of PROMPT at a temperature: the first texts, and the numbers of each of them all.
 
     At temperature 0 nothing is drawn: all completions are one, so one is made.
@@ -109,11 +107,11 @@ def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int
     texts = [""] * count
     ids: list[list[int]] = [[] for _ in range(count)]
     log_probabilities: list[list[float]] = [[] for _ in range(count)]
-    for written in write(model, tokenizer, PROMPT, config, count):
-        texts[written.sample] += written.text
-        log_probabilities[written.sample].append(written.log_probability)
-        if written.id != tokenizer.eos_id:
-            ids[written.sample].append(written.id)
+    for sample, written in write(engine, PROMPT, config, count):
+        texts[sample] += written.text
+        log_probabilities[sample].append(written.log_probability)
+        if written.id != engine.tokenizer.eos_id:
+            ids[sample].append(written.id)
     return {
         "temperature": temperature,
         "texts": texts[:SHOWN],

@@ -20,6 +20,7 @@ from rhapsode.files import write_text
 from rhapsode.tokenizer import definition as rules
 from rhapsode.tokenizer.corrections import Corrections, corrections
 from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE
+from rhapsode.tokenizer.naming import distinct_names
 from rhapsode.tokenizer.stream import TextStream
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
@@ -320,6 +321,12 @@ class Tokenizer:
         if self._spells_bytes:
             piece = self._bytes(id).decode("utf-8", errors="surrogateescape")
         return "".join(map(_printable, piece))
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        r"""The name of each id of the vocabulary, no two alike: its text, `bytes:\xe2` where that is broken."""
+        byte_level = self._spells_bytes and not self._falls_back
+        return distinct_names(self._piece_of_id, self._bytes if byte_level else None, self._skipped)
 
     def _bytes(self, id: int) -> bytes:
         """What a token spells where each spells bytes; a piece with foreign characters spells itself."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rhapsode.files import naming
+from rhapsode.files import cache_root, naming
 from rhapsode.progress import say
-from rhapsode.sources import Source, cache_root
+from rhapsode.sources import Source
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
