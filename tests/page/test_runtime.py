@@ -12,7 +12,9 @@ from modules import run_module
 
 from rhapsode.decode.filters import keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from rhapsode.export.network import packed_network, unpacked_network
+from rhapsode.export.packed import unpack
 from rhapsode.model import ModelConfig, build_model
+from rhapsode.packaged.teller import Stepper
 
 OPEN = """
 import { Network, Reader, unpack } from "./runtime.js";
@@ -182,3 +184,16 @@ def test_draws_follow_the_distribution(tmp_path: Path) -> None:
     assert counts[1] == 0
     np.testing.assert_allclose(np.array(counts) / 40000, [0.1, 0, 0.6, 0.3], atol=0.01)
     assert first != other
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numpy_reads_the_same(name: str) -> None:
+    """Would catch a story that `tell` tells with another model than the one that was packed."""
+    packed = packed_network(shaken(MODELS[name]))
+    ids = np.random.default_rng(3).integers(0, 50, 60).tolist()
+    stepper = Stepper(*unpack(packed))
+    found = [stepper.step(id) for id in ids]
+    with torch.inference_mode():
+        logits, _ = unpacked_network(packed).double()(torch.tensor([ids]))
+    expected = logits[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(1, float(np.abs(expected).max())))

@@ -19,6 +19,7 @@ from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
 from rhapsode.cli.serve import serve
 from rhapsode.cli.study import app as study_app
+from rhapsode.cli.tell import tell
 from rhapsode.cli.train import story, train
 from rhapsode.terminal import EXIT_STOPPED, discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
@@ -38,6 +39,7 @@ app.command()(export)
 app.command()(bench)
 app.command("import")(import_)
 app.command()(story)
+app.command()(tell)
 app.command()(corpus)
 app.add_typer(explain_app, name="explain")
 app.add_typer(study_app, name="study")

@@ -1,7 +1,7 @@
 """A trained model as one web page that needs nothing else: the page, the tokenizer and the weights in one file.
 
 The modules of serve/page/ are put one after the other, each in a function of its own; the model runs in a worker made
-of some of them. The page's Content-Security-Policy names its own script and style by their digests and allows no network.
+of some of them. The page's Content-Security-Policy names its script and style by their digests and allows no network.
 """
 
 import base64

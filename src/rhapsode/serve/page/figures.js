@@ -8,10 +8,10 @@ const LAPLACIAN = "-1 -1 -1 / -1 8 -1 / -1 -1 -1";
 const IMAGE = "1 0 -2 3 4 1 / 2 9 5 6 0 -1 / 0 -3 1 3 4 4 / 6 5 2 0 6 8 / -5 4 -3 1 3 -2 / 4 1 2 8 9 7";
 const STEPS_BACK = 30;
 
-// A matrix as a table; `on` (i, j) frames an entry, `there` (i, j) leaves the others blank.
-function grid(name, matrix, on = () => false, there = () => true) {
-  return element("table", { class: "grid", "data-name": name }, element("caption", {}, name), element("tbody", {}, ...matrix.map((line, i) => element("tr", {}, ...line.map((value, j) =>
-    element("td", { class: [on(i, j) && "on", !there(i, j) && "none"].filter(Boolean).join(" ") }, there(i, j) ? (value === -Infinity ? "-∞" : number(value)) : "·"))))));
+// A matrix as a table; `on` (i, j) frames an entry, `there` (i, j) leaves the others blank, `heat` (value) colours it.
+function grid(name, matrix, on = () => false, { there = () => true, heat = () => 0, small = false } = {}) {
+  return element("table", { class: small ? "grid small" : "grid" }, element("caption", {}, name), element("tbody", {}, ...matrix.map((line, i) => element("tr", {}, ...line.map((value, j) =>
+    element("td", { class: [on(i, j) && "on", !there(i, j) && "none"].filter(Boolean).join(" "), "--heat": there(i, j) ? heat(value) : 0 }, there(i, j) ? number(value) : "·"))))));
 }
 
 const formula = (...lines) => element("p", { class: "formula" }, lines.join("\n"));
@@ -42,8 +42,8 @@ export const CHAPTERS = [
       const products = f.flatMap((line, a) => line.map((v, b) => [v, x[top + a]?.[left + b] ?? 0])).map(([v, u]) => `${factor(v)}·${factor(u)}`);
       return [
         formula(`y[${i + 1},${j + 1}] = ${products.join(" + ")} = ${number(y[i][j])}`),
-        beside(grid("image x", x, under), grid("filter f", f), grid("output y", y, (a, b) => a === i && b === j, (a, b) => a * y[0].length + b <= step)),
-        grid("A, with y = A x: the row of this position is framed", A, (a) => a === step, (a, b) => A[a][b] !== 0),
+        beside(grid("image x", x, under), grid("filter f", f), grid("output y", y, (a, b) => a === i && b === j, { there: (a, b) => a * y[0].length + b <= step })),
+        grid("A, with y = A x: this position's row is framed, its zeros are dots", A, (a, b) => a === step && A[a][b] !== 0, { there: (a, b) => A[a][b] !== 0, small: true }),
         beside(grid("dL/dx = Aᵀ dy, for L the sum of y", dx), grid("dL/df", df)),
       ];
     },
@@ -71,9 +71,8 @@ export const CHAPTERS = [
       const list = (name, cell, there) => element("tr", {}, element("th", { scope: "row" }, name), ...steps.map((each, s) => element("td", { class: s === t && "on" }, there(s) ? cell(each, s) : "")));
       const reached = (s) => !forward || s <= t, back = (s) => !forward && s >= t;
       return [
-        formula(...told), graph(steps.length, t, forward),
-        element("table", {}, element("tbody", {}, list("x", (_, s) => vector(x[s]), () => true), list("h", (each) => vector(each.h), reached), list("ŷ", (each) => vector(each.p), reached), list("L", (each) => number(each.loss), reached),
-          list("dL/do", (each) => vector(each.do), back), list("dL/dh", (each) => vector(each.dh), back), list("dL/dz", (each) => vector(each.dz), back))),
+        formula(...told), beside(graph(steps.length, t, forward), element("table", { class: "values" }, element("tbody", {}, list("x", (_, s) => vector(x[s]), () => true), list("h", (each) => vector(each.h), reached), list("ŷ", (each) => vector(each.p), reached), list("L", (each) => number(each.loss), reached),
+          list("dL/do", (each) => vector(each.do), back), list("dL/dh", (each) => vector(each.dh), back), list("dL/dz", (each) => vector(each.dz), back)))),
         forward || t ? formula(reached(T - 1) ? `L = ${number(loss)}` : "") : beside(formula(`L = ${number(loss)}`), grid("dL/dW_hh, from all steps", d_hh)),
         element("h3", {}, "Does a gradient vanish or explode?"),
         element("p", { class: "soft" }, `W_hh's own largest eigenvalue is ${number(found)}. Scaled to ${number(radius)}, a gradient of length 1 has the length ${number(lengths.at(-1))} after ${lengths.length - 1} steps back (ψ the identity).`),
@@ -114,7 +113,7 @@ export const CHAPTERS = [
       return [
         formula(`head ${head + 1}, position ${t + 1}: S = q · k / √${K[0].length} = ${vector(S[t].slice(0, t + 1))}`, `o = ${terms.join(" + ")} = ${vector(O[t])}`),
         beside(grid("Q", Q, row), grid("K", K, seen), grid("V", V, seen)),
-        beside(grid("scores S", S, row), grid("weights A = softmax(S)", A, row), grid("outputs O = A V", O, row, seen)),
+        beside(grid("scores S", S, row, { there: (i, j) => j <= i }), grid("weights A = softmax(S)", A, row, { there: (i, j) => j <= i, heat: (weight) => weight }), grid("outputs O = A V", O, row, { there: seen })),
       ];
     },
   },

@@ -14,7 +14,9 @@ export class Lectures {
     this.box = find("view-lectures");
     this.box.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (move && !event.target.matches("input, select, textarea")) this.#go(this.#step + move);
+      if (!move || event.target.matches("input, select, textarea")) return;
+      event.preventDefault();  // or the figure would scroll
+      this.#go(this.#step + move);
     });
   }
 
@@ -40,8 +42,8 @@ export class Lectures {
         element("li", {}, element("a", { href: `#lectures/${each.id}`, "aria-current": each.id === id && "page" }, each.title))))),
       element("h2", {}, title), element("p", {}, text),
       element("div", { class: "line" }, button("Back", -1), button("Next", 1), element("span", { class: "steps" }, this.slider), this.place),
-      this.figure, this.problem,
-      element("details", {}, element("summary", {}, "Your own numbers"), ...inputs.map((input) => this.#field(input))),
+      ...inputs.filter(({ range }) => range).map((input) => this.#field(input)), this.figure, this.problem,
+      element("details", {}, element("summary", {}, "Your own numbers"), ...inputs.filter(({ range }) => !range).map((input) => this.#field(input))),
       ...(fromModel ? [element("p", {}, element("button", { type: "button", onclick: () => this.#take(fromModel) }, "Take the model's numbers"), element("span", { class: "soft" }, " as they are where the cursor stands in the story"))] : []),
     );
     this.#draw();
