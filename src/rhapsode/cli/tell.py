@@ -14,6 +14,6 @@ def tell(
     from rhapsode.cli.generate import read_prompt
     from rhapsode.packaged import teller
 
-    for text in teller.tell(read_prompt(prompt), max_tokens, temperature, top_p, seed):
+    for text in teller.tell_story(read_prompt(prompt), max_tokens, temperature, top_p, seed):
         print(text, end="", flush=True)
     print()

@@ -11,7 +11,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
-PAGE = files("rhapsode.serve") / "page"
+ASSETS = files("rhapsode.serve") / "page"
 IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./(\w+)\.js";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:class|function|const|let) (\w+))", re.MULTILINE)
 
@@ -57,7 +57,7 @@ def offline_page(packed: bytes, spelling: dict[str, Any], about: dict[str, Any])
 
 
 def _file(name: str) -> str:
-    return (PAGE / name).read_text("utf-8")
+    return (ASSETS / name).read_text("utf-8")
 
 
 def _digest(text: str) -> str:

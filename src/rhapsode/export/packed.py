@@ -18,7 +18,7 @@ import safetensors.numpy
 
 FORMAT_VERSION = 1
 LARGEST_RISE = 0.005  # in bits per byte, that int8 may cost
-SCALE = ".scale"  # what follows a matrix's name in the name of its scales
+SCALE_SUFFIX = ".scale"  # what follows a matrix's name in the name of its scales
 # Of the largest entry of a row, where the row is cut off: less than all of it makes the steps of all others finer.
 SHARES_OF_LARGEST = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
 
@@ -48,7 +48,7 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], float16: 
         elif float16:
             tensors[name] = weight.astype(np.float16)
         else:
-            tensors[name], tensors[name + SCALE] = quantised(weight)
+            tensors[name], tensors[name + SCALE_SUFFIX] = quantised(weight)
     about = {"rhapsode_packed": str(FORMAT_VERSION), "config": json.dumps(dict(config))}
     return zlib.compress(safetensors.numpy.save(tensors, about), 9)
 
@@ -66,7 +66,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(f"not a packed model ({error})") from None
     weights = {}
     for name, tensor in tensors.items():
-        if not name.endswith(SCALE):
-            scale = tensors.get(name + SCALE)
+        if not name.endswith(SCALE_SUFFIX):
+            scale = tensors.get(name + SCALE_SUFFIX)
             weights[name] = tensor.astype(np.float32) * (np.float32(1) if scale is None else scale[:, None])
     return config, weights

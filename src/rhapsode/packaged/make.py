@@ -9,11 +9,10 @@ from rhapsode.files import replacing, write_text
 from rhapsode.packaged import ABOUT, FOLDER, MODEL, TOKENIZER
 
 MOST_BYTES = 1_500_000  # of the packed model
-PROMPT = "Once upon a time"
 # What the minutes are for, in a model small enough: a smaller table of pairs than the presets have.
 SMALLER = {"pair_embeddings": 4096, "copy_dim": 64}
 
-PAGE = """# The packaged model
+ABOUT_PAGE = """# The packaged model
 
 `model.packed` is a small language model that `rhapsode tell` writes stories with. It was made by this package alone,
 from the stories of its own grammar (storyworld); no text of anyone else is in it. It may be used under the package's
@@ -47,7 +46,7 @@ def make_packaged(minutes: float, preset: str = "minute", folder: Path = FOLDER)
         store, _ = tokens_to_score(model.run, ("storyworld:300:valid",), SourceConfig("auto"), True)
         before, bits = (scored(each, store).bits_per_byte for each in (model.network, unpacked_network(packed)))
         model.tokenizer.save(Path(temporary) / "tokenizer")
-        about = PAGE.format(
+        about = ABOUT_PAGE.format(
             minutes=minutes,
             preset=preset,
             version=rhapsode.__version__,

@@ -12,11 +12,11 @@ from rhapsode.export.packed import unpack
 from rhapsode.packaged import MODEL, TOKENIZER
 from rhapsode.tokenizer import Tokenizer
 
-EPSILON = np.finfo(np.float32).eps  # of RMSNorm
+NORM_EPSILON = np.finfo(np.float32).eps  # of RMSNorm
 Weights = dict[str, np.ndarray]
 
 
-def tell(
+def tell_story(
     prompt: str = "", max_tokens: int = 400, temperature: float = 0.7, top_p: float = 0.95, seed: int | None = None
 ) -> Iterator[str]:
     """A story in pieces of text as they become certain, the prompt first; the same seed tells the same story.
@@ -103,7 +103,7 @@ class Stepper:
         return self.weights[f"{name}.weight"] @ x + self.weights[f"{name}.bias"]
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x / np.sqrt(np.square(x).mean() + EPSILON) * self.weights[f"{name}.weight"]
+        return x / np.sqrt(np.square(x).mean() + NORM_EPSILON) * self.weights[f"{name}.weight"]
 
     def _recurrence(self, at: str, i: np.ndarray) -> np.ndarray:
         before = self.hidden.get(at, np.zeros(self.config["hidden_dim"], np.float32))
