@@ -71,9 +71,11 @@ async function said(promise) {
 function tell({ error, choices: [choice] = [] }, onToken) {
   if (error) throw new Error(error.message);
   if (!choice) return;
-  const ids = choice.token_ids ?? [], last = ids.length - 1;
+  const ids = choice.token_ids ?? [], { token_logprobs: found, text_offset: offsets } = choice.logprobs ?? {};
+  const letters = Array.from(choice.text), last = ids.length - 1;  // offsets count characters, of which some are two units
   ids.forEach((id, i) => onToken({
-    sample: choice.index, id, text: i === last ? choice.text : "", log_probability: choice.logprobs.token_logprobs[i],
+    sample: choice.index, id, log_probability: found[i],
+    text: letters.slice(offsets[i] - offsets[0], i === last ? undefined : offsets[i + 1] - offsets[0]).join(""),
     ended: i === last ? choice.finish_reason : null,
   }));
 }

@@ -108,7 +108,7 @@ export class Session extends EventTarget {
       const same = tokens.findIndex(({ id }, i) => id !== path[i]?.id);
       const at = same < 0 ? tokens.length : same;
       this.tree.add(this.tree.current, at, tokens.slice(at));
-      this.#changed(at, tokens.length);
+      this.#changed(at);
     }, () => this.edit(text));
   }
 
@@ -119,6 +119,7 @@ export class Session extends EventTarget {
     const branches = n === 1 && from !== null ? [from] : Array.from({ length: n }, () => this.tree.add(from, at, []).id);
     this.tree.current = branches[0];
     this.samples = n > 1 ? branches : [];
+    this.facts = null;
     this.#writing = new AbortController();
     this.say("busy");
     if (n > 1 || from === null) this.say("path");
@@ -162,6 +163,7 @@ export class Session extends EventTarget {
 
   #changed(cursor, given = 0) {
     this.given = given;
+    this.facts = null;
     this.samples = [];
     this.cursor = cursor;
     this.#looks.clear();
@@ -171,7 +173,6 @@ export class Session extends EventTarget {
 
   // What storyworld knows of the path; kept only if the path is still the same when the answer comes.
   async #know() {
-    this.facts = null;
     if (!this.model.storyworld || this.busy || !this.source.serves) return;
     const path = this.path, tokens = path.map(({ id }) => id);
     const found = await this.source.inspect({ model: this.model.id, tokens, truth: true }).catch(() => null);

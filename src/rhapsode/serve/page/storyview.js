@@ -92,7 +92,9 @@ export class StoryView {
   #paint() {
     this.#legend();
     this.#spans.forEach((span, i) => this.#heat(span, i));
-    for (const { start, end } of this.session.facts?.references ?? []) this.#within(start, end).forEach((span) => span.classList.add("refers"));
+    const { facts } = this.session;
+    for (const { start, end } of facts?.references ?? []) this.#within(start, end).forEach((span) => span.classList.add("refers"));
+    if (facts?.departure) this.#spans[facts.truth_log_probabilities.findIndex((value) => value === null)]?.classList.add("departs");
   }
 
   #heat(span, i) {

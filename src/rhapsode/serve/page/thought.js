@@ -136,7 +136,7 @@ export class Thought {
   // -- where it looked, and its memory ------------------------------------------------------------------------------
 
   #lines() {
-    const { before } = this.#told, select = find("heads"), names = ["all heads", ...before.attention.map(({ part, head }) => `${part}, head ${head + 1}`)];
+    const { before } = this.#told, select = find("heads"), names = ["all heads", ...before.attention.map(({ part, head }) => `${part.replace(/^blocks\.(\d+)\.\w+$/, (_, n) => `block ${Number(n) + 1}`)}, head ${head + 1}`)];
     if (select.options.length !== names.length) select.replaceChildren(...names.map((name, i) => element("option", { value: i }, name)));
     find("heads-label").hidden = before.attention.length === 0;
     const chosen = Number(select.value) ? [before.attention[Number(select.value) - 1]] : before.attention;
