@@ -48,7 +48,7 @@ class Served:
 @contextmanager
 def serving(*runs: Path, **options: Any) -> Iterator[Served]:
     """A server of some runs on a free port, for as long as the block lasts."""
-    server = RunServer(ServerConfig(runs=runs, port=0, **{"threads": 1, "device": "cpu", **options}))
+    server = RunServer(ServerConfig(runs=runs, port=0, **options))
     started: threading.Event = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 

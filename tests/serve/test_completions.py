@@ -42,11 +42,6 @@ def joined(chunks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [choices[index] for index in sorted(choices)]
 
 
-def same(values: Any) -> Any:
-    """Equal: to the bit once `Model.score` reads with the engine, too."""
-    return pytest.approx(values, rel=1e-5)
-
-
 def asked(form: str, model: rhapsode.Model) -> Any:
     ids = [model.tokenizer.encode(text) for text in PROMPTS]
     return {"text": PROMPTS[0], "texts": PROMPTS, "ids": ids[0], "lists of ids": ids}[form]
@@ -110,7 +105,7 @@ def check(
         scored = model.score(prompt, per_token=True, end=False).texts[0].token_log_probabilities
         assert scored is not None
         assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
-        assert told["token_logprobs"][1 : len(ids)] == same(scored[1:])
+        assert told["token_logprobs"][1 : len(ids)] == scored[1:]
     check_tops(told, logprobs)
     check_places(told["text_offset"], choice, model)
 
@@ -155,7 +150,7 @@ def test_the_begin_token_is_read_once(served: Served, model: rhapsode.Model) -> 
     assert plain["text"] == begun["text"]
     first = model.score(PROMPTS[0], per_token=True, end=False).texts[0].token_log_probabilities
     assert first is not None
-    assert begun["logprobs"]["token_logprobs"][1] == same(first[0])
+    assert begun["logprobs"]["token_logprobs"][1] == first[0]
     assert begun["logprobs"]["token_logprobs"][2:] == plain["logprobs"]["token_logprobs"][1:]
     alone = served.complete(prompt=[model.tokenizer.eos_id], **fields)["choices"][0]
     assert len(alone["logprobs"]["tokens"]) == 2

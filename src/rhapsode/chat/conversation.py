@@ -4,8 +4,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from rhapsode.chat.words import NextWord, likeliest_words
-from rhapsode.decode import SampleConfig
-from rhapsode.decode.engine import Engine, Failed, GenerationRequest, Written, prompt_ids
+from rhapsode.decode import Engine, Failed, GenerationRequest, SampleConfig, Written, prompt_ids
 from rhapsode.inspection.trace import trace
 from rhapsode.trained import Model
 

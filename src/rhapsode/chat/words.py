@@ -5,9 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rhapsode.decode import SampleConfig
-from rhapsode.decode.continuation import SPELLING_CONTEXT
-from rhapsode.decode.engine import Alternative, Engine, Failed, GenerationRequest, Written
+from rhapsode.decode import Alternative, Engine, Failed, GenerationRequest, SampleConfig, Written
+from rhapsode.decode.ending import SPELLING_CONTEXT
 from rhapsode.tokenizer import Tokenizer
 
 MOST_READ = 200  # beginnings of words that are read, before what was found has to do

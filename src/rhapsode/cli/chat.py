@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from rhapsode.cli.options import CHECKPOINT, DEVICE, RUN, THREADS
+from rhapsode.cli.options import CHECKPOINT, RUN
 
 
 def chat(
@@ -17,8 +17,6 @@ def chat(
     repetition_penalty: float = typer.Option(1.0, help="Above 1, tokens that already occurred become less likely."),
     seed: int = typer.Option(0, help="Turn i uses seed + i."),
     checkpoint: str = CHECKPOINT,
-    threads: int = THREADS,
-    device: str = DEVICE,
 ) -> None:
     """Write a story in turns with a model; /help tells what can be done."""
     from rhapsode.api import load
@@ -26,11 +24,9 @@ def chat(
     from rhapsode.chat.conversation import Conversation
     from rhapsode.decode import SampleConfig
     from rhapsode.progress import say
-    from rhapsode.threads import fixed_threads
 
     config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
     read = line_reader()
-    with fixed_threads(threads):
-        conversation = Conversation(load(run, checkpoint=checkpoint, device=device), config)
-        say("type the beginning of a story; /help tells what else can be done")
-        Chat(conversation, read).run()
+    conversation = Conversation(load(run, checkpoint=checkpoint, device="cpu"), config)  # where the engine computes
+    say("type the beginning of a story; /help tells what else can be done")
+    Chat(conversation, read).run()

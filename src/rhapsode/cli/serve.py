@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from rhapsode.cli.options import CHECKPOINT, DEVICE, THREADS
+from rhapsode.cli.options import CHECKPOINT
 
 
 def serve(
@@ -18,8 +18,6 @@ def serve(
     max_body: float = typer.Option(4.0, help="Most megabytes of a request's body."),
     memory: float = typer.Option(None, help="Gigabytes for models; by default half of this machine's memory."),
     checkpoint: str = CHECKPOINT,
-    device: str = DEVICE,
-    threads: int = THREADS,
     api_key: Path = typer.Option(
         None, help="File with the key that clients must send; otherwise RHAPSODE_API_KEY, if it is set."
     ),
@@ -49,8 +47,6 @@ def serve(
             max_body=max_body,
             memory=memory,
             checkpoint=checkpoint,
-            device=device,
-            threads=threads,
             api_key=api_key,
             cors=tuple(cors or ()),
             allow_host=tuple(allow_host or ()),

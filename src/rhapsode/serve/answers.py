@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsode.decode.continuation import SPELLING_CONTEXT
-from rhapsode.decode.engine import Alternative, Happening, PromptRead, Written
+from rhapsode.decode import Alternative, Happening, PromptRead, Written
+from rhapsode.decode.ending import SPELLING_CONTEXT
 from rhapsode.tokenizer import Tokenizer
 
 FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}
@@ -150,28 +150,36 @@ def completion_choice(index: int, part: Part, with_log_probabilities: bool, with
 
 
 def chat_choice(
-    index: int, part: Part, with_log_probabilities: bool, with_ids: bool, delta: bool, first: bool
+    index: int, part: Part, told: "Telling | None", with_ids: bool, delta: bool, first: bool
 ) -> dict[str, Any]:
-    """A part in the shape of /v1/chat/completions: a message, or a delta of which the first has the role."""
-    told = None
-    if with_log_probabilities:
-        told = {
+    """A part in the shape of /v1/chat/completions: a message, or a delta of which the first has the role.
+
+    told: whose part it is, where log-probabilities are wanted.
+    """
+    log_probabilities = None
+    if told is not None:
+        log_probabilities = {
             "content": [
-                {**_chat_token(name, value), "top_logprobs": [_chat_token(*each) for each in (top or {}).items()]}
+                {
+                    **_chat_token(told.tokenizer, name, value),
+                    "top_logprobs": [_chat_token(told.tokenizer, *each) for each in (top or {}).items()],
+                }
                 for name, value, top in zip(part.names, part.log_probabilities, part.tops, strict=True)
             ]
         }
     message = {"role": "assistant", "content": part.text} if first or not delta else {"content": part.text}
-    if delta and not first and not part.text and part.finish_reason:
-        message = {}
-    choice: dict[str, Any] = {"index": index, "delta" if delta else "message": message, "logprobs": told}
+    choice: dict[str, Any] = {"index": index, "delta" if delta else "message": message, "logprobs": log_probabilities}
     choice["finish_reason"] = part.finish_reason
     return choice | {"token_ids": part.ids} if with_ids else choice
 
 
-def _chat_token(name: str, value: float | None) -> dict[str, Any]:
-    broken = name.startswith("bytes:\\x")
-    spelled = bytes.fromhex(name[6:].replace("\\x", "")) if broken else name.replace("▁", " ").encode()
+def _chat_token(tokenizer: Tokenizer, name: str, value: float | None) -> dict[str, Any]:
+    if name in (tokenizer.names.get(id) for id in (tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)):
+        spelled = b""
+    elif name.startswith("bytes:\\x"):
+        spelled = bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))
+    else:
+        spelled = name.replace("▁", " ").encode()
     return {"token": name, "logprob": value, "bytes": list(spelled)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from rhapsode.decode.engine import Failed
+from rhapsode.decode import Failed
 from rhapsode.progress import say
 from rhapsode.serve.answers import Part, Telling, chat_choice, completion_choice, usage
 from rhapsode.serve.driver import Driver, Job
@@ -125,7 +125,7 @@ class TextsResponse(Response):
             return
         if job.left:
             return
-        choices = [self._choice(index, wholes[number]) for index, number in enumerate(self._best())]
+        choices = [self._choice(index, number, wholes[number]) for index, number in enumerate(self._best())]
         self._log(wholes)
         answer = {**self.about, "choices": choices, "usage": self._usage()}
         await JSONResponse(answer, headers=self.own_headers)(scope, receive, send)
@@ -141,10 +141,12 @@ class TextsResponse(Response):
             found += [begin + i for i in ranked[:n]]
         return found
 
-    def _choice(self, index: int, part: Part, delta: bool = False, first: bool = True) -> dict[str, Any]:
+    def _choice(self, index: int, number: int, part: Part, delta: bool = False, first: bool = True) -> dict[str, Any]:
+        """A part of text `number`, which is choice `index` of the answer."""
         told = self.wanted.top is not None
         if self.wanted.chat:
-            return chat_choice(index, part, told, self.wanted.with_ids, delta, first)
+            telling = self.tellings[number] if told else None
+            return chat_choice(index, part, telling, self.wanted.with_ids, delta, first)
         return completion_choice(index, part, told, self.wanted.with_ids)
 
     def _usage(self) -> dict[str, Any]:
@@ -176,7 +178,7 @@ class TextsResponse(Response):
                     if wholes:
                         wholes[number].extend(part)
                     if part.text or part.ids or part.finish_reason or self.wanted.chat:
-                        choice = self._choice(number, part, delta=True, first=number not in told)
+                        choice = self._choice(number, number, part, delta=True, first=number not in told)
                         told.add(number)
                         lines.append(f"data: {head}{json_text(choice)}]}}\n\n")
                 if lines or not events:

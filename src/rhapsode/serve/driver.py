@@ -13,7 +13,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rhapsode.decode.engine import Engine, Failed, GenerationRequest, Happening, PromptRead, Written
+from rhapsode.decode import Engine, Failed, GenerationRequest, Happening, PromptRead, Written
 from rhapsode.serve.failures import Refusal
 from rhapsode.threads import fixed_threads
 
@@ -65,11 +65,10 @@ class Job:
 class Driver:
     """Runs the thread. max_queue: texts of a model that may wait beyond those that its engine runs at once."""
 
-    def __init__(self, meters: "Meters", max_queue: int, threads: int | None = None) -> None:
+    def __init__(self, meters: "Meters", max_queue: int) -> None:
         self.meters, self.max_queue = meters, max_queue
         self.jobs: set[Job] = set()
         self.recent_wait = 0.0  # seconds from a request to the reading of its prompt
-        self._threads = threads
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -167,7 +166,7 @@ class Driver:
     # -- of the driving thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with fixed_threads(self._threads):
+        with fixed_threads(1):  # two that meet at every product, beside the web server's, would wait for each other
             while not self._stopping:
                 self._obey()
                 for engine in list(self._tickets):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.api import load
-from rhapsode.decode.engine import Engine
+from rhapsode.decode import Engine
 from rhapsode.model import LanguageModel
 from rhapsode.progress import say
 from rhapsode.run import CHECKPOINTS, Run
@@ -91,7 +91,6 @@ class ServedModels:
         paths: list[Path],
         *,
         checkpoint: str = "best",
-        device: str = "auto",
         max_rows: int,
         max_context: int,
         most_bytes: int,
@@ -100,7 +99,7 @@ class ServedModels:
         if checkpoint not in CHECKPOINTS:
             raise ValueError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {checkpoint!r}")
         self.runs = {name: ServedRun(name, path) for name, path in named(paths).items()}
-        self.checkpoint, self.device, self.most_bytes = checkpoint, device, most_bytes
+        self.checkpoint, self.most_bytes = checkpoint, most_bytes
         self.max_rows, self.max_context = max_rows, max_context
 
     def find(self, name: str | None) -> ServedRun:
@@ -145,7 +144,8 @@ class ServedModels:
 
     def _load(self, served: ServedRun) -> LoadedModel:
         stamp = served.stamp(self.checkpoint)  # before the weights: if they change meanwhile, they are read once more
-        model = load(served.path, checkpoint=self.checkpoint, device=self.device)
+        model = load(served.path, checkpoint=self.checkpoint, device="cpu")  # where engines compute
+        _ = model.fingerprint  # takes a while
         # The begin token does not count for a client.
         engine = Engine(model.network, model.tokenizer, max_rows=self.max_rows, max_context=self.max_context + 1)
         return LoadedModel(model, engine, stamp)

@@ -45,8 +45,6 @@ class ServerConfig:
     memory: float | None = None  # GB
     ping: float = 10.0
     checkpoint: str = "best"
-    device: str = "auto"
-    threads: int | None = None
     api_key: Path | None = None
     cors: Sequence[str] = ()
     allow_host: Sequence[str] = ()
@@ -74,13 +72,12 @@ class RunServer:
         self.models = ServedModels(
             list(config.runs),
             checkpoint=config.checkpoint,
-            device=config.device,
             max_rows=config.max_rows,
             max_context=config.max_context,
             most_bytes=int(config.memory * 1e9) if config.memory else physical_memory() // 2,
         )
         self.meters = Meters()
-        self.driver = Driver(self.meters, config.max_queue, config.threads)
+        self.driver = Driver(self.meters, config.max_queue)
         patience = Patience(config.max_wait, config.ping)
         service = Service(
             self.models, self.driver, self.meters, patience, config.log_prompts, lambda: self.gate.closing

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rhapsode.decode import SampleConfig
-from rhapsode.decode.engine import GenerationRequest, samples
+from rhapsode.decode import GenerationRequest, SampleConfig, samples
 from rhapsode.serve.answers import PromptTokens
 from rhapsode.serve.failures import Refusal
 from rhapsode.serve.schemas import MOST_STOPS, ChatQuestion, CompletionQuestion, Sampled
@@ -168,7 +167,7 @@ def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleCon
         if not (id.isascii() and id.isdecimal() and int(id) < vocab_size):
             raise Refusal(400, f"logit_bias: {id!r} is no token id, which go to {vocab_size - 1:,}", "logit_bias")
         bias[int(id)] = value
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed % 2**64
+    seed = secrets.randbits(32) if asked.seed is None else asked.seed
     try:
         return SampleConfig(
             max_tokens=max_tokens,
@@ -181,7 +180,7 @@ def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleCon
             presence_penalty=asked.presence_penalty or 0.0,
             logit_bias=bias,
             stop=tuple(checked_text(text, "stop") for text in stop if text or not isinstance(asked.stop, str)),
-            seed=seed,
+            seed=seed if seed >= 0 else seed % 2**63,
         )
     except ValueError as error:
         raise Refusal(400, str(error), str(error).split()[0]) from None
