@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 ASSETS = files("rhapsode.serve") / "page"
-IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./(\w+)\.js";\n', re.MULTILINE)
+IMPORT = re.compile(r'^import \{([\w,\s]+)\} from "\./(\w+)\.js";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:class|function|const|let) (\w+))", re.MULTILINE)
 
 
@@ -81,7 +81,7 @@ def _in_one(name: str) -> str:
         for _, other in IMPORT.findall(text):
             add(other)
         names = ", ".join(EXPORT.findall(text))
-        body = EXPORT.sub("", IMPORT.sub(r"const { \1 } = in_\2;\n", text))
+        body = EXPORT.sub("", IMPORT.sub(r"const {\1} = in_\2;\n", text))
         parts[module] = f"const in_{module} = (() => {{\n{body}\nreturn {{ {names} }};\n}})();\n"
 
     add(name)

@@ -22,14 +22,49 @@ export class Branches {
   }
 
   #item(branch) {
-    const { session } = this, { tree } = session, { id } = branch, children = tree.children(id);
-    const words = branch.tokens.map(({ text }) => text).join("").trim().slice(0, 60) || "…";
-    const name = branch.name || words, current = id === tree.current;
-    const walk = this.#renaming === id
-      ? element("input", { value: branch.name, "aria-label": "New name", onchange: ({ target }) => this.#rename(branch, target.value), onkeydown: ({ key }) => key === "Escape" && this.#rename(branch, branch.name), onblur: ({ target }) => this.#rename(branch, target.value) })
-      : element("button", { type: "button", class: "walk", dir: "auto", "aria-current": current && "true", title: words, onclick: () => session.walk(id) }, name);
-    const action = (label, act) => element("button", { type: "button", class: "plain", "aria-label": `${label}: ${name}`, onclick: act }, label);
-    return element("li", {}, walk, action("Rename", () => this.#start(id)), action("Prune", () => session.prune(id)), children.length ? this.#list(children) : null);
+    const { session } = this,
+      { tree } = session,
+      { id } = branch,
+      children = tree.children(id);
+    const words =
+      branch.tokens
+        .map(({ text }) => text)
+        .join("")
+        .trim()
+        .slice(0, 60) || "…";
+    const name = branch.name || words,
+      current = id === tree.current;
+    const walk =
+      this.#renaming === id
+        ? element("input", {
+            value: branch.name,
+            "aria-label": "New name",
+            onchange: ({ target }) => this.#rename(branch, target.value),
+            onkeydown: ({ key }) => key === "Escape" && this.#rename(branch, branch.name),
+            onblur: ({ target }) => this.#rename(branch, target.value),
+          })
+        : element(
+            "button",
+            {
+              type: "button",
+              class: "walk",
+              dir: "auto",
+              "aria-current": current && "true",
+              title: words,
+              onclick: () => session.walk(id),
+            },
+            name,
+          );
+    const action = (label, act) =>
+      element("button", { type: "button", class: "plain", "aria-label": `${label}: ${name}`, onclick: act }, label);
+    return element(
+      "li",
+      {},
+      walk,
+      action("Rename", () => this.#start(id)),
+      action("Prune", () => session.prune(id)),
+      children.length ? this.#list(children) : null,
+    );
   }
 
   #start(id) {
@@ -50,15 +85,33 @@ export class Branches {
   // -- samples -------------------------------------------------------------------------------------------------------
 
   #samples() {
-    const { session } = this, { samples = [], tree } = session;
+    const { session } = this,
+      { samples = [], tree } = session;
     find("samples").hidden = samples.length === 0;
-    find("samples").replaceChildren(...samples.filter((id) => tree.branches.has(id)).map((id, i) => {
-      const { tokens } = tree.branches.get(id), bits = tokens.reduce((sum, token) => sum + token.bits, 0) / Math.max(1, tokens.length);
-      const take = element("button", { type: "button", disabled: session.busy, onclick: () => session.walk(id) }, "Take this one");
-      return element("div", { class: "card", role: "group", "aria-label": `Sample ${i + 1}` },
-        element("p", { class: "words", dir: "auto", "data-branch": id }, tokens.map(({ text }) => text).join("")),
-        element("div", { class: "line" }, take, element("span", { class: "soft number" }, session.busy ? "" : `${bits.toFixed(2)} bits a token`)));
-    }));
+    find("samples").replaceChildren(
+      ...samples
+        .filter((id) => tree.branches.has(id))
+        .map((id, i) => {
+          const { tokens } = tree.branches.get(id),
+            bits = tokens.reduce((sum, token) => sum + token.bits, 0) / Math.max(1, tokens.length);
+          const take = element(
+            "button",
+            { type: "button", disabled: session.busy, onclick: () => session.walk(id) },
+            "Take this one",
+          );
+          return element(
+            "div",
+            { class: "card", role: "group", "aria-label": `Sample ${i + 1}` },
+            element("p", { class: "words", dir: "auto", "data-branch": id }, tokens.map(({ text }) => text).join("")),
+            element(
+              "div",
+              { class: "line" },
+              take,
+              element("span", { class: "soft number" }, session.busy ? "" : `${bits.toFixed(2)} bits a token`),
+            ),
+          );
+        }),
+    );
   }
 
   #card(id) {

@@ -35,5 +35,14 @@ export function save(name, text, type = "application/json") {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-export const percent = (p) => (p >= 0.9995 ? "100%" : p >= 0.1 ? `${(100 * p).toFixed(0)}%` : p >= 0.001 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0");
+export const percent = (p) =>
+  p >= 0.9995
+    ? "100%"
+    : p >= 0.1
+      ? `${(100 * p).toFixed(0)}%`
+      : p >= 0.001
+        ? `${(100 * p).toFixed(1)}%`
+        : p > 0
+          ? "<0.1%"
+          : "0";
 export const bitsOf = (nats) => -nats / Math.LN2;

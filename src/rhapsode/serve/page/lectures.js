@@ -1,7 +1,7 @@
 // The textbook's chapters as figures that are walked through step by step, with its numbers, the reader's or the model's.
 
 import { announce, element, find } from "./dom.js";
-import { CHAPTERS } from "./figures.js";
+import { CHAPTERS } from "./chapters.js";
 import { parseMatrix } from "./mathematics.js";
 
 export class Lectures {
@@ -15,7 +15,7 @@ export class Lectures {
     this.box.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!move || event.target.matches("input, select, textarea")) return;
-      event.preventDefault();  // or the figure would scroll
+      event.preventDefault(); // or the figure would scroll
       this.#go(this.#step + move);
     });
   }
@@ -33,27 +33,112 @@ export class Lectures {
   #frame() {
     const { id, title, text, inputs, fromModel } = this.#chapter;
     this.problem = element("p", { class: "is-copied", role: "alert" });
-    this.figure = element("div", { class: "figure", tabindex: 0, role: "group", "aria-label": `${title}: ← and → step through it` });
-    this.slider = element("input", { type: "range", min: 0, "aria-label": "Step", oninput: () => this.#go(Number(this.slider.value)) });
+    this.figure = element("div", {
+      class: "figure",
+      tabindex: 0,
+      role: "group",
+      "aria-label": `${title}: ← and → step through it`,
+    });
+    this.slider = element("input", {
+      type: "range",
+      min: 0,
+      "aria-label": "Step",
+      oninput: () => this.#go(Number(this.slider.value)),
+    });
     this.place = element("span", { class: "soft number" });
-    const button = (label, move) => element("button", { type: "button", onclick: () => this.#go(this.#step + move) }, label);
+    const button = (label, move) =>
+      element("button", { type: "button", onclick: () => this.#go(this.#step + move) }, label);
     this.box.replaceChildren(
-      element("nav", { "aria-label": "Lectures" }, element("ul", { class: "line" }, ...CHAPTERS.map((each) =>
-        element("li", {}, element("a", { href: `#lectures/${each.id}`, "aria-current": each.id === id && "page" }, each.title))))),
-      element("h2", {}, title), element("p", {}, text),
-      element("div", { class: "line" }, button("Back", -1), button("Next", 1), element("span", { class: "steps" }, this.slider), this.place),
-      ...inputs.filter(({ range }) => range).map((input) => this.#field(input)), this.figure, this.problem,
-      element("details", {}, element("summary", {}, "Your own numbers"), ...inputs.filter(({ range }) => !range).map((input) => this.#field(input))),
-      ...(fromModel ? [element("p", {}, element("button", { type: "button", onclick: () => this.#take(fromModel) }, "Take the model's numbers"), element("span", { class: "soft" }, " as they are where the cursor stands in the story"))] : []),
+      element(
+        "nav",
+        { "aria-label": "Lectures" },
+        element(
+          "ul",
+          { class: "line" },
+          ...CHAPTERS.map((each) =>
+            element(
+              "li",
+              {},
+              element("a", { href: `#lectures/${each.id}`, "aria-current": each.id === id && "page" }, each.title),
+            ),
+          ),
+        ),
+      ),
+      element("h2", {}, title),
+      element("p", {}, text),
+      element(
+        "div",
+        { class: "line" },
+        button("Back", -1),
+        button("Next", 1),
+        element("span", { class: "steps" }, this.slider),
+        this.place,
+      ),
+      ...inputs.filter(({ range }) => range).map((input) => this.#field(input)),
+      this.figure,
+      this.problem,
+      element(
+        "details",
+        {},
+        element("summary", {}, "Your own numbers"),
+        ...inputs.filter(({ range }) => !range).map((input) => this.#field(input)),
+      ),
+      ...(fromModel
+        ? [
+            element(
+              "p",
+              {},
+              element("button", { type: "button", onclick: () => this.#take(fromModel) }, "Take the model's numbers"),
+              element("span", { class: "soft" }, " as they are where the cursor stands in the story"),
+            ),
+          ]
+        : []),
     );
     this.#draw();
   }
 
   #field({ name, label, value, choices, range }) {
-    const id = `own-${name}`, set = (text) => { this.#values[name] = text; this.#draw(); };
-    if (choices) return element("div", { class: "dial" }, element("label", { for: id }, label), element("select", { id, onchange: ({ target }) => set(target.value) }, ...choices.map((choice) => element("option", { selected: choice === this.#values[name] }, choice))));
-    if (range) return element("div", { class: "dial" }, element("label", { for: id }, label), element("input", { id, type: "range", ...range, value: this.#values[name], oninput: ({ target }) => set(target.value) }), element("output", {}, value));
-    return element("div", { class: "dial" }, element("label", { for: id }, label), element("input", { id, value: this.#values[name], spellcheck: "false", oninput: ({ target }) => set(target.value) }));
+    const id = `own-${name}`,
+      set = (text) => {
+        this.#values[name] = text;
+        this.#draw();
+      };
+    if (choices)
+      return element(
+        "div",
+        { class: "dial" },
+        element("label", { for: id }, label),
+        element(
+          "select",
+          { id, onchange: ({ target }) => set(target.value) },
+          ...choices.map((choice) => element("option", { selected: choice === this.#values[name] }, choice)),
+        ),
+      );
+    if (range)
+      return element(
+        "div",
+        { class: "dial" },
+        element("label", { for: id }, label),
+        element("input", {
+          id,
+          type: "range",
+          ...range,
+          value: this.#values[name],
+          oninput: ({ target }) => set(target.value),
+        }),
+        element("output", {}, value),
+      );
+    return element(
+      "div",
+      { class: "dial" },
+      element("label", { for: id }, label),
+      element("input", {
+        id,
+        value: this.#values[name],
+        spellcheck: "false",
+        oninput: ({ target }) => set(target.value),
+      }),
+    );
   }
 
   async #take(fromModel) {
@@ -75,8 +160,11 @@ export class Lectures {
   #draw() {
     const { inputs, compute, draw } = this.#chapter;
     try {
-      const given = Object.fromEntries(inputs.map(({ name, label, kind }) => [name, read(this.#values[name], label, kind)]));
-      const result = compute(given), count = result.count;
+      const given = Object.fromEntries(
+        inputs.map(({ name, label, kind }) => [name, read(this.#values[name], label, kind)]),
+      );
+      const result = compute(given),
+        count = result.count;
       this.#step = Math.max(0, Math.min(this.#step, count - 1));
       this.slider.max = count - 1;
       this.slider.value = this.#step;

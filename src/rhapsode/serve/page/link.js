@@ -15,7 +15,10 @@ export async function unpacked(text) {
   if (!text) return null;
   try {
     const letters = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
-    const bytes = await through(new DecompressionStream("deflate-raw"), Uint8Array.from(letters, (letter) => letter.charCodeAt(0)));
+    const bytes = await through(
+      new DecompressionStream("deflate-raw"),
+      Uint8Array.from(letters, (letter) => letter.charCodeAt(0)),
+    );
     const state = JSON.parse(new TextDecoder().decode(bytes));
     return valid(state) ? state : null;
   } catch {
@@ -26,7 +29,20 @@ export async function unpacked(text) {
 // A link comes from anywhere: what is not shaped like a state is none.
 export function valid(state) {
   const whole = (n) => Number.isInteger(n);
-  return state?.version === 1 && Array.isArray(state.tree?.branches) && typeof state.settings === "object" && state.settings !== null &&
-    state.tree.branches.every((branch, i) => Array.isArray(branch) && whole(branch[1]) && branch[1] < i && whole(branch[2]) && branch[2] >= 0 &&
-      Array.isArray(branch[3]) && branch[3].every((id) => whole(id) && id >= 0));
+  return (
+    state?.version === 1 &&
+    Array.isArray(state.tree?.branches) &&
+    typeof state.settings === "object" &&
+    state.settings !== null &&
+    state.tree.branches.every(
+      (branch, i) =>
+        Array.isArray(branch) &&
+        whole(branch[1]) &&
+        branch[1] < i &&
+        whole(branch[2]) &&
+        branch[2] >= 0 &&
+        Array.isArray(branch[3]) &&
+        branch[3].every((id) => whole(id) && id >= 0),
+    )
+  );
 }

@@ -10,10 +10,11 @@ import { openSource } from "./source.js";
 import { StoryView } from "./storyview.js";
 import { Thought } from "./thought.js";
 
-const FIRST = { temperature: 0.5, max_tokens: 200, seed: 0 };  // of the story that stands there at first
-const WAIT = 400;  // milliseconds after the last change before the address has it
+const FIRST = { temperature: 0.5, max_tokens: 200, seed: 0 }; // of the story that stands there at first
+const WAIT = 400; // milliseconds after the last change before the address has it
 
-const source = openSource(askForKey), session = new Session(source);
+const source = openSource(askForKey),
+  session = new Session(source);
 const story = new StoryView(session);
 new Thought(session, story);
 new Branches(session);
@@ -26,7 +27,11 @@ let address = { view: "story", state: null };
 function show(view, chapter) {
   address.view = view;
   for (const name of Object.keys(views)) find(`view-${name}`).hidden = name !== view;
-  find("views").replaceChildren(...Object.entries(views).map(([name, title]) => element("li", {}, element("a", { href: `#${name}`, "aria-current": name === view && "page" }, title))));
+  find("views").replaceChildren(
+    ...Object.entries(views).map(([name, title]) =>
+      element("li", {}, element("a", { href: `#${name}`, "aria-current": name === view && "page" }, title)),
+    ),
+  );
   document.title = `Rhapsode: ${view === "story" ? "see a small model think" : views[view]}`;
   if (view === "runs") runs.open();
   if (view === "lectures") lectures.open(chapter);
@@ -60,14 +65,28 @@ function remember() {
 function tell(failure) {
   find("notice").hidden = !failure;
   if (!failure) return;
-  const again = failure.again && element("button", { type: "button", onclick: () => { tell(null); failure.again(); } }, "Try again");
+  const again =
+    failure.again &&
+    element(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          tell(null);
+          failure.again();
+        },
+      },
+      "Try again",
+    );
   find("notice").replaceChildren(`${failure.message}. `, again ?? "");
 }
 
 function askForKey() {
   const dialog = find("ask-key");
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue && find("key").value), { once: true }));
+  return new Promise((resolve) =>
+    dialog.addEventListener("close", () => resolve(dialog.returnValue && find("key").value), { once: true }),
+  );
 }
 
 // -- buttons ---------------------------------------------------------------------------------------------------------
@@ -85,7 +104,10 @@ press("stop", () => session.stop());
 press("edit", () => {
   find("text").value = session.text;
   editing(true);
-  const typed = session.path.slice(0, session.cursor).map(({ text }) => text).join("").length;
+  const typed = session.path
+    .slice(0, session.cursor)
+    .map(({ text }) => text)
+    .join("").length;
   find("text").focus();
   find("text").setSelectionRange(typed, typed);
 });
@@ -109,14 +131,20 @@ function editing(on) {
 press("save", () => save("story.json", JSON.stringify(session.state)));
 press("load", () => find("file").click());
 find("file").addEventListener("change", async ({ target }) => {
-  const state = await target.files[0]?.text().then(JSON.parse).catch(() => null);
+  const state = await target.files[0]
+    ?.text()
+    .then(JSON.parse)
+    .catch(() => null);
   target.value = "";
   if (valid(state)) session.restore(state, models);
   else tell({ message: "This file holds no saved story" });
 });
 press("link", async () => {
   const link = `${location.href.split("#")[0]}#story~${await packed(session.state)}`;
-  await navigator.clipboard?.writeText(link).then(() => announce("The link was copied")).catch(() => null);
+  await navigator.clipboard
+    ?.writeText(link)
+    .then(() => announce("The link was copied"))
+    .catch(() => null);
   history.replaceState(null, "", link);
   find("link").textContent = "The link is in the address";
 });
@@ -130,11 +158,13 @@ function busy() {
   find("progress").textContent = session.busy ? "" : `${session.path.length} tokens`;
 }
 
-let begun = 0, written = 0;
+let begun = 0,
+  written = 0;
 session.addEventListener("token", () => {
   written++;
   const seconds = (performance.now() - begun) / 1000;
-  if (written % 10 === 0) find("progress").textContent = `${Math.round(written / seconds).toLocaleString("en")} tokens a second`;
+  if (written % 10 === 0)
+    find("progress").textContent = `${Math.round(written / seconds).toLocaleString("en")} tokens a second`;
 });
 session.addEventListener("busy", () => {
   [begun, written] = [performance.now(), 0];
@@ -159,13 +189,19 @@ theme(null);
 // -- the beginning ---------------------------------------------------------------------------------------------------
 
 let models = [];
-const runs = new Runs(session, () => models), lectures = new Lectures(session);
+const runs = new Runs(session, () => models),
+  lectures = new Lectures(session);
 
 function modelLine() {
   const { name, parameters } = session.model;
   const about = `${parameters >= 1e6 ? `${(parameters / 1e6).toFixed(1)} million` : parameters.toLocaleString("en")} parameters`;
-  const choose = models.length > 1 && element("select", { "aria-label": "Model", onchange: ({ target }) => session.choose(models[target.selectedIndex]) },
-    ...models.map((model) => element("option", { selected: model === session.model }, model.name)));
+  const choose =
+    models.length > 1 &&
+    element(
+      "select",
+      { "aria-label": "Model", onchange: ({ target }) => session.choose(models[target.selectedIndex]) },
+      ...models.map((model) => element("option", { selected: model === session.model }, model.name)),
+    );
   find("model").replaceChildren(choose || name, `, ${about}`);
 }
 

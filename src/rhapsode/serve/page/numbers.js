@@ -1,10 +1,11 @@
 // Exponential and logarithm made of additions, multiplications and divisions: every browser computes the same bits,
 // which the language does not promise of Math.exp and Math.log.
 
-const LN2_HIGH = 6.93147180369123816490e-1, LN2_LOW = 1.90821492927058770002e-10;  // their sum is ln 2
-const TERMS = [];  // 1/13!, 1/12!, ..., 1/1!, 1/0!
+const LN2_HIGH = 6.9314718036912381649e-1,
+  LN2_LOW = 1.90821492927058770002e-10; // their sum is ln 2
+const TERMS = []; // 1/13!, 1/12!, ..., 1/1!, 1/0!
 for (let n = 0, factorial = 1; n < 14; factorial *= ++n) TERMS.unshift(1 / factorial);
-export const POWERS = new Float64Array(2098);  // 2^(i - 1074)
+export const POWERS = new Float64Array(2098); // 2^(i - 1074)
 POWERS[1074] = 1;
 for (let n = 1; n < 1024; n++) POWERS[1074 + n] = 2 * POWERS[1073 + n];
 for (let n = 1; n < 1075; n++) POWERS[1074 - n] = POWERS[1075 - n] / 2;
@@ -25,9 +26,13 @@ const BITS = new DataView(new ArrayBuffer(8));
 export function log(x) {
   if (x === 0) return -Infinity;
   BITS.setFloat64(0, x);
-  const high = BITS.getInt32(0), up = (high & 0xfffff) > 0x6a09e ? 1 : 0, n = (high >> 20) - 1023 + up;
+  const high = BITS.getInt32(0),
+    up = (high & 0xfffff) > 0x6a09e ? 1 : 0,
+    n = (high >> 20) - 1023 + up;
   BITS.setInt32(0, (high & 0xfffff) | ((1023 - up) << 20));
-  const m = BITS.getFloat64(0), s = (m - 1) / (m + 1), square = s * s;
+  const m = BITS.getFloat64(0),
+    s = (m - 1) / (m + 1),
+    square = s * s;
   let sum = 0;
   for (let k = 23; k > 0; k -= 2) sum = sum * square + 1 / k;
   return n * LN2_HIGH + (2 * s * sum + n * LN2_LOW);
@@ -38,7 +43,8 @@ export const tanh = (x) => 1 - 2 / (1 + exp(2 * x));
 
 // In place, over the first n entries.
 export function softmax(scores, n = scores.length) {
-  let largest = -Infinity, sum = 0;
+  let largest = -Infinity,
+    sum = 0;
   for (let i = 0; i < n; i++) if (scores[i] > largest) largest = scores[i];
   for (let i = 0; i < n; i++) sum += scores[i] = exp(scores[i] - largest);
   for (let i = 0; i < n; i++) scores[i] /= sum;
@@ -47,7 +53,8 @@ export function softmax(scores, n = scores.length) {
 
 // Natural logarithms of the softmax of logits.
 export function logSoftmax(logits) {
-  let largest = -Infinity, sum = 0;
+  let largest = -Infinity,
+    sum = 0;
   for (let i = 0; i < logits.length; i++) if (logits[i] > largest) largest = logits[i];
   for (let i = 0; i < logits.length; i++) sum += exp(logits[i] - largest);
   const total = largest + log(sum);

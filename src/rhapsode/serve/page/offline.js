@@ -12,7 +12,8 @@ export class Offline {
     const url = URL.createObjectURL(new Blob([content("worker")], { type: "text/javascript" }));
     this.worker = new Worker(url);
     this.worker.onmessage = ({ data }) => this.#hear(data);
-    this.worker.onerror = () => this.calls.forEach(({ reject }) => reject(new Error("the model could not be started in this browser")));
+    this.worker.onerror = () =>
+      this.calls.forEach(({ reject }) => reject(new Error("the model could not be started in this browser")));
     const weights = Uint8Array.from(atob(content("weights").trim()), (character) => character.charCodeAt(0));
     this.opened = this.#ask("open", { weights, description: JSON.parse(content("tokenizer")) });
   }

@@ -9,8 +9,14 @@ import { POWERS, exp, log, logSoftmax, sigmoid, softmax, tanh } from "./numbers.
 function affine({ weight: W, bias: b, rows, columns }, x, y) {
   let r = 0;
   for (; r + 4 <= rows; r += 4) {
-    const p0 = r * columns, p1 = p0 + columns, p2 = p1 + columns, p3 = p2 + columns;
-    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    const p0 = r * columns,
+      p1 = p0 + columns,
+      p2 = p1 + columns,
+      p3 = p2 + columns;
+    let s0 = 0,
+      s1 = 0,
+      s2 = 0,
+      s3 = 0;
     for (let c = 0; c < columns; c++) {
       const v = x[c];
       s0 += W[p0 + c] * v;
@@ -18,8 +24,16 @@ function affine({ weight: W, bias: b, rows, columns }, x, y) {
       s2 += W[p2 + c] * v;
       s3 += W[p3 + c] * v;
     }
-    if (b) { s0 += b[r]; s1 += b[r + 1]; s2 += b[r + 2]; s3 += b[r + 3]; }
-    y[r] = s0; y[r + 1] = s1; y[r + 2] = s2; y[r + 3] = s3;
+    if (b) {
+      s0 += b[r];
+      s1 += b[r + 1];
+      s2 += b[r + 2];
+      s3 += b[r + 3];
+    }
+    y[r] = s0;
+    y[r + 1] = s1;
+    y[r + 2] = s2;
+    y[r + 3] = s3;
   }
   for (; r < rows; r++) {
     let s = b ? b[r] : 0;
@@ -32,7 +46,7 @@ function affine({ weight: W, bias: b, rows, columns }, x, y) {
 function rmsNorm(weight, x, y) {
   let squares = 0;
   for (let i = 0; i < x.length; i++) squares += x[i] * x[i];
-  const scale = 1 / Math.sqrt(squares / x.length + 2 ** -23);  // float32's epsilon
+  const scale = 1 / Math.sqrt(squares / x.length + 2 ** -23); // float32's epsilon
   for (let i = 0; i < x.length; i++) y[i] = x[i] * scale * weight[i];
   return y;
 }
@@ -48,8 +62,12 @@ export function unpack(bytes) {
   const headerLength = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + headerLength)));
   const raw = (name) => {
-    const { dtype, shape, data_offsets: [begin, end] } = header[name];
-    const copy = bytes.slice(8 + headerLength + begin, 8 + headerLength + end).buffer;  // a copy is aligned
+    const {
+      dtype,
+      shape,
+      data_offsets: [begin, end],
+    } = header[name];
+    const copy = bytes.slice(8 + headerLength + begin, 8 + headerLength + end).buffer; // a copy is aligned
     if (dtype === "F16") return { shape, data: Float32Array.from(new Uint16Array(copy), halfToNumber) };
     return { shape, data: dtype === "I8" ? new Int8Array(copy) : new Float32Array(copy) };
   };
@@ -66,13 +84,17 @@ export function unpack(bytes) {
 }
 
 function scaled(q, scale) {
-  const data = new Float32Array(q.length), columns = q.length / scale.length;
-  for (let row = 0, i = 0; row < scale.length; row++) for (const end = i + columns; i < end; i++) data[i] = q[i] * scale[row];
+  const data = new Float32Array(q.length),
+    columns = q.length / scale.length;
+  for (let row = 0, i = 0; row < scale.length; row++)
+    for (const end = i + columns; i < end; i++) data[i] = q[i] * scale[row];
   return data;
 }
 
 function halfToNumber(bits) {
-  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const sign = bits & 0x8000 ? -1 : 1,
+    exponent = (bits >> 10) & 31,
+    fraction = bits & 1023;
   return sign * (exponent ? (1 + fraction / 1024) * POWERS[exponent - 15 + 1074] : fraction * POWERS[1050]);
 }
 
@@ -83,20 +105,32 @@ export class Network {
     this.config = config;
     const linear = (name) => {
       const weight = weights[`${name}.weight`];
-      return weight && {
-        weight: weight.data, bias: weights[`${name}.bias`]?.data, rows: weight.shape[0], columns: weight.shape[1],
-      };
+      return (
+        weight && {
+          weight: weight.data,
+          bias: weights[`${name}.bias`]?.data,
+          rows: weight.shape[0],
+          columns: weight.shape[1],
+        }
+      );
     };
     const vector = (name) => weights[`${name}.weight`]?.data;
     const block = (at) => ({
       rnnNorm: vector(`${at}rnn_norm`),
-      input: linear(`${at}rnn.cell.i2h`), recurrent: linear(`${at}rnn.cell.h2h`),
-      keep: linear(`${at}rnn.cell.keep`), candidate: linear(`${at}rnn.cell.candidate`),
-      gate: linear(`${at}rnn.gate`), out: linear(`${at}rnn.out`),
+      input: linear(`${at}rnn.cell.i2h`),
+      recurrent: linear(`${at}rnn.cell.h2h`),
+      keep: linear(`${at}rnn.cell.keep`),
+      candidate: linear(`${at}rnn.cell.candidate`),
+      gate: linear(`${at}rnn.gate`),
+      out: linear(`${at}rnn.out`),
       attentionNorm: vector(`${at}attention_norm`),
-      query: linear(`${at}attention.query_transform`), key: linear(`${at}attention.key_transform`),
-      value: linear(`${at}attention.value_transform`), output: linear(`${at}attention.output_transform`),
-      innerNorm: vector(`${at}feed_forward.0`), inner: linear(`${at}feed_forward.1`), outer: linear(`${at}feed_forward.3`),
+      query: linear(`${at}attention.query_transform`),
+      key: linear(`${at}attention.key_transform`),
+      value: linear(`${at}attention.value_transform`),
+      output: linear(`${at}attention.output_transform`),
+      innerNorm: vector(`${at}feed_forward.0`),
+      inner: linear(`${at}feed_forward.1`),
+      outer: linear(`${at}feed_forward.3`),
     });
     const stacked = config.kind === "stacked";
     this.embedding = linear("embeddings");
@@ -139,14 +173,15 @@ class Rows {
 
 // One text as the network reads it. Row i is what was made of token i; token 0 is the one that a text begins with.
 export class Reader {
-  #found = [];  // log-probability of the token after row i, once it was asked for
+  #found = []; // log-probability of the token after row i, once it was asked for
 
   constructor(network) {
     this.network = network;
     this.ids = [];
     this.features = new Rows(network.head.columns);
     this.layers = network.blocks.map(({ out, query, key, value }) => ({
-      hidden: new Rows(out.columns), ...(query && { q: new Rows(query.rows), k: new Rows(key.rows), v: new Rows(value.rows) }),
+      hidden: new Rows(out.columns),
+      ...(query && { q: new Rows(query.rows), k: new Rows(key.rows), v: new Rows(value.rows) }),
     }));
     this.copies = network.copy && { q: new Rows(network.copy.query.rows), k: new Rows(network.copy.key.rows) };
   }
@@ -160,7 +195,8 @@ export class Reader {
     const other = new Reader(this.network);
     other.ids = this.ids.slice();
     other.features = this.features.copy();
-    const copies = (layer) => layer && Object.fromEntries(Object.entries(layer).map(([name, rows]) => [name, rows.copy()]));
+    const copies = (layer) =>
+      layer && Object.fromEntries(Object.entries(layer).map(([name, rows]) => [name, rows.copy()]));
     other.layers = this.layers.map(copies);
     other.copies = copies(this.copies);
     return other;
@@ -176,21 +212,26 @@ export class Reader {
   }
 
   push(id) {
-    const { network, ids } = this, { config } = network, t = ids.length;
+    const { network, ids } = this,
+      { config } = network,
+      t = ids.length;
     const width = network.embedding.columns;
     let x = network.embedding.weight.slice(id * width, (id + 1) * width);
-    if (network.pairs) {  // below 2^53 for every vocabulary below 2^32, so that the remainder is exact
+    if (network.pairs) {
+      // below 2^53 for every vocabulary below 2^32, so that the remainder is exact
       const row = ((t ? ids[t - 1] : 0) * 1_000_003 + id * 7_919) % config.pair_embeddings;
       addTo(x, network.pairs.weight.subarray(row * width, (row + 1) * width));
     }
     ids.push(id);
     network.blocks.forEach((block, i) => {
-      x = config.kind === "stacked" ? this.#block(block, this.layers[i], x, t) : this.#plain(block, this.layers[i], x, t);
+      x =
+        config.kind === "stacked" ? this.#block(block, this.layers[i], x, t) : this.#plain(block, this.layers[i], x, t);
     });
     const features = this.features.row(t);
     if (network.norm) rmsNorm(network.norm, x, features);
     else features.set(x);
-    if (network.copy) {  // a token's key is made of the features before it: what looked like this, and what came then?
+    if (network.copy) {
+      // a token's key is made of the features before it: what looked like this, and what came then?
       if (t === 0) this.copies.k.row(0).fill(0);
       affine(network.copy.query, features, this.copies.q.row(t));
       affine(network.copy.key, features, this.copies.k.row(t + 1));
@@ -214,13 +255,17 @@ export class Reader {
   }
 
   #recur({ input, recurrent, keep, candidate, gate, out }, layer, i, t) {
-    const { act } = this.network, H = out.columns;
-    const h = layer.hidden.row(t), before = t ? layer.hidden.row(t - 1) : new Float32Array(H);
+    const { act } = this.network,
+      H = out.columns;
+    const h = layer.hidden.row(t),
+      before = t ? layer.hidden.row(t - 1) : new Float32Array(H);
     if (keep) {
-      const a = affine(keep, i, new Float32Array(H)), c = affine(candidate, i, new Float32Array(H));
+      const a = affine(keep, i, new Float32Array(H)),
+        c = affine(candidate, i, new Float32Array(H));
       for (let j = 0; j < H; j++) h[j] = c[j] + sigmoid(a[j]) * (before[j] - c[j]);
     } else {
-      const from = affine(input, i, new Float32Array(H)), kept = affine(recurrent, before, new Float32Array(H));
+      const from = affine(input, i, new Float32Array(H)),
+        kept = affine(recurrent, before, new Float32Array(H));
       for (let j = 0; j < H; j++) h[j] = act(from[j] + kept[j]);
     }
     let y = h;
@@ -232,15 +277,19 @@ export class Reader {
   }
 
   #attend({ query, key, value, output }, layer, y, t) {
-    const heads = this.network.config.num_heads, size = value.rows / heads;
+    const heads = this.network.config.num_heads,
+      size = value.rows / heads;
     affine(query, y, layer.q.row(t));
     affine(key, y, layer.k.row(t));
     affine(value, y, layer.v.row(t));
     const joined = new Float32Array(value.rows);
     for (let head = 0; head < heads; head++) {
-      const weights = shares(layer, heads, head, t), sums = new Float64Array(size);
+      const weights = shares(layer, heads, head, t),
+        sums = new Float64Array(size);
       for (let n = 0; n <= t; n++) {
-        const a = weights[n], begin = n * value.rows + head * size, v = layer.v.data;
+        const a = weights[n],
+          begin = n * value.rows + head * size,
+          v = layer.v.data;
         for (let j = 0; j < size; j++) sums[j] += a * v[begin + j];
       }
       joined.set(sums, head * size);
@@ -250,12 +299,15 @@ export class Reader {
 
   // The logits of what follows row i; with a copy head they are log-probabilities, as in copying.py.
   logits(i = this.length - 1) {
-    const { head, copy } = this.network, x = this.features.row(i);
+    const { head, copy } = this.network,
+      x = this.features.row(i);
     const logits = affine(head, x, new Float64Array(head.rows));
     if (!copy) return logits;
-    const { gate, weights } = this.copied(i), copied = new Map();
+    const { gate, weights } = this.copied(i),
+      copied = new Map();
     weights.forEach((weight, n) => copied.set(this.ids[n], (copied.get(this.ids[n]) ?? 0) + weight));
-    const mixed = logSoftmax(logits), kept = log(1 - gate);
+    const mixed = logSoftmax(logits),
+      kept = log(1 - gate);
     for (let id = 0; id < mixed.length; id++) {
       const share = copied.get(id);
       mixed[id] = share ? log((1 - gate) * exp(mixed[id]) + gate * share) : mixed[id] + kept;
@@ -279,9 +331,15 @@ export class Reader {
   // What was looked at from row i: [{part, head, weights (i + 1)}]
   attention(i) {
     const { num_heads: heads } = this.network.config;
-    return this.layers.flatMap((layer, block) => layer.q
-      ? Array.from({ length: heads }, (_, head) => ({ part: `block ${block + 1}`, head, weights: Array.from(shares(layer, heads, head, i)) }))
-      : []);
+    return this.layers.flatMap((layer, block) =>
+      layer.q
+        ? Array.from({ length: heads }, (_, head) => ({
+            part: `block ${block + 1}`,
+            head,
+            weights: Array.from(shares(layer, heads, head, i)),
+          }))
+        : [],
+    );
   }
 
   hidden(i) {
@@ -291,7 +349,9 @@ export class Reader {
 
 // softmax_n(k_n . q_t / sqrt(K)) of one of several heads side by side, n = 0 .. t
 function shares({ q: { data: q, width }, k: { data: k } }, heads, head, t) {
-  const size = width / heads, scores = new Float64Array(t + 1), scale = 1 / Math.sqrt(size);
+  const size = width / heads,
+    scores = new Float64Array(t + 1),
+    scale = 1 / Math.sqrt(size);
   for (let n = 0, a = t * width + head * size; n <= t; n++) {
     let s = 0;
     for (let j = 0, b = n * width + head * size; j < size; j++) s += q[a + j] * k[b + j];

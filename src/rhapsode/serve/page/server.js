@@ -27,7 +27,11 @@ export class Server {
   }
 
   async write({ tokens, ...settings }, onToken, signal) {
-    const response = await this.#fetch("v1/completions", { ...settings, prompt: tokens, stream: true, logprobs: 1, return_token_ids: true }, signal);
+    const response = await this.#fetch(
+      "v1/completions",
+      { ...settings, prompt: tokens, stream: true, logprobs: 1, return_token_ids: true },
+      signal,
+    );
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let done = false;
     for (let rest = "", part; !(part = await said(reader.read())).done;) {
@@ -48,10 +52,16 @@ export class Server {
   }
 
   async #fetch(path, body, signal) {
-    const headers = { ...(body && { "Content-Type": "application/json" }), ...(this.#key && { Authorization: `Bearer ${this.#key}` }) };
-    const response = await said(fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal }));
+    const headers = {
+      ...(body && { "Content-Type": "application/json" }),
+      ...(this.#key && { Authorization: `Bearer ${this.#key}` }),
+    };
+    const response = await said(
+      fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal }),
+    );
     if (response.ok) return response;
-    if (response.status === 401 && this.askForKey && (this.#key = await this.askForKey())) return this.#fetch(path, body, signal);
+    if (response.status === 401 && this.askForKey && (this.#key = await this.askForKey()))
+      return this.#fetch(path, body, signal);
     const { error } = await response.json().catch(() => ({}));
     throw new Error(error?.message ?? `the server answered with status ${response.status}`);
   }
@@ -71,11 +81,17 @@ async function said(promise) {
 function tell({ error, choices: [choice] = [] }, onToken) {
   if (error) throw new Error(error.message);
   if (!choice) return;
-  const ids = choice.token_ids ?? [], { token_logprobs: found, text_offset: offsets } = choice.logprobs ?? {};
-  const letters = Array.from(choice.text), last = ids.length - 1;  // offsets count characters, of which some are two units
-  ids.forEach((id, i) => onToken({
-    sample: choice.index, id, log_probability: found[i],
-    text: letters.slice(offsets[i] - offsets[0], i === last ? undefined : offsets[i + 1] - offsets[0]).join(""),
-    ended: i === last ? choice.finish_reason : null,
-  }));
+  const ids = choice.token_ids ?? [],
+    { token_logprobs: found, text_offset: offsets } = choice.logprobs ?? {};
+  const letters = Array.from(choice.text),
+    last = ids.length - 1; // offsets count characters, of which some are two units
+  ids.forEach((id, i) =>
+    onToken({
+      sample: choice.index,
+      id,
+      log_probability: found[i],
+      text: letters.slice(offsets[i] - offsets[0], i === last ? undefined : offsets[i + 1] - offsets[0]).join(""),
+      ended: i === last ? choice.finish_reason : null,
+    }),
+  );
 }

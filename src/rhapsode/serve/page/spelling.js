@@ -2,14 +2,18 @@
 
 const WHITE = "\\p{White_Space}";
 const CUTS = {
-  words: new RegExp(`'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^${WHITE}\\p{L}\\p{N}]+|${WHITE}+(?!\\P{White_Space})|${WHITE}+`, "gu"),
+  words: new RegExp(
+    `'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^${WHITE}\\p{L}\\p{N}]+|${WHITE}+(?!\\P{White_Space})|${WHITE}+`,
+    "gu",
+  ),
   spaces: new RegExp(`(?! )[${WHITE}<]| ?[^${WHITE}<]+| `, "gu"),
   lines: new RegExp(`[${WHITE}<]|▁?[^${WHITE}<▁]+|▁`, "gu"),
   none: /[^]+/gu,
 };
 
 // Byte-level vocabularies write each byte as a character: printable Latin-1 as itself, the rest from U+0100 on.
-const CHARACTER_OF_BYTE = [], BYTE_OF_CHARACTER = new Map();
+const CHARACTER_OF_BYTE = [],
+  BYTE_OF_CHARACTER = new Map();
 for (let byte = 0, next = 256; byte < 256; byte++) {
   const printable = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
   CHARACTER_OF_BYTE[byte] = String.fromCharCode(printable ? byte : next++);
@@ -28,7 +32,7 @@ export class Spelling {
       this.merged = this.merges.map(([left, right]) => this.idOf.get(this.pieces[left] + this.pieces[right]));
     }
     if (this.scores) {
-      this.lowest = Math.min(...this.scores) - 10;  // an unknown character costs more than any piece
+      this.lowest = Math.min(...this.scores) - 10; // an unknown character costs more than any piece
       this.longest = this.pieces.reduce((most, piece) => Math.max(most, piece.length), 1);
     }
   }
@@ -39,22 +43,28 @@ export class Spelling {
 
   #parts(text) {
     if (this.cut === "metaspace") {
-      const words = this.#normal(text).split(new RegExp(`${WHITE}+`, "u")).filter(Boolean);
+      const words = this.#normal(text)
+        .split(new RegExp(`${WHITE}+`, "u"))
+        .filter(Boolean);
       return words.flatMap((word) => word.replace(/^(?!▁)/, "▁").match(/▁[^▁]*/g));
     }
     return (this.cut === "lines" ? text.replaceAll(" ", "▁") : text).match(CUTS[this.cut]) ?? [];
   }
 
   #normal(text) {
-    return Array.from(text, (character) => this.exceptions[character] ?? character).join("").normalize("NFKC");
+    return Array.from(text, (character) => this.exceptions[character] ?? character)
+      .join("")
+      .normalize("NFKC");
   }
 
   // The best-ranked pair of neighbours becomes one piece, the leftmost first, until no pair has a rank.
   #bpe(part) {
-    const symbols = this.bytes === "level" ? Array.from(utf8.encode(part), (byte) => CHARACTER_OF_BYTE[byte]) : Array.from(part);
+    const symbols =
+      this.bytes === "level" ? Array.from(utf8.encode(part), (byte) => CHARACTER_OF_BYTE[byte]) : Array.from(part);
     const ids = symbols.map((symbol) => this.idOf.get(symbol) ?? this.unk).filter((id) => id !== null);
     for (;;) {
-      let best = Infinity, place = -1;
+      let best = Infinity,
+        place = -1;
       for (let i = 0; i + 1 < ids.length; i++) {
         const rank = this.rankOf.get(ids[i] * 2 ** 24 + ids[i + 1]);
         if (rank < best) [best, place] = [rank, i];
@@ -68,7 +78,8 @@ export class Spelling {
   #unigram(part) {
     const best = [{ score: 0 }];
     for (let start = 0; start < part.length;) {
-      const width = part.codePointAt(start) > 0xffff ? 2 : 1, { score } = best[start];
+      const width = part.codePointAt(start) > 0xffff ? 2 : 1,
+        { score } = best[start];
       let single = false;
       for (let end = start + width; end <= Math.min(part.length, start + this.longest); end++) {
         const id = this.idOf.get(part.slice(start, end));
@@ -94,7 +105,8 @@ export class Spelling {
   }
 
   #unknown(text) {
-    const bytes = this.bytes === "fallback" ? Array.from(utf8.encode(text), (byte) => this.idOf.get(byteName(byte))) : [undefined];
+    const bytes =
+      this.bytes === "fallback" ? Array.from(utf8.encode(text), (byte) => this.idOf.get(byteName(byte))) : [undefined];
     return bytes.includes(undefined) ? [this.unk] : bytes;
   }
 
@@ -106,14 +118,15 @@ export class Spelling {
       const bytes = Array.from(piece, (character) => BYTE_OF_CHARACTER.get(character));
       return bytes.includes(undefined) ? utf8.encode(piece) : Uint8Array.from(bytes);
     }
-    if (this.bytes === "fallback" && /^<0x[0-9A-F]{2}>$/.test(piece)) return Uint8Array.of(parseInt(piece.slice(3, 5), 16));
+    if (this.bytes === "fallback" && /^<0x[0-9A-F]{2}>$/.test(piece))
+      return Uint8Array.of(parseInt(piece.slice(3, 5), 16));
     return utf8.encode(this.cut === "lines" || this.cut === "metaspace" ? piece.replaceAll("▁", " ") : piece);
   }
 
   // What turns ids into text as they come: a character of several tokens comes with the last of them.
   stream() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    let first = this.cut === "metaspace";  // its first blank stands before the text
+    let first = this.cut === "metaspace"; // its first blank stands before the text
     return {
       push: (id) => {
         let text = decoder.decode(this.bytesOf(id), { stream: true });
@@ -140,8 +153,16 @@ export class Spelling {
 const hexadecimal = (n, digits) => n.toString(16).padStart(digits, "0");
 
 function escaped(character) {
-  const code = character.codePointAt(0), short = { 9: "\\t", 10: "\\n", 13: "\\r" }[code];
-  return short ?? (code < 0x100 ? `\\x${hexadecimal(code, 2)}` : code < 0x10000 ? `\\u${hexadecimal(code, 4)}` : `\\U${hexadecimal(code, 8)}`);
+  const code = character.codePointAt(0),
+    short = { 9: "\\t", 10: "\\n", 13: "\\r" }[code];
+  return (
+    short ??
+    (code < 0x100
+      ? `\\x${hexadecimal(code, 2)}`
+      : code < 0x10000
+        ? `\\u${hexadecimal(code, 4)}`
+        : `\\U${hexadecimal(code, 8)}`)
+  );
 }
 
 const byteName = (byte) => `<0x${hexadecimal(byte, 2).toUpperCase()}>`;

@@ -4,10 +4,14 @@
 import { announce, bitsOf, element, find, shape } from "./dom.js";
 import { shownTexts } from "./tree.js";
 
-const MOST_BITS = 10;  // as much colour as there is
-const TAIL = 12;  // tokens whose letters a new one may still change
-const LEAST_LINE = 0.03, MOST_LINES = 12;
-const COLOURS = { surprise: ["expected", `${MOST_BITS} bits of surprise`], excess: ["as it should be", `${MOST_BITS} bits more than the truth`] };
+const MOST_BITS = 10; // as much colour as there is
+const TAIL = 12; // tokens whose letters a new one may still change
+const LEAST_LINE = 0.03,
+  MOST_LINES = 12;
+const COLOURS = {
+  surprise: ["expected", `${MOST_BITS} bits of surprise`],
+  excess: ["as it should be", `${MOST_BITS} bits more than the truth`],
+};
 
 export class StoryView {
   hovered = null;
@@ -19,14 +23,23 @@ export class StoryView {
     this.session = session;
     this.box = find("story");
     session.addEventListener("path", () => this.render());
-    session.addEventListener("token", ({ detail }) => detail.branch === session.tree.current && this.#append(detail.token));
+    session.addEventListener(
+      "token",
+      ({ detail }) => detail.branch === session.tree.current && this.#append(detail.token),
+    );
     session.addEventListener("cursor", () => this.#mark());
     session.addEventListener("facts", () => this.#paint());
     session.addEventListener("busy", () => session.busy || this.#say(true));
     this.box.addEventListener("keydown", (event) => this.#key(event));
-    this.box.addEventListener("pointermove", ({ target, pointerType }) => pointerType === "mouse" && this.#hover(this.#place(target)));
+    this.box.addEventListener(
+      "pointermove",
+      ({ target, pointerType }) => pointerType === "mouse" && this.#hover(this.#place(target)),
+    );
     this.box.addEventListener("pointerleave", () => this.#hover(null));
-    this.box.addEventListener("click", ({ target }) => this.#place(target) !== null && session.point(this.#place(target)));
+    this.box.addEventListener(
+      "click",
+      ({ target }) => this.#place(target) !== null && session.point(this.#place(target)),
+    );
     find("colour").addEventListener("change", () => this.#paint());
     new ResizeObserver(() => this.draw(this.#lines)).observe(this.box);
     this.#legend();
@@ -38,9 +51,14 @@ export class StoryView {
   }
 
   render() {
-    const { path } = this.session, shown = shownTexts(path);
+    const { path } = this.session,
+      shown = shownTexts(path);
     this.#spans = path.map((token, i) => this.#span(token, shown[i], i));
-    this.box.replaceChildren(element("span", { class: "start", "data-i": 0, title: "the beginning" }, "◦"), ...this.#spans, this.#next());
+    this.box.replaceChildren(
+      element("span", { class: "start", title: "the beginning" }, "◦"),
+      ...this.#spans,
+      this.#next(),
+    );
     this.#legend();
     this.#paint();
     this.#mark();
@@ -56,7 +74,9 @@ export class StoryView {
   }
 
   #append(token) {
-    const { path } = this.session, begin = Math.max(0, path.length - TAIL), shown = shownTexts(path.slice(begin));
+    const { path } = this.session,
+      begin = Math.max(0, path.length - TAIL),
+      shown = shownTexts(path.slice(begin));
     const span = this.#span(token, "", path.length - 1);
     this.#spans.push(span);
     this.box.lastChild.before(span);
@@ -81,9 +101,11 @@ export class StoryView {
   // -- colour --------------------------------------------------------------------------------------------------------
 
   #legend() {
-    const { model, source } = this.session, select = find("colour");
+    const { model, source } = this.session,
+      select = find("colour");
     const choices = Object.keys(COLOURS).slice(0, model?.storyworld && source.serves ? 2 : 1);
-    if (select.options.length !== choices.length) select.replaceChildren(...choices.map((name) => element("option", { value: name }, name)));
+    if (select.options.length !== choices.length)
+      select.replaceChildren(...choices.map((name) => element("option", { value: name }, name)));
     select.parentElement.hidden = choices.length < 2;
     const [none, all] = COLOURS[select.value] ?? COLOURS.surprise;
     find("legend").replaceChildren(element("span", {}, none), element("i"), element("span", {}, all));
@@ -93,13 +115,21 @@ export class StoryView {
     this.#legend();
     this.#spans.forEach((span, i) => this.#heat(span, i));
     const { facts } = this.session;
-    for (const { start, end } of facts?.references ?? []) this.#within(start, end).forEach((span) => span.classList.add("refers"));
-    if (facts?.departure) this.#spans[facts.truth_log_probabilities.findIndex((value) => value === null)]?.classList.add("departs");
+    for (const { start, end } of facts?.references ?? [])
+      this.#within(start, end).forEach((span) => span.classList.add("refers"));
+    if (facts?.departure)
+      this.#spans[facts.truth_log_probabilities.findIndex((value) => value === null)]?.classList.add("departs");
   }
 
   #heat(span, i) {
-    const { path, facts } = this.session, truth = facts?.truth_log_probabilities?.[i];
-    const bits = find("colour").value === "excess" ? (truth === null || truth === undefined ? 0 : path[i].bits - bitsOf(truth)) : path[i].bits;
+    const { path, facts } = this.session,
+      truth = facts?.truth_log_probabilities?.[i];
+    const bits =
+      find("colour").value === "excess"
+        ? truth === null || truth === undefined
+          ? 0
+          : path[i].bits - bitsOf(truth)
+        : path[i].bits;
     span.style.setProperty("--heat", Math.max(0, Math.min(1, bits / MOST_BITS)).toFixed(3));
   }
 
@@ -144,8 +174,16 @@ export class StoryView {
   }
 
   #key(event) {
-    const { session } = this, rightToLeft = getComputedStyle(this.box).direction === "rtl" ? -1 : 1;
-    const moves = { ArrowRight: rightToLeft, ArrowLeft: -rightToLeft, ArrowDown: this.#line(1), ArrowUp: this.#line(-1), Home: -Infinity, End: Infinity };
+    const { session } = this,
+      rightToLeft = getComputedStyle(this.box).direction === "rtl" ? -1 : 1;
+    const moves = {
+      ArrowRight: rightToLeft,
+      ArrowLeft: -rightToLeft,
+      ArrowDown: this.#line(1),
+      ArrowUp: this.#line(-1),
+      Home: -Infinity,
+      End: Infinity,
+    };
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in moves) session.point(Math.min(session.cursor + moves[event.key], session.path.length));
     else if (/^[1-5]$/.test(event.key)) session.say("chosen", Number(event.key) - 1);
@@ -157,10 +195,13 @@ export class StoryView {
 
   // How many tokens further the nearest one in the next line up or down is.
   #line(direction) {
-    const { cursor } = this.session, here = (this.#spans[cursor] ?? this.box.lastChild).getBoundingClientRect();
-    let best = 0, least = Infinity;
+    const { cursor } = this.session,
+      here = (this.#spans[cursor] ?? this.box.lastChild).getBoundingClientRect();
+    let best = 0,
+      least = Infinity;
     this.#spans.forEach((span, i) => {
-      const there = span.getBoundingClientRect(), lines = ((there.top - here.top) * direction) / Math.max(1, here.height);
+      const there = span.getBoundingClientRect(),
+        lines = ((there.top - here.top) * direction) / Math.max(1, here.height);
       const distance = lines * 2000 + Math.abs(there.left - here.left);
       if (lines > 0.4 && distance < least) [best, least] = [i - cursor, distance];
     });
@@ -172,19 +213,31 @@ export class StoryView {
   // lines: [{place (-1 for the beginning), weight, kind: seen | copied | true}], from the token in view.
   draw(lines) {
     this.#lines = lines;
-    const svg = find("lines"), frame = this.box.getBoundingClientRect();
+    const svg = find("lines"),
+      frame = this.box.getBoundingClientRect();
     for (const span of this.#spans) span.classList.remove("seen", "copied");
     const middle = (node) => {
       const box = (node.querySelector("i") ?? node).getClientRects()[0] ?? node.getBoundingClientRect();
       return [box.left + box.width / 2 - frame.left, box.top - frame.top + 3];
     };
     const target = this.#spans[this.place] ?? this.box.lastChild;
-    const paths = lines.filter(({ weight }) => weight >= LEAST_LINE).sort((a, b) => b.weight - a.weight).slice(0, MOST_LINES).map(({ place, weight, kind }) => {
-      const source = place < 0 ? this.box.firstChild : this.#spans[place];
-      if (place >= 0) source.classList.add(kind);
-      const [x1, y1] = middle(target), [x2, y2] = middle(source), up = Math.min(y1, y2) - 14 - Math.min(50, Math.abs(x1 - x2) / 8);
-      return shape("path", { class: kind, d: `M${x1},${y1} C${x1},${up} ${x2},${up} ${x2},${y2}`, "stroke-width": 1 + 6 * weight, "stroke-opacity": 0.35 + 0.6 * weight });
-    });
+    const paths = lines
+      .filter(({ weight }) => weight >= LEAST_LINE)
+      .sort((a, b) => b.weight - a.weight)
+      .slice(0, MOST_LINES)
+      .map(({ place, weight, kind }) => {
+        const source = place < 0 ? this.box.firstChild : this.#spans[place];
+        if (place >= 0) source.classList.add(kind);
+        const [x1, y1] = middle(target),
+          [x2, y2] = middle(source),
+          up = Math.min(y1, y2) - 14 - Math.min(50, Math.abs(x1 - x2) / 8);
+        return shape("path", {
+          class: kind,
+          d: `M${x1},${y1} C${x1},${up} ${x2},${up} ${x2},${y2}`,
+          "stroke-width": 1 + 6 * weight,
+          "stroke-opacity": 0.35 + 0.6 * weight,
+        });
+      });
     svg.replaceChildren(...paths);
   }
 }

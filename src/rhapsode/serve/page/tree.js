@@ -2,14 +2,14 @@
 // a path only ever grows at its end, so that what others share stays.
 
 export class Tree {
-  branches = new Map();  // id -> {id, name, parent, at, tokens: [{id, text, piece, bits}]}
+  branches = new Map(); // id -> {id, name, parent, at, tokens: [{id, text, piece, bits}]}
   current = null;
   #next = 1;
 
   // A new branch off `parent`'s path, which becomes the current one; parent null: a story of its own.
   add(parent, at, tokens, name = "") {
     let from = this.branches.get(parent);
-    while (from && at <= from.at && from.parent !== null) from = this.branches.get(from.parent);  // where the tokens are
+    while (from && at <= from.at && from.parent !== null) from = this.branches.get(from.parent); // where the tokens are
     const branch = { id: this.#next++, name, parent: from?.id ?? null, at: from ? at : 0, tokens: [...tokens] };
     this.branches.set(branch.id, branch);
     this.current = branch.id;
@@ -48,14 +48,18 @@ export class Tree {
     return {
       current: number.get(this.current) ?? 0,
       branches: [...this.branches.values()].map(({ name, parent, at, tokens }) => [
-        name, parent === null ? -1 : number.get(parent), at, tokens.map(({ id }) => id),
+        name,
+        parent === null ? -1 : number.get(parent),
+        at,
+        tokens.map(({ id }) => id),
       ]),
     };
   }
 
   // tokensOf(ids) -> promise of the tokens that a whole path's ids stand for.
   static async fromJSON({ current, branches }, tokensOf) {
-    const tree = new Tree(), made = [];
+    const tree = new Tree(),
+      made = [];
     for (const [name, parent, at, ids] of branches) {
       const before = parent < 0 ? [] : tree.path(made[parent]).slice(0, at);
       const tokens = await tokensOf([...before.map(({ id }) => id), ...ids]);
@@ -70,9 +74,10 @@ export class Tree {
 // The text that stands at each token. A character that takes several tokens (an emoji, a letter with its accents) stands
 // whole at the last of them: cut over two elements it would fall apart.
 export function shownTexts(tokens) {
-  const shown = tokens.map(() => ""), ends = [];
+  const shown = tokens.map(() => ""),
+    ends = [];
   let length = 0;
-  for (const { text } of tokens) ends.push(length += text.length);
+  for (const { text } of tokens) ends.push((length += text.length));
   const whole = tokens.map(({ text }) => text).join("");
   let place = 0;
   for (const { segment, index } of new Intl.Segmenter(undefined, { granularity: "grapheme" }).segment(whole)) {

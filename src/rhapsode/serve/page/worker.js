@@ -6,7 +6,7 @@ import { Network, Reader, unpack } from "./runtime.js";
 import { distribution, draw, randomNumbers } from "./sampling.js";
 import { Spelling } from "./spelling.js";
 
-const SLICE = 12;  // milliseconds of writing before the next message is heard
+const SLICE = 12; // milliseconds of writing before the next message is heard
 
 let spelling, reader;
 const stopped = new Set();
@@ -22,7 +22,8 @@ const answers = {
     const ids = given ?? spelling.encode(text);
     read(ids);
     return {
-      tokens: described(ids), log_probabilities: ids.map((_, i) => reader.logProbability(i)),
+      tokens: described(ids),
+      log_probabilities: ids.map((_, i) => reader.logProbability(i)),
       positions: positions.map((position) => told(ids, position, top)),
     };
   },
@@ -33,9 +34,17 @@ const answers = {
       const stream = spelling.stream();
       ids.forEach((id) => stream.push(id));
       const own = count > 1 ? reader.fork() : reader;
-      return { index, reader: own, ids: ids.slice(), stream, random: randomNumbers(settings.seed + index), left: settings.max_tokens };
+      return {
+        index,
+        reader: own,
+        ids: ids.slice(),
+        stream,
+        random: randomNumbers(settings.seed + index),
+        left: settings.max_tokens,
+      };
     });
-    let going = samples, begun = performance.now();
+    let going = samples,
+      begun = performance.now();
     while (going.length && !stopped.has(call)) {
       for (const sample of going) postMessage({ call, token: next(sample, settings) });
       going = going.filter((sample) => !sample.ended);
@@ -63,25 +72,36 @@ function described(ids) {
 }
 
 function told(ids, position, top) {
-  const all = Array.from(logSoftmax(reader.logits(position)), (value, id) => ({ id, piece: spelling.piece(id), probability: exp(value) }));
+  const all = Array.from(logSoftmax(reader.logits(position)), (value, id) => ({
+    id,
+    piece: spelling.piece(id),
+    probability: exp(value),
+  }));
   all.sort((a, b) => b.probability - a.probability || a.id - b.id);
   const copy = reader.copied(position);
   if (copy) copy.probability = position < ids.length ? copyShare(copy, ids, position) : null;
   return {
-    position, next: top ? all.slice(0, top) : all, attention: reader.attention(position), hidden: reader.hidden(position),
-    copy, truth: null,
+    position,
+    next: top ? all.slice(0, top) : all,
+    attention: reader.attention(position),
+    hidden: reader.hidden(position),
+    copy,
+    truth: null,
   };
 }
 
 // How probable it is that the token which came was copied, and not chosen from the vocabulary: g c / p.
 function copyShare({ gate, weights }, ids, position) {
-  const came = ids[position], copied = weights.filter((_, n) => (n ? ids[n - 1] : spelling.eos) === came);
-  return gate * copied.reduce((sum, weight) => sum + weight, 0) / exp(reader.logits(position)[came]);
+  const came = ids[position],
+    copied = weights.filter((_, n) => (n ? ids[n - 1] : spelling.eos) === came);
+  return (gate * copied.reduce((sum, weight) => sum + weight, 0)) / exp(reader.logits(position)[came]);
 }
 
 function next(sample, settings) {
-  const { reader: own, random } = sample, row = own.length - 1;
-  const logits = own.logits(row), id = draw(distribution(logits, settings, sample.ids), random);
+  const { reader: own, random } = sample,
+    row = own.length - 1;
+  const logits = own.logits(row),
+    id = draw(distribution(logits, settings, sample.ids), random);
   const log_probability = logSoftmax(logits)[id];
   sample.ended = id === spelling.eos ? "stop" : --sample.left === 0 ? "length" : null;
   sample.ids.push(id);
@@ -94,7 +114,10 @@ function next(sample, settings) {
 function otherMessages() {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => { port1.close(); resolve(); };
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
     port2.postMessage(null);
   });
 }
