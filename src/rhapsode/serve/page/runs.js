@@ -32,7 +32,7 @@ export class Runs {
       this.#list(runs);
       this.#show(this.#chosen);
     } catch (error) {
-      this.session.say("failed", { message: error.message, again: () => this.open() });
+      this.session.fail({ message: error.message, again: () => this.open() });
     }
   }
 
@@ -81,7 +81,7 @@ export class Runs {
       this.#draw(run);
       if (run.training && !this.box.hidden) this.#timer = setTimeout(() => this.#show(id), EVERY);
     } catch (error) {
-      this.session.say("failed", { message: error.message, again: () => this.#show(id) });
+      this.session.fail({ message: error.message, again: () => this.#show(id) });
     }
   }
 

@@ -21,6 +21,7 @@ export class Session extends EventTarget {
   settings = { ...SETTINGS };
   cursor = 0; // a token of the path, or its length: what comes next
   given = 0; // how many tokens at the path's beginning a person typed
+  failure = null;
   facts = null; // storyworld's: what the true distribution gives each token, and the references
   #looks = new Map();
   #writing = null;
@@ -28,6 +29,12 @@ export class Session extends EventTarget {
   constructor(source) {
     super();
     this.source = source;
+  }
+
+  // What went wrong, and what tries it again; null where all is well.
+  fail(failure) {
+    this.failure = failure;
+    this.say("failed", failure);
   }
 
   say(type, detail) {
@@ -230,10 +237,10 @@ export class Session extends EventTarget {
   async #tried(what, again) {
     try {
       await what();
-      this.say("failed", null);
+      this.fail(null);
       return true;
     } catch (error) {
-      if (error.name !== "AbortError") this.say("failed", { message: error.message, again });
+      if (error.name !== "AbortError") this.fail({ message: error.message, again });
       return false;
     }
   }
@@ -264,7 +271,7 @@ export class Session extends EventTarget {
         else this.tree.add(null, 0, await this.tokens({ text: String(state.text) }));
         this.#changed(Math.min(state.cursor || 0, this.path.length));
         if (!model)
-          this.say("failed", {
+          this.fail({
             message: `This was written with another model, ${state.model}: its text, as this one reads it`,
           });
       },

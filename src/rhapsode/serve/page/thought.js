@@ -130,7 +130,8 @@ export class Thought {
       this.#show(place, told);
       this.#timer = setTimeout(() => this.#fetchWhole(place), PAUSE);
     } catch (error) {
-      if (this.#place === place) session.say("failed", { message: error.message, again: () => this.refresh() });
+      if (this.#place === place && !session.failure)
+        session.fail({ message: error.message, again: () => this.refresh() });
     }
   }
 
