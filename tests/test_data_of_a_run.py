@@ -10,8 +10,8 @@ from typing import Any
 import asking
 import pytest
 
-from rhapsode.run import Run
 from rhapsode.files import cache_root
+from rhapsode.run import Run
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokens import prepare
 from rhapsode.training.data import open_data, reading_settings

@@ -71,4 +71,6 @@ def test_as_a_run_directory(tmp_path: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path))
     model = load(packaged_run(), device="cpu")
     assert packaged_run() == model.path
-    assert "".join(tell_story("Once", 20, temperature=0)) == str(model.generate("Once", max_tokens=20, temperature=0)[0])
+    assert "".join(tell_story("Once", 20, temperature=0)) == str(
+        model.generate("Once", max_tokens=20, temperature=0)[0]
+    )

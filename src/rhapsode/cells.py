@@ -58,8 +58,8 @@ class GatedCell(nn.Module):
         return F.linear(input, *side_by_side((self.keep, self.candidate)))
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
-        """Projected inputs x (T, B, 2 H) -> hidden states (T, B, H)."""
-        return gated_recurrence(x, initial)
+        """Projected inputs x (T, B, 2 H), whose memory is used -> hidden states (T, B, H)."""
+        return gated_recurrence(x, initial, overwrite=True)
 
 
 class RNN(nn.Module):

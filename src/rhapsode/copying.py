@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rhapsode.kernels.attention import attention_weights
-from rhapsode.kernels.loss import linear_cross_entropy
+from rhapsode.kernels.copying import copy_cross_entropy, mixed
 from rhapsode.state import Cache, CopyState
 
 OPEN = -2.0  # b_g of a fresh model: it copies with probability 0.12
@@ -57,7 +57,17 @@ class CopyHead(nn.Module):
         """log p_t (B, T, V) from the vocabulary's logits (B, T, V) and the features x (B, T, width)."""
         weights, ids = self.places(x, copies), copies.ids
         copied = torch.zeros_like(logits).scatter_add(2, ids[:, None].expand(weights.shape), weights)
-        return self._mixed(logits.log_softmax(-1), copied, self.gate(x))
+        return mixed(logits.log_softmax(-1), copied, self.gate(x))
+
+    def origins(self, logits: Tensor, x: Tensor, copies: CopyState, targets: Tensor) -> Tensor:
+        """(B, T, S): how probable it is that each target (B, T) was copied, and from which place; arguments as above.
+
+        Summed over the places, g c(target) / p(target): 0 where it stands at none of them.
+        """
+        weights, gate = self.places(x, copies), self.gate(x)
+        hits = weights.where(copies.ids[:, None] == targets[..., None], 0.0)
+        known = logits.log_softmax(-1).gather(2, targets[..., None])
+        return (F.logsigmoid(gate) + hits.log() - mixed(known, hits.sum(-1, keepdim=True), gate)).exp()
 
     def loss(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, copies: CopyState, reduction: str
@@ -66,18 +76,5 @@ class CopyHead(nn.Module):
 
         reduction and targets of -100 as in `LanguageModel.loss`.
         """
-        scored = targets != -100
-        of_vocabulary = linear_cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), "none")
-        hits = copies.ids[:, None] == targets[:, :, None]  # (B, T, S)
-        copied = (self.places(x, copies) * hits).sum(-1)
-        nats = -self._mixed(-of_vocabulary.view(targets.shape), copied, self.gate(x)[..., 0]).where(scored, 0.0)
-        if reduction == "none":
-            return nats
-        return nats.sum() / scored.sum() if reduction == "mean" else nats.sum()
-
-    @staticmethod
-    def _mixed(vocabulary: Tensor, copied: Tensor, gate: Tensor) -> Tensor:
-        """log((1 - g) exp(vocabulary) + g copied), g = sigmoid(gate); finite, gradients too, where copied is 0."""
-        found = copied > torch.finfo(copied.dtype).tiny  # below, 1 / copied is not finite
-        kept = vocabulary + F.logsigmoid(-gate)
-        return torch.logaddexp(kept, F.logsigmoid(gate) + copied.where(found, 1.0).log()).where(found, kept)
+        q, gate = self.query_transform(x), self.gate(x)[..., 0]
+        return copy_cross_entropy(x, weight, bias, q, copies.keys, gate, copies.ids, targets, reduction)

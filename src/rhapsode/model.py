@@ -320,6 +320,7 @@ class StackedModel(LanguageModel):
             after.append(block_state)
         x, copies = self.norm(x), None
         if self.copy_head is not None:
+            x = x.contiguous()  # once, for four products; the recurrence left it time-major
             copies = self.copy_head.extended(state.copies if state else None, x, tokens)
         return x, State(tuple(after), last, copies)
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from rhapsode.decode import Alternative, Engine, SampleConfig, prompt_ids, read_ids, read_text, score_ids, write
+from rhapsode.inspection import copy_map
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore, check_count
+from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore, check_count
 from rhapsode.run import Run
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ class Model:
         before = self._usable(state)
         texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
         log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
-        reasons = [""] * n
+        reasons = ["length"] * n  # where there is no token at all
         for sample, token in write(self._decoding(), self._checked(prompt), config, n, before):
             texts[sample] += token.text
             ids[sample].append(token.id)
@@ -241,6 +242,13 @@ class Model:
         """Where the model looks while it reads a text: every head of every part that attends."""
         reading = look(self.network, self.tokenizer, self._checked(text), 1)
         return AttentionMap(reading.tokens, {name: heads.numpy() for name, heads in reading.attention.items()})
+
+    def copies(self, text: str) -> CopyMap:
+        """What the model copied while it read a text, and from where.
+
+        Raises ValueError for an empty text, and where the model has no copy head (`copy_dim` is 0).
+        """
+        return copy_map(self.network, self.tokenizer, self._checked(text))
 
 
 FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}

@@ -153,6 +153,7 @@ def test_a_header_names_what_has_no_effect(served: Served) -> None:
         ({"best_of": 2, "stream": True}, "best_of", ["streamed"]),
         ({"stop": ["a"] * 17}, "stop", ["16"]),
         ({"stop": [1]}, "stop", ["text"]),
+        ({"stop": {}}, "stop", ["text"]),
         ({"stop": [""]}, "stop", ["empty"]),
         ({"prompt": {"a": 1}}, "prompt", ["a text, a list of texts"]),
         ({"prompt": ["a", 1]}, "prompt", ["a text, a list of texts"]),

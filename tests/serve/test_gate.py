@@ -72,7 +72,7 @@ def test_the_key(closed: Served) -> None:
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key on the command line could be read by all users of the machine; what looks like one is said to be no file."""
+    """On the command line all users of the machine could read it; what looks like a key there is said to be no file."""
     file = tmp_path / "key"
     file.write_text("abc\n")
     monkeypatch.setenv("RHAPSODE_API_KEY", "from-outside")

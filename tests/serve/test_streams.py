@@ -222,7 +222,7 @@ def test_many_streams_at_once_are_each_what_they_are_alone(served: Served) -> No
 
 
 def test_usage_in_a_stream(served: Served) -> None:
-    """With include_usage a last chunk has no choices and the counts; the others have null; without, none has the field."""
+    """With include_usage a last chunk has the counts and no choices, the others null; else none has the field."""
     for include in (True, False):
         body: dict[str, Any] = {"prompt": "Once", "max_tokens": 3, "stream": True}
         if include:

@@ -15,7 +15,7 @@ from rhapsode.progress import say
 from rhapsode.terminal import literal, told
 
 ALTERNATIVES = 5
-AROUND = 20  # characters shown around the place from which something was copied
+AROUND = 3  # words shown before and after the one from which something was copied
 HELP = """a line           is added to the text, and the model goes on after it; // begins one with a slash
 an empty line    the model goes on
 /edit            change the last line, then the model goes on after it
@@ -52,9 +52,9 @@ class Chat:
                 line = self.read("")
             except EOFError:
                 return
-            except KeyboardInterrupt:  # while nothing is written: leave
-                say("")
-                return
+            except KeyboardInterrupt:  # perhaps meant for a turn that had just ended: no reason to lose the text
+                say("\n(Ctrl-D or /quit leaves)")
+                continue
             if line.strip() in ("/quit", "/exit"):
                 return
             try:
@@ -140,17 +140,17 @@ class Chat:
         say(f"saved {path}")
 
     def show_copies(self, argument: str) -> None:
-        copies = self.conversation.copies()
-        if copies is None:
-            say("this model has no copy head: it copies nothing")
-        elif not copies:
-            say("nothing was copied in the last turn")
-        text = self.conversation.text
-        for copied in copies or []:
-            begin, end = copied.source
-            around = f"{text[max(0, begin - AROUND) : begin]}[{text[begin:end].strip()}]{text[end : end + AROUND]}"
-            words = literal(text[copied.start : copied.end]).strip()
-            say(f"{words}  {copied.probability:.0%}  from: {literal(around).strip()}")
+        words, first = self.conversation.words()
+        told = False
+        for number, word in enumerate(words[first:], start=first):
+            if word.source is None or word.source == number:
+                continue
+            around = [each.text for each in words[max(1, word.source - AROUND) : word.source + AROUND + 1]]
+            where = "".join(around).replace("▁", " ").strip()
+            say(f"{word.text.lstrip('▁')}  {word.copied:.0%}  from word {word.source}: {where}")
+            told = True
+        if not told:
+            say("the model copied nothing in its last turn")
 
     def explain(self, argument: str) -> None:
         for line in HELP.format(temperature=self.conversation.config.temperature).splitlines():

@@ -1,25 +1,13 @@
 """The text so far, and what is done with it: written on, changed, undone, looked into."""
 
+import itertools
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rhapsode.chat.words import NextWord, likeliest_words
 from rhapsode.decode import Engine, Failed, GenerationRequest, SampleConfig, Written, prompt_ids
-from rhapsode.inspection.trace import trace
+from rhapsode.inspection.copying import CopiedWord, words_of
 from rhapsode.trained import Model
-
-MOST_LOOKED_AT = 2_048  # tokens, for copies
-COPIED = 0.5  # a token is called copied from this probability on
-
-
-@dataclass(frozen=True)
-class Copied:
-    """Words that were copied. start, end and source: characters of the text; probability: of the surest token."""
-
-    start: int
-    end: int
-    source: tuple[int, int]
-    probability: float
 
 
 class Conversation:
@@ -102,34 +90,13 @@ class Conversation:
     def _ids(self) -> list[int]:
         return prompt_ids(self.model.tokenizer, self.text)
 
-    def copies(self) -> list[Copied] | None:
-        """What the model copied in its last turn, and from where; None where it has no copy head."""
-        if self.model.network.copy_head is None:
-            return None
-        ids = self._ids()[:MOST_LOOKED_AT]
-        looked = trace(self.model.network, ids)
-        spans = self._spans(ids)
-        found: list[Copied] = []
-        for place in range(len(ids) - 1):
-            start, end = spans[place + 1]
-            look = looked.copy(place)
-            if look is None or (look.probability or 0) < COPIED or start < self.written_from:
-                continue
-            here = [n for n in range(place + 1) if ids[n] == ids[place + 1]]
-            source = spans[max(here, key=lambda n: float(look.weights[n]))]
-            probability = look.probability or 0.0
-            if found and found[-1].end == start and found[-1].source[1] == source[0]:
-                last = found.pop()
-                found.append(Copied(last.start, end, (last.source[0], source[1]), max(last.probability, probability)))
-            else:
-                found.append(Copied(start, end, source, probability))
-        return found
+    def words(self) -> tuple[list[CopiedWord], int]:
+        """All words, each with where it was copied from, and the number of the first that the model wrote last.
 
-    def _spans(self, ids: list[int]) -> list[tuple[int, int]]:
-        """Where each token stands in the text."""
-        stream, spans, begin = self.model.tokenizer.stream(), [], 0
-        for id in ids:
-            end = begin + len(stream.push(id))
-            spans.append((begin, end))
-            begin = end
-        return spans
+        Raises ValueError where the model has no copy head, or there is no text.
+        """
+        tokenizer = self.model.tokenizer
+        words = words_of(self.model.copies(self.text))
+        before = sum(len(tokenizer.token_text(id)) for id in prompt_ids(tokenizer, self.text[: self.written_from]))
+        ends = itertools.accumulate(len(word.text) for word in words)
+        return words, sum(end <= before for end in ends)

@@ -69,7 +69,7 @@ class Chooser:
         return id
 
 
-def scored(ids: list[int], logits: Tensor, alternatives: int) -> Scored:
+def score_tokens(ids: list[int], logits: Tensor, alternatives: int) -> Scored:
     """What logits (n, V) say of n tokens."""
     spoilt = ~logits.isfinite().all(-1)
     log_probabilities = logits.double().log_softmax(-1).cpu()

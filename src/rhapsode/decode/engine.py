@@ -194,11 +194,11 @@ class Engine:
             for row, ids in pieces:
                 row.read += len(ids)
                 left -= len(ids)
-                if row.read % PAGE == 0:
+                if row.read % PAGE == 0 and row.ticket in self._rows:
                     self._keep(row)
-            done = [row for row in self._reading if row.ticket in self._rows and row.read >= len(row.ids) - 1]
-            self._reading = [row for row in self._reading if row.ticket in self._rows and row.read < len(row.ids) - 1]
-            for row in done:
+            there = [row for row in self._reading if row.ticket in self._rows]
+            self._reading = [row for row in there if row.read < len(row.ids) - 1]
+            for row in [row for row in there if row.read >= len(row.ids) - 1]:
                 self._prompt_is_read(row, events)
 
     def _pieces(self) -> list[tuple["_Row", list[int]]]:

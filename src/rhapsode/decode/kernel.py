@@ -71,7 +71,7 @@ class Rows(Structure):
     )
 
 
-class Chosen(Structure):
+class Results(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("ids", "log_probabilities")),
         ("most", c_int32),
@@ -127,7 +127,7 @@ def layout_of(library: ctypes.CDLL) -> Layout | None:
     sizes = (c_int32 * 8)()
     library.rhapsode_sizes(sizes)
     panel, page, lanes, logits_at_once, *structures = sizes
-    expected = [*map(ctypes.sizeof, (Network, Rows)), CHOICE.itemsize, ctypes.sizeof(Chosen)]
+    expected = [*map(ctypes.sizeof, (Network, Rows)), CHOICE.itemsize, ctypes.sizeof(Results)]
     return Layout(panel, lanes, logits_at_once) if [page, *structures] == [PAGE, *expected] else None
 
 
@@ -145,7 +145,11 @@ class Packed:
         self.hidden_size = self.page_size = self._widest = 0
         exact = copy.deepcopy(network).cpu().double()
         with torch.no_grad():
-            blocks = self._plain(exact) if isinstance(exact, PlainModel) else self._stacked(exact)
+            if isinstance(exact, PlainModel):
+                blocks = self._plain(exact)
+            else:
+                assert isinstance(exact, StackedModel)
+                blocks = self._stacked(exact)
         self.model.blocks, self.model.num_blocks = (_Block * len(blocks))(*blocks), len(blocks)
         self.model.stride = layout.up(self._widest) + layout.panel
 
@@ -180,16 +184,10 @@ class Packed:
         return blocks
 
     def _block(self, block: Block) -> _Block:
-        made = self._recurrent(block.rnn)
-        cell = block.rnn.cell
-        if isinstance(cell, GatedCell):
-            inputs = side_by_side((cell.keep, cell.candidate))
-        else:
-            inputs = Affine(cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-        made.input = self._map(_after(block.rnn_norm, inputs))
-        if block.rnn.gate is not None:
-            made.gate = self._map(_after(block.rnn_norm, Affine(block.rnn.gate.weight, block.rnn.gate.bias)))
-        made.output = self._map(Affine(block.rnn.out.weight, block.rnn.out.bias))
+        made = _Block(hidden_offset=self.hidden_size)
+        if block.rnn is not None:
+            made = self._recurrent(block.rnn)
+            self._inputs(made, block)
         if block.attention is not None and block.attention_norm is not None:
             looks = self._scaled(side_by_side(block.attention.transforms), block.attention)
             self._attending(made, block.attention, [_after(block.attention_norm, looks)])
@@ -198,9 +196,23 @@ class Packed:
             )
         if block.feed_forward is not None:
             norm, wide, _, narrow = block.feed_forward
+            assert isinstance(wide, nn.Linear)
+            assert isinstance(narrow, nn.Linear)
             made.wide = self._map(_after(norm, Affine(wide.weight, wide.bias)))
             made.narrow = self._map(Affine(narrow.weight, narrow.bias))
         return made
+
+    def _inputs(self, made: _Block, block: Block) -> None:
+        """The maps before and after a block's recurrence."""
+        rnn, cell = block.rnn, block.rnn.cell
+        if isinstance(cell, GatedCell):
+            inputs = side_by_side((cell.keep, cell.candidate))
+        else:
+            inputs = Affine(cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
+        made.input = self._map(_after(block.rnn_norm, inputs))
+        if rnn.gate is not None:
+            made.gate = self._map(_after(block.rnn_norm, Affine(rnn.gate.weight, rnn.gate.bias)))
+        made.output = self._map(Affine(rnn.out.weight, rnn.out.bias))
 
     def _recurrent(self, rnn: Any) -> _Block:
         made = _Block(hidden=rnn.out.in_features, hidden_offset=self.hidden_size)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rhapsode.decode.choice import Chooser, Scored, scored
+from rhapsode.decode.choice import Chooser, Scored, score_tokens
 from rhapsode.decode.config import SampleConfig
 from rhapsode.decode.kernel import PAGE
 from rhapsode.model import LanguageModel
@@ -87,12 +87,12 @@ class ModuleTexts:
     @_alone
     def score(self, targets: Sequence[int], alternatives: int) -> Scored:
         """What is known of tokens at the positions of the last `read`, from the first on."""
-        return scored(list(targets), self._logits[: len(targets)], alternatives)
+        return score_tokens(list(targets), self._logits[: len(targets)], alternatives)
 
     @_alone
     def score_after(self, logits: Tensor, target: int, alternatives: int) -> Scored:
         """What is known of a token by the logits (1, V) in its place."""
-        return scored([target], logits, alternatives)
+        return score_tokens([target], logits, alternatives)
 
     @_alone
     def choose(self, slot: int, logits: Tensor) -> Scored:
@@ -101,7 +101,7 @@ class ModuleTexts:
             id = self.choosers[slot].take(logits[0])
         except FloatingPointError:
             return Scored([-1], [0.0], [([], [])])
-        return scored([id], logits, self.alternatives[slot])
+        return score_tokens([id], logits, self.alternatives[slot])
 
     def group(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
         """The texts that `step` is about from now on, and the token that each of them reads next."""

@@ -13,7 +13,7 @@ import torch
 
 from rhapsode.decode.choice import Scored
 from rhapsode.decode.config import SampleConfig
-from rhapsode.decode.kernel import CHOICE, PAGE, Chosen, Network, Packed, Rows, aligned
+from rhapsode.decode.kernel import CHOICE, PAGE, Network, Packed, Results, Rows, aligned
 from rhapsode.state import BlockState, Cache, CopyState, State
 
 POINTER = np.dtype(np.uintp)
@@ -40,7 +40,7 @@ class _Results:
         self.ids, self.scores = np.zeros(count, np.int32), np.zeros(count)
         self.other_ids, self.other_scores = np.zeros((count, most), np.int32), np.zeros((count, most))
         arrays = [each.ctypes.data for each in (self.ids, self.scores, self.other_ids, self.other_scores)]
-        self.structure = Chosen(arrays[0], arrays[1], most, arrays[2], arrays[3])
+        self.structure = Results(arrays[0], arrays[1], most, arrays[2], arrays[3])
         self.address = addressof(self.structure)
 
     def read(self) -> Scored:
@@ -83,7 +83,7 @@ class Texts:
             bias[id] = value
         counts = config.frequency_penalty != 0 or config.presence_penalty != 0
         wanted = (bool(config.logit_bias), config.repetition_penalty != 1, counts)
-        options = (bias, there, written)
+        options: tuple[np.ndarray, ...] = (bias, there, written)
         self._options[slot] = [each for each, is_wanted in zip(options, wanted, strict=True) if is_wanted]
         addresses = [each.ctypes.data * is_wanted for each, is_wanted in zip(options, wanted, strict=True)]
         numbers = (config.temperature, config.top_p, config.min_p, config.repetition_penalty)
@@ -196,32 +196,31 @@ class Texts:
         """The texts that `step` is about from now on, and the token that each of them reads next."""
         if len(slots) > self._positions:
             self._reserve(len(slots))
-        self._which, self._ones = np.array(slots, np.int32), np.ones(len(slots), np.int32)
-        most = int(self.choices["alternatives"][self._which].max(initial=0))
-        self._stepped = self._results(len(slots), most)
-        self._stepped.ids[:] = tokens
+        which = np.array(slots, np.int32)
+        results = self._results(len(slots), int(self.choices["alternatives"][which].max(initial=0)))
+        results.ids[:] = tokens
+        ones = np.ones(len(slots), np.int32)
+        self._group = which, results, (which.ctypes.data, ones.ctypes.data, results.address), ones
         self._room = 0
 
     def step(self) -> Scored:
         """Reads a token of each text of the group, and chooses the next one, which is then the one to be read."""
+        which, results, addresses, _ = self._group
         if not self._room:
-            for slot in self._which.tolist():
+            for slot in which.tolist():
                 self._make_room(slot, 1)
-            self._room = PAGE - int((self.lengths[self._which] % PAGE).max())
-        which, ones = self._which.ctypes.data, self._ones.ctypes.data
-        self.library.rhapsode_step(
-            self._network_at, self._rows_at, self._choices_at, len(self._which), which, ones, self._stepped.address
-        )
+            self._room = PAGE - int((self.lengths[which] % PAGE).max())
+        self.library.rhapsode_step(self._network_at, self._rows_at, self._choices_at, len(which), *addresses)
         self._room -= 1
         self.at_edge = not self._room
-        return self._stepped.read()
+        return results.read()
 
     def _results(self, count: int, alternatives: int) -> _Results:
         return _Results(count, min(alternatives, self.packed.config.vocab_size))
 
     def _padded(self, logits: torch.Tensor) -> np.ndarray:
         padded = aligned(self._network.padded, np.float32)
-        padded[:] = -np.inf
+        padded[:] = np.finfo(np.float32).min
         padded[: logits.shape[1]] = logits[0].detach().float().cpu().numpy()
         return padded
 

@@ -6,9 +6,10 @@ security.py       who may ask: Host, API key, size of a body, other origins
 models.py         the served runs: loaded on first use, reloaded when training has a better one, unloaded
 driver.py         the thread that drives the engines, and how what it makes reaches the clients
 schemas.py        what may be asked, field by field; failures.py: how what is wrong is said
-completions.py    from a request to texts: what the engines get
-answers.py        from what the engines make to answers, whole or in a stream
-tokens.py  inspecting.py  runs.py  metrics.py    the other paths
+wanted.py         from a request to work for an engine
+answers.py        from what an engine makes to what a client is told
+completions.py    the answer as it comes, whole or in a stream, and what happens if nobody waits for it
+tokens.py  inspecting.py  runs.py  metrics.py  described.py    the other paths
 
 FastAPI, uvicorn and prometheus-client are needed by these files, and by nothing else.
 """

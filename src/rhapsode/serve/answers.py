@@ -7,8 +7,7 @@ from typing import Any
 from rhapsode.decode import Alternative, Happening, PromptRead, Written
 from rhapsode.decode.ending import SPELLING_CONTEXT
 from rhapsode.tokenizer import Tokenizer
-
-FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}
+from rhapsode.trained import FINISH_REASONS
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class PromptTokens:
 
 
 @dataclass
-class Part:
+class TextPart:
     """A part of a text: what came since the last one. The lists have an entry for each of its tokens.
 
     log_probabilities: in nats; None for the first token of a prompt, as are its `tops`. offsets: where a token begins
@@ -39,7 +38,7 @@ class Part:
     offsets: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def extend(self, other: "Part") -> None:
+    def extend(self, other: "TextPart") -> None:
         """Adds the part that follows this one."""
         self.text += other.text
         for name in ("ids", "names", "log_probabilities", "tops", "offsets"):
@@ -67,9 +66,9 @@ class Telling:
         """Of a token that was written; what the best of several is chosen by."""
         return self.nats / max(1, self.written)
 
-    def part(self, events: Sequence[Happening]) -> Part:
+    def part(self, events: Sequence[Happening]) -> TextPart:
         """What some events add."""
-        part = Part()
+        part = TextPart()
         for event in events:
             if isinstance(event, PromptRead):
                 self._read(event, part)
@@ -77,7 +76,7 @@ class Telling:
                 self._write(event, part)
         return part
 
-    def _read(self, event: PromptRead, part: Part) -> None:
+    def _read(self, event: PromptRead, part: TextPart) -> None:
         self.cached = min(event.cached, len(self.prompt.ids))
         if event.ended:
             part.finish_reason = FINISH_REASONS[event.ended]
@@ -110,7 +109,7 @@ class Telling:
         if ids:
             part.log_probabilities[0] = part.tops[0] = None
 
-    def _write(self, event: Written, part: Part) -> None:
+    def _write(self, event: Written, part: TextPart) -> None:
         self.written += 1
         self.nats += event.log_probability
         part.text += event.text
@@ -135,7 +134,7 @@ class Telling:
         return found
 
 
-def completion_choice(index: int, part: Part, with_log_probabilities: bool, with_ids: bool) -> dict[str, Any]:
+def completion_choice(index: int, part: TextPart, with_log_probabilities: bool, with_ids: bool) -> dict[str, Any]:
     """A part in the shape of /v1/completions."""
     told = None
     if with_log_probabilities:
@@ -150,7 +149,7 @@ def completion_choice(index: int, part: Part, with_log_probabilities: bool, with
 
 
 def chat_choice(
-    index: int, part: Part, told: "Telling | None", with_ids: bool, delta: bool, first: bool
+    index: int, part: TextPart, told: "Telling | None", with_ids: bool, delta: bool, first: bool
 ) -> dict[str, Any]:
     """A part in the shape of /v1/chat/completions: a message, or a delta of which the first has the role.
 
@@ -174,7 +173,8 @@ def chat_choice(
 
 
 def _chat_token(tokenizer: Tokenizer, name: str, value: float | None) -> dict[str, Any]:
-    if name in (tokenizer.names.get(id) for id in (tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)):
+    specials = (tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
+    if name in (tokenizer.names[id] for id in specials if id is not None):
         spelled = b""
     elif name.startswith("bytes:\\x"):
         spelled = bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from rhapsode.decode import Failed
 from rhapsode.progress import say
-from rhapsode.serve.answers import Part, Telling, chat_choice, completion_choice, usage
+from rhapsode.serve.answers import Telling, TextPart, chat_choice, completion_choice, usage
 from rhapsode.serve.driver import Driver, Job
 from rhapsode.serve.failures import Refusal, failure_body
 from rhapsode.serve.models import LoadedModel
@@ -107,7 +107,7 @@ class TextsResponse(Response):
                     raise Refusal(500, f"the model failed: {event.error}", code="model_failed")
             yield events
 
-    def _parts(self, events: Sequence[tuple[int, Any]]) -> dict[int, Part]:
+    def _parts(self, events: Sequence[tuple[int, Any]]) -> dict[int, TextPart]:
         """What the events add to which text."""
         by_text: dict[int, list[Any]] = {}
         for number, event in events:
@@ -115,7 +115,7 @@ class TextsResponse(Response):
         return {number: self.tellings[number].part(its) for number, its in by_text.items()}
 
     async def _whole(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
-        wholes = [Part() for _ in self.tellings]
+        wholes = [TextPart() for _ in self.tellings]
         try:
             async for events in self._events(job):
                 for number, part in self._parts(events).items():
@@ -141,7 +141,9 @@ class TextsResponse(Response):
             found += [begin + i for i in ranked[:n]]
         return found
 
-    def _choice(self, index: int, number: int, part: Part, delta: bool = False, first: bool = True) -> dict[str, Any]:
+    def _choice(
+        self, index: int, number: int, part: TextPart, delta: bool = False, first: bool = True
+    ) -> dict[str, Any]:
         """A part of text `number`, which is choice `index` of the answer."""
         told = self.wanted.top is not None
         if self.wanted.chat:
@@ -159,7 +161,7 @@ class TextsResponse(Response):
         begun = False
         usage_of_none = ',"usage":null' if self.wanted.include_usage else ""
         head = json.dumps(self.about, separators=(",", ":"))[:-1] + usage_of_none + ',"choices":['
-        wholes = [Part() for _ in self.tellings] if self.log_prompts else []
+        wholes = [TextPart() for _ in self.tellings] if self.log_prompts else []
         told: set[int] = set()
 
         async def tell(lines: str) -> None:
@@ -199,7 +201,7 @@ class TextsResponse(Response):
         await tell("data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _log(self, wholes: Sequence[Part]) -> None:
+    def _log(self, wholes: Sequence[TextPart]) -> None:
         if self.log_prompts:
             tokenizer = self.model.model.tokenizer
             for telling, whole in zip(self.tellings, wholes, strict=True):

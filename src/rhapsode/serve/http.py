@@ -8,13 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from rhapsode import __version__
 from rhapsode.progress import say
 from rhapsode.serve import schemas
 from rhapsode.serve.completions import Patience, TextsResponse, ignored_header, refusal_response
+from rhapsode.serve.described import description_page
 from rhapsode.serve.driver import Driver
 from rhapsode.serve.failures import Refusal, failure_body
 from rhapsode.serve.inspecting import Inspector
@@ -76,8 +77,9 @@ def build_app(service: Service) -> FastAPI:
         title="Rhapsode",
         version=__version__,
         description=ABOUT,
-        docs_url=None,  # they would fetch their scripts from a network
+        docs_url=None,  # FastAPI's pages would fetch their scripts from a network
         redoc_url=None,
+        redirect_slashes=False,
         responses=FAILURES,
         separate_input_output_schemas=False,
     )
@@ -86,7 +88,7 @@ def build_app(service: Service) -> FastAPI:
     _add_tokenizer(app, service)
     _add_looking(app, service)
     _add_state(app, service)
-    _add_page(app)
+    _add_pages(app)
     return app
 
 
@@ -237,7 +239,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.meters.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return HTMLResponse(description_page(app.openapi()))
+
     folder = files("rhapsode.serve") / "page"
 
     def page_file(name: str) -> Response:

@@ -18,7 +18,7 @@ from rhapsode.storyworld.source import is_generated, open_generated
 from rhapsode.terminal import told
 from rhapsode.trained import Model
 
-SECONDS_BETWEEN_LOOKS = 1.0  # at the checkpoint of a run that is loaded
+CHECKPOINT_LOOK_SECONDS = 1.0  # at the checkpoint of a run that is loaded
 Stamp = tuple[int, int, int]  # of a file: its number, when it was changed, its size
 
 
@@ -53,6 +53,8 @@ class ServedRun:
     @cached_property
     def storyworld_split(self) -> str | None:
         """The split of storyworld that the run was trained on; None for other text."""
+        if "storyworld" in self.run.about:
+            return self.run.about["storyworld"]
         locations = self.run.about.get("data", {}).get("locations", [])
         if len(locations) == 1 and is_generated(locations[0]):
             return open_generated(locations[0]).split
@@ -122,7 +124,7 @@ class ServedModels:
             current = served.loaded
             if current is not None and not current.broken:
                 current.used = time.monotonic()
-                if current.used - served.looked < SECONDS_BETWEEN_LOOKS:
+                if current.used - served.looked < CHECKPOINT_LOOK_SECONDS:
                     return current
                 served.looked = current.used
                 if served.stamp(self.checkpoint) in (current.stamp, None):  # None: the directory is gone

@@ -9,7 +9,7 @@ from rhapsode.serve.failures import Refusal
 from rhapsode.serve.models import ServedModels, ServedRun, about_run
 from rhapsode.terminal import told
 
-STEP = re.compile(r"step ([\d,]+)")
+STEP_OF_LINE = re.compile(r"step ([\d,]+)")
 SAMPLE_INDENT = "    "  # before a sample in log.txt
 
 
@@ -89,6 +89,6 @@ def samples_of(served: ServedRun) -> list[dict[str, Any]]:
     for line in lines:
         if line.startswith(SAMPLE_INDENT):
             found.append({"step": step, "text": line.strip()})
-        elif told_step := STEP.match(line):
+        elif told_step := STEP_OF_LINE.match(line):
             step = int(told_step[1].replace(",", ""))
     return found

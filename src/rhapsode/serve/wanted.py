@@ -159,7 +159,7 @@ def check_length(prompts: Sequence[PromptTokens], max_tokens: int, max_context: 
 
 def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleConfig:
     """How the texts are drawn; raises Refusal for a value that cannot be."""
-    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    stop = [] if asked.stop in (None, "") else [asked.stop] if isinstance(asked.stop, str) else asked.stop
     if not isinstance(stop, list) or not all(isinstance(each, str) for each in stop) or len(stop) > MOST_STOPS:
         raise Refusal(400, f"stop must be a text, or a list of at most {MOST_STOPS} texts", "stop")
     bias = {}
@@ -179,7 +179,7 @@ def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleCon
             frequency_penalty=asked.frequency_penalty or 0.0,
             presence_penalty=asked.presence_penalty or 0.0,
             logit_bias=bias,
-            stop=tuple(checked_text(text, "stop") for text in stop if text or not isinstance(asked.stop, str)),
+            stop=tuple(checked_text(text, "stop") for text in stop),
             seed=seed if seed >= 0 else seed % 2**63,
         )
     except ValueError as error:

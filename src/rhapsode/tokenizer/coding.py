@@ -21,7 +21,7 @@ from rhapsode.tokenizer import definition as rules
 from rhapsode.tokenizer.corrections import Corrections, corrections
 from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE
 from rhapsode.tokenizer.naming import distinct_names
-from rhapsode.tokenizer.stream import TextStream
+from rhapsode.tokenizer.stream import Spelling, TextStream
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
@@ -87,6 +87,7 @@ class Tokenizer:
         unknowns_are_seen = unk is not None and self._vocab.get(unk) == self.unk_id
         self._lacks_only_unknowns = rules.lacks_only_unknowns(definition) and unknowns_are_seen and not spellings
         self._ids_of_word: dict[str, bytes] = {}
+        self._spellings: dict[Spelling, str] = {}  # of ids in streams
         self._kept_characters = 0
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._falls_back = rules.falls_back_to_bytes(definition)
@@ -340,7 +341,7 @@ class Tokenizer:
     def stream(self) -> TextStream:
         """A decoder that takes ids one at a time."""
         bytes_of = self._bytes if self._spells_bytes else None
-        return TextStream(self.decode, bytes_of, self._skipped)
+        return TextStream(self.decode, bytes_of, self._skipped, self._spellings)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into the folder.

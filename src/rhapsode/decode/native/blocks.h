@@ -5,43 +5,48 @@
 
 #include "model.h"
 
+/* y = W x + b for `count` rows and `panels` panels of outputs, or added to what is in y. Each sum is made of the bias and
+   then one input after the other, however many rows and panels there are. */
 static inline __attribute__((always_inline)) void
-tile(const int count, const Map *map, int panel, const float *const *x, float *const *y, int add) {
+tile(const int count, const int panels, const Map *map, int panel, const float *const *x, float *const *y, int add) {
     const float *weight = map->weight + (int64_t)panel * map->in * PANEL;
-    Lanes sums[ROWS_AT_ONCE][4];
+    const int vectors = 4 * panels;
+    Lanes sums[ROWS_AT_ONCE][8];
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < 4; j++) sums[i][j] = load(map->bias + panel * PANEL + j * LANES);
+        for (int j = 0; j < vectors; j++) sums[i][j] = load(map->bias + panel * PANEL + j * LANES);
     for (int k = 0; k < map->in; k++) {
-        Lanes w[4];
-        for (int j = 0; j < 4; j++) w[j] = load(weight + (int64_t)k * PANEL + j * LANES);
+        Lanes w[8];
+        for (int j = 0; j < vectors; j++)
+            w[j] = load(weight + ((int64_t)(j / 4) * map->in + k) * PANEL + j % 4 * LANES);
         for (int i = 0; i < count; i++) {
             Lanes value = all(x[i][k]);
-            for (int j = 0; j < 4; j++) sums[i][j] += value * w[j];
+            for (int j = 0; j < vectors; j++) sums[i][j] += value * w[j];
         }
     }
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < vectors; j++) {
             float *place = y[i] + panel * PANEL + j * LANES;
             if (add) sums[i][j] += load(place);
             store(place, sums[i][j]);
         }
 }
 
-/* y = W x + b, or added to what is in y, for rows that lie anywhere. */
+/* The same for all panels and any rows. */
 static void apply_to(const Map *map, int count, const float *const *x, float *const *y, int add) {
-    int panels = (map->out + PANEL - 1) / PANEL;
-    for (int panel = 0; panel < panels; panel++) {
+    int panels = (map->out + PANEL - 1) / PANEL, panel = 0;
+    for (; count == 1 && panel + 2 <= panels; panel += 2) tile(1, 2, map, panel, x, y, add);
+    for (; panel < panels; panel++) {
         int i = 0;
-        for (; i + ROWS_AT_ONCE <= count; i += ROWS_AT_ONCE) tile(ROWS_AT_ONCE, map, panel, x + i, y + i, add);
+        for (; i + ROWS_AT_ONCE <= count; i += ROWS_AT_ONCE) tile(ROWS_AT_ONCE, 1, map, panel, x + i, y + i, add);
         switch (count - i) {
-        case 1: tile(1, map, panel, x + i, y + i, add); break;
+        case 1: tile(1, 1, map, panel, x + i, y + i, add); break;
 #if ROWS_AT_ONCE > 2
-        case 2: tile(2, map, panel, x + i, y + i, add); break;
-        case 3: tile(3, map, panel, x + i, y + i, add); break;
+        case 2: tile(2, 1, map, panel, x + i, y + i, add); break;
+        case 3: tile(3, 1, map, panel, x + i, y + i, add); break;
 #endif
 #if ROWS_AT_ONCE > 4
-        case 4: tile(4, map, panel, x + i, y + i, add); break;
-        case 5: tile(5, map, panel, x + i, y + i, add); break;
+        case 4: tile(4, 1, map, panel, x + i, y + i, add); break;
+        case 5: tile(5, 1, map, panel, x + i, y + i, add); break;
 #endif
         }
     }
@@ -167,9 +172,9 @@ static void look(const Model *m, const Rows *rows, const Block *b, int count, co
     }
 }
 
-/* x = x + rnn(norm(x)); x = x + attention(norm(x)); x = x + W_2 relu(W_1 norm(x))^2 */
-static void through_block(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
-                          const int32_t *counts, int count) {
+/* x = x + rnn(norm(x)) */
+static void recurrent_part(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
+                           const int32_t *counts, int count) {
     normalise(m, count, m->x, m->u);
     apply(m, &b->input, count, m->u, m->a, m->stride, 0);
     if (b->gate.out) apply(m, &b->gate, count, m->u, m->b, m->stride, 0);
@@ -181,21 +186,30 @@ static void through_block(const Model *m, const Rows *rows, const Block *b, int 
                 store(m->a + j, load(m->a + j) * (g * sigmoid(g)));
             }
     apply(m, &b->output, count, m->a, m->x, m->stride, 1);
+}
+
+/* x = x + W_2 relu(W_1 norm(x))^2 */
+static void feed_forward_part(const Model *m, const Block *b, int count) {
+    normalise(m, count, m->x, m->u);
+    apply(m, &b->wide, count, m->u, m->a, m->stride, 0);
+    for (int i = 0; i < count; i++)
+        for (int64_t j = i * m->stride, end = j + b->wide.out; j < end; j += LANES) {
+            Lanes f = larger(load(m->a + j), all(0));
+            store(m->a + j, f * f);
+        }
+    apply(m, &b->narrow, count, m->a, m->x, m->stride, 1);
+}
+
+/* The parts that the block has, and x = x + attention(norm(x)) between them. */
+static void through_block(const Model *m, const Rows *rows, const Block *b, int texts, const int32_t *which,
+                          const int32_t *counts, int count) {
+    if (b->output.out) recurrent_part(m, rows, b, texts, which, counts, count);
     if (b->look[0].out) {
         normalise(m, count, m->x, m->u);
         look(m, rows, b, count, m->u, m->a);
         apply(m, &b->attended, count, m->a, m->x, m->stride, 1);
     }
-    if (b->wide.out) {
-        normalise(m, count, m->x, m->u);
-        apply(m, &b->wide, count, m->u, m->a, m->stride, 0);
-        for (int i = 0; i < count; i++)
-            for (int64_t j = i * m->stride, end = j + b->wide.out; j < end; j += LANES) {
-                Lanes f = larger(load(m->a + j), all(0));
-                store(m->a + j, f * f);
-            }
-        apply(m, &b->narrow, count, m->a, m->x, m->stride, 1);
-    }
+    if (b->wide.out) feed_forward_part(m, b, count);
 }
 
 /* Reads counts[s] tokens of each text s, in slot which[s]; their features are left in x (plain) or u (stacked). Returns

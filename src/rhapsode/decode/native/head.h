@@ -6,10 +6,15 @@
 /* The largest logit, and the logarithm of the sum of all e^logit, from which log-probabilities are measured; whether all
    are finite numbers. */
 static int measure(const Model *m, const float *logits, float *largest, double *normaliser) {
-    for (int i = 0; i < m->vocab; i++)
-        if (!(fabsf(logits[i]) <= FLT_MAX)) return 0;
-    Lanes most = load(logits), sums = {0};
-    for (int i = LANES; i < m->padded; i += LANES) most = larger(load(logits + i), most);
+    Lanes most = all(-INFINITY), sums = {0};
+    Ints finite = ~(Ints){0};
+    for (int i = 0; i < m->padded; i += LANES) {
+        Lanes x = load(logits + i);
+        most = larger(x, most);
+        finite &= (x >= all(-FLT_MAX)) & (x <= all(FLT_MAX));
+    }
+    for (int i = 0; i < LANES; i++)
+        if (!finite[i]) return 0;
     *largest = largest_of(most);
     double sum = 0;
     for (int i = 0; i < m->padded; i += LANES) {
@@ -72,6 +77,6 @@ static void logits_of(const Model *m, const Rows *rows, int begin, int count, fl
     }
     apply(m, &m->head[m->head[1].out != 0], count, in, logits, m->padded, 0);
     for (int i = 0; i < count; i++)
-        for (int j = m->vocab; j < m->padded; j++) logits[(int64_t)i * m->padded + j] = -INFINITY;
+        for (int j = m->vocab; j < m->padded; j++) logits[(int64_t)i * m->padded + j] = -FLT_MAX;
     if (m->copies.size) mix_copies(m, rows, begin, count, x, logits);
 }

@@ -99,25 +99,29 @@ static void filter(const Model *m, const Choice *c) {
         if (w[i] < c->min_p) w[i] = 0;
 }
 
+static float sum_of_panel(const float *w) {
+    return sum_of((load(w) + load(w + LANES)) + (load(w + 2 * LANES) + load(w + 3 * LANES)));
+}
+
 /* One token by the weights, for a number u in [0, 1): the first whose weight and those before it pass u of the sum. */
 static int32_t draw(const Model *m, double u) {
     const float *w = m->weights;
     double total = 0, passed = 0;
-    for (int i = 0; i < m->padded; i += LANES) total += sum_of(load(w + i));
+    for (int i = 0; i < m->padded; i += PANEL) total += sum_of_panel(w + i);
     double aim = u * total, next;
     int i = 0;
-    for (; i + LANES < m->padded && (next = passed + sum_of(load(w + i))) <= aim; i += LANES) passed = next;
+    for (; i + PANEL < m->padded && (next = passed + sum_of_panel(w + i)) <= aim; i += PANEL) passed = next;
     for (; i < m->padded; i++)
         if (w[i] > 0 && (passed += w[i]) > aim) return i;
     for (i = m->vocab - 1; w[i] == 0;) i--; /* rounding left nothing that passes */
     return i;
 }
 
-/* The next token of one text: its number in `chosen` is `at`. */
-static void choose(const Model *m, Choice *c, const float *logits, const Chosen *chosen, int at) {
+/* The next token of one text: its number in `found` is `at`. */
+static void choose(const Model *m, Choice *c, const float *logits, const Results *found, int at) {
     float largest;
     double normaliser;
-    int32_t id = chosen->ids[at] = -1;
+    int32_t id = found->ids[at] = -1;
     if (!measure(m, logits, &largest, &normaliser)) return;
     const float *x = logits;
     if (c->bias || c->seen || c->written) {
@@ -135,25 +139,25 @@ static void choose(const Model *m, Choice *c, const float *logits, const Chosen 
         filter(m, c);
         id = draw(m, (double)(random_word(c->seed, c->drawn++) >> 11) / 9007199254740992.0);
     }
-    chosen->ids[at] = id;
-    chosen->log_probabilities[at] = logits[id] - normaliser;
+    found->ids[at] = id;
+    found->log_probabilities[at] = logits[id] - normaliser;
     if (c->seen) c->seen[id] = 1;
     if (c->written) c->written[id]++;
-    likeliest(m, logits, normaliser, c->alternatives, chosen->alternatives + at * chosen->most,
-              chosen->their_log_probabilities + at * chosen->most);
+    likeliest(m, logits, normaliser, c->alternatives, found->alternatives + at * found->most,
+              found->their_log_probabilities + at * found->most);
 }
 
-/* What the model thinks of the token chosen->ids[at]. */
-static void score(const Model *m, const float *logits, const Chosen *chosen, int at) {
+/* What the model thinks of the token found->ids[at]. */
+static void score(const Model *m, const float *logits, const Results *found, int at) {
     float largest;
     double normaliser;
     if (!measure(m, logits, &largest, &normaliser)) {
-        chosen->ids[at] = -1;
+        found->ids[at] = -1;
         return;
     }
-    chosen->log_probabilities[at] = logits[chosen->ids[at]] - normaliser;
-    likeliest(m, logits, normaliser, chosen->most, chosen->alternatives + at * chosen->most,
-              chosen->their_log_probabilities + at * chosen->most);
+    found->log_probabilities[at] = logits[found->ids[at]] - normaliser;
+    likeliest(m, logits, normaliser, found->most, found->alternatives + at * found->most,
+              found->their_log_probabilities + at * found->most);
 }
 
 /* Reads counts[s] tokens of each text s, in slot which[s]; the features stay for `rhapsode_logits` and
@@ -170,34 +174,34 @@ void rhapsode_logits(const Model *m, const Rows *rows, int64_t position, float *
 }
 
 /* Chooses a token for one text by its logits (padded). */
-void rhapsode_choose(const Model *m, Choice *choice, const float *logits, const Chosen *chosen) {
-    choose(m, choice, logits, chosen, 0);
+void rhapsode_choose(const Model *m, Choice *choice, const float *logits, const Results *found) {
+    choose(m, choice, logits, found, 0);
 }
 
-/* Reads the token chosen->ids of each text, and puts the next in its place. ones: (texts), all 1. */
+/* Reads the token found->ids of each text, and puts the next in its place. ones: (texts), all 1. */
 void rhapsode_step(const Model *m, const Rows *rows, Choice *choices, int64_t texts, const int32_t *which,
-                   const int32_t *ones, const Chosen *chosen) {
-    rhapsode_read(m, rows, texts, which, ones, chosen->ids);
+                   const int32_t *ones, const Results *found) {
+    rhapsode_read(m, rows, texts, which, ones, found->ids);
     for (int begin = 0; begin < texts; begin += LOGITS_AT_ONCE) {
         int count = texts - begin < LOGITS_AT_ONCE ? texts - begin : LOGITS_AT_ONCE;
         logits_of(m, rows, begin, count, m->logits);
         for (int i = 0; i < count; i++)
-            choose(m, choices + which[begin + i], m->logits + (int64_t)i * m->padded, chosen, begin + i);
+            choose(m, choices + which[begin + i], m->logits + (int64_t)i * m->padded, found, begin + i);
     }
 }
 
-/* Log-probabilities of the tokens chosen->ids after the first positions of the last call, and of the likeliest ones; id
+/* Log-probabilities of the tokens found->ids after the first positions of the last call, and of the likeliest ones; id
    -1 where the logits are no numbers. */
-void rhapsode_score(const Model *m, const Rows *rows, int64_t positions, const Chosen *chosen) {
+void rhapsode_score(const Model *m, const Rows *rows, int64_t positions, const Results *found) {
     for (int begin = 0; begin < positions; begin += LOGITS_AT_ONCE) {
         int count = positions - begin < LOGITS_AT_ONCE ? positions - begin : LOGITS_AT_ONCE;
         logits_of(m, rows, begin, count, m->logits);
-        for (int i = 0; i < count; i++) score(m, m->logits + (int64_t)i * m->padded, chosen, begin + i);
+        for (int i = 0; i < count; i++) score(m, m->logits + (int64_t)i * m->padded, found, begin + i);
     }
 }
 
 /* The same for one token by its logits (padded). */
-void rhapsode_score_one(const Model *m, const float *logits, const Chosen *chosen) { score(m, logits, chosen, 0); }
+void rhapsode_score_one(const Model *m, const float *logits, const Results *found) { score(m, logits, found, 0); }
 
 /* y = W x + b for rows that lie one behind the other: so that it can be checked that a row does not depend on others. */
 void rhapsode_apply(const Model *m, const Map *map, int64_t count, const float *x, float *y, int64_t y_stride) {
@@ -205,6 +209,6 @@ void rhapsode_apply(const Model *m, const Map *map, int64_t count, const float *
 }
 
 void rhapsode_sizes(int32_t *sizes) {
-    int32_t all[] = {PANEL, PAGE, LANES, LOGITS_AT_ONCE, sizeof(Model), sizeof(Rows), sizeof(Choice), sizeof(Chosen)};
+    int32_t all[] = {PANEL, PAGE, LANES, LOGITS_AT_ONCE, sizeof(Model), sizeof(Rows), sizeof(Choice), sizeof(Results)};
     memcpy(sizes, all, sizeof all);
 }

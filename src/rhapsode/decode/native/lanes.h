@@ -43,8 +43,8 @@ static inline float largest_of(Lanes x) {
     return largest;
 }
 
-/* e^x within two units in the last place; 0 below -87. As 2^n e^r with |r| <= ln(2) / 2 (Cody and Waite 1980) and a
-   polynomial for e^r (the coefficients of Cephes' expf). */
+/* e^x within two units in the last place; 0 below -87. As 2^n e^r with |r| <= ln(2) / 2, ln(2) in two parts so that r is
+   exact, and a polynomial for e^r (the coefficients of Cephes' expf). */
 static inline Lanes exponential(Lanes x) {
     Ints positive = x > all(-87.0f);
     x = where(positive, x, all(-87.0f));

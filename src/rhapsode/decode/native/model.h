@@ -67,4 +67,4 @@ typedef struct {
     double *log_probabilities;
     int32_t most, *alternatives;
     double *their_log_probabilities;
-} Chosen;
+} Results;
