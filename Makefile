@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story test quick lint format bench docs notebooks lock clean
+.PHONY: story browser test quick lint format bench docs notebooks lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
@@ -13,10 +13,19 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+.venv/axe: .venv/installed    ## axe-core for the tests of the page, from npm
+	npm install --silent --no-fund --no-audit --prefix .venv/axe axe-core@4.14.1
+
+/usr/bin/chromium:            ## the browser that the page is tested in; the tests skip where it cannot be had
+	-command -v apt-get > /dev/null && apt-get install --yes --quiet chromium
+
+browser: /usr/bin/chromium
+	-command -v npm > /dev/null && $(MAKE) .venv/axe
+
 story: .venv/installed        ## train on the corpus inside the package and print stories
 	$(BIN)/rhapsode story
 
-test: .venv/installed lint    ## everything: lint, types, all tests
+test: .venv/installed browser lint    ## everything: lint, types, all tests
 	$(BIN)/python -m pytest -q
 
 quick: .venv/installed        ## the tests that take seconds

@@ -137,6 +137,7 @@ RUN_SCHEMA: Mapping[str, Schema] = {
     "threads?": int,
     "floor_bits_per_byte?": (float, NoneType),
     "request?": {"data": [str], "preset": (str, NoneType)},
+    "storyworld?": str,
     "data?": {
         "locations": [str],
         "source": dict,

@@ -46,16 +46,20 @@ def score_run(
         splits = STORYWORLD_SPLITS if data[0] == STORYWORLD else (data[0],)
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
         return about | on_stories(run, model, sources, generate, sampling)
+    store, name = tokens_to_score(run, data, reading, as_trained)
+    return about | {"data": name} | score_fields(scored(model, store))
+
+
+def tokens_to_score(run: Run, data: Sequence[str], reading: SourceConfig, as_trained: bool) -> tuple[TokenStore, str]:
+    """The data in the run's tokens, and what they are called; by default what the run was validated on."""
     if data:
         source = open_source(data, reading, EVALUATION, _read_as_in(run, as_trained))
-        store, name = prepare(source, run.tokenizer), source.description
-    elif "data" not in run.about:
+        return prepare(source, run.tokenizer), source.description
+    if "data" not in run.about:
         raise ValueError(
             f"{run.path}: has no data of its own: name the data to score, rhapsode evaluate {run.path} DATA"
         )
-    else:
-        store, name = resume(run.path, as_begun=True).valid, "the run's own validation data"
-    return about | {"data": name} | score_fields(scored(model, store))
+    return resume(run.path, as_begun=True).valid, "the run's own validation data"
 
 
 def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:

@@ -105,7 +105,6 @@ def test_started_wrongly(
         ((tiny_run, "--max-context", "0"), "max_context must be above 0"),
         ((tiny_run, "--checkpoint", "worst"), "checkpoint must be one of best, last"),
         ((tiny_run, "--host", "no.such.host.invalid"), "no such address"),
-        ((), "name at least one run directory"),
     ):
         monkeypatch.setattr(sys, "argv", ["rhapsode", "serve", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:

@@ -14,11 +14,13 @@ from rhapsode import __version__
 from rhapsode.cli.chat import chat
 from rhapsode.cli.check import check
 from rhapsode.cli.evaluate import evaluate
+from rhapsode.cli.export import export
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
 from rhapsode.cli.serve import serve
 from rhapsode.cli.study import app as study_app
+from rhapsode.cli.tell import tell
 from rhapsode.cli.train import story, train
 from rhapsode.terminal import EXIT_STOPPED, discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
@@ -34,10 +36,12 @@ app.command()(chat)
 app.command()(serve)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(export)
 app.command()(bench)
 app.command()(check)
 app.command("import")(import_)
 app.command()(story)
+app.command()(tell)
 app.command()(corpus)
 app.add_typer(explain_app, name="explain")
 app.add_typer(study_app, name="study")

@@ -8,7 +8,9 @@ from rhapsode.cli.options import CHECKPOINT
 
 
 def serve(
-    runs: list[Path] = typer.Argument(None, metavar="RUN...", help="Run directories."),
+    runs: list[Path] = typer.Argument(
+        None, metavar="RUN...", help="Run directories; by default the model inside the package."
+    ),
     host: str = typer.Option("127.0.0.1", help="Address to listen at; 0.0.0.0 is every address of this machine."),
     port: int = typer.Option(8000, help="Port to listen at; 0 takes a free one."),
     max_context: int = typer.Option(8_192, help="Most tokens of a text: prompt and continuation."),
@@ -33,13 +35,12 @@ def serve(
     from rhapsode.serve import check_installed
 
     check_installed()
-    if not runs:
-        raise ValueError("name at least one run directory: rhapsode serve RUN")
+    from rhapsode.packaged.run import packaged_run
     from rhapsode.serve.server import ServerConfig, serve_runs
 
     serve_runs(
         ServerConfig(
-            runs=runs,
+            runs=runs or [packaged_run()],
             host=host,
             port=port,
             max_context=max_context,

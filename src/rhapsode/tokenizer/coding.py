@@ -96,6 +96,21 @@ class Tokenizer:
         roles = [self.eos_id, self.pad_id, self.unk_id]
         self.fingerprint = hashlib.sha256(f"{self._tokenizer.to_str()}{roles}".encode()).hexdigest()
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The parsed tokenizer.json of what is in use."""
+        return json.loads(self._tokenizer.to_str())
+
+    @property
+    def pieces(self) -> list[str]:
+        """By id, what the vocabulary calls each token; "" for an id that it skips."""
+        return [self._piece_of_id.get(id, "") for id in range(self.vocab_size)]
+
+    @property
+    def no_text(self) -> list[int]:
+        """The ids that `decode` leaves out: ends, padding, unknown."""
+        return sorted(self._skipped)
+
     def _special_id(self, role: str, special: dict[str, str], usual: Sequence[str], name: str) -> int | None:
         if role in special:
             if special[role] not in self._vocab:
