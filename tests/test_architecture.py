@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"files", "tensors"},
     "fold": {"state"},
     "cells": {"fold", "kernels"},
-    "copying": {"kernels", "state"},
+    "copying": {"fold", "kernels", "state"},
     "model": {"cells", "copying", "fold", "kernels", "seeds", "state"},
     "tokenizer": {"files", "progress"},
     "sources": {"files", "progress"},

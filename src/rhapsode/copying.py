@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.fold import side_by_side
 from rhapsode.kernels.attention import attention_weights
 from rhapsode.kernels.copying import copy_cross_entropy, mixed
 from rhapsode.state import Cache, CopyState
@@ -82,5 +83,6 @@ class CopyHead(nn.Module):
 
         reduction and targets of -100 as in `LanguageModel.loss`.
         """
-        q, gate = self.query_transform(x), self.gate(x)[..., 0]
-        return copy_cross_entropy(x, weight, bias, q, copies.keys, gate, copies.ids, targets, reduction)
+        read = F.linear(x, *side_by_side((self.query_transform, self.gate)))  # one product, and one gradient to x
+        q, gate = read.split([self.query_transform.out_features, 1], dim=-1)
+        return copy_cross_entropy(x, weight, bias, q, copies.keys, gate[..., 0], copies.ids, targets, reduction)
