@@ -102,7 +102,7 @@ MUTANTS = [
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),
     Mutant("page named by all ids before it", PREFIXES, "(before + np.array(ids", '(b"" + np.array(ids', ENGINE),
-    Mutant("memory of the slot's last text", TEXTS, "self.hidden[slot], self.lengths[slot]", "_, self.lengths[slot]", ENGINE),
+    Mutant("memory of a slot's last text", TEXTS, "self.hidden[slot], self.len", "_, self.len", ENGINE),
     Mutant("memory kept where a page ends", TEXTS, "self.hidden[slot].copy()", "self.hidden[slot]", ENGINE),
     Mutant("logits of the text's own copies", "decode/native/head.h", "place[begin + i] + 1", "place[i] + 1", SCORED),
 ]  # fmt: skip
