@@ -31,6 +31,8 @@ BLOCKS = "test_kernels_gated.py::test_values_and_gradients_equal_the_stepwise_eq
 NAMES = "textbook/test_stacked.py::test_the_model_has_the_parameters_that_its_config_says"
 TRAINING = "textbook/test_stacked.py::test_a_whole_training_run_is_the_textbooks"
 CURVE = "golden/test_golden.py::test_twenty_steps_of_training_lose_what_they_lost"
+ENGINE = "decode/test_engine.py::test_what_a_request_gets_depends_on_nothing_else[kernel-plain]"
+SCORED = "decode/test_engine.py::test_what_was_written_is_scored_as_it_was_drawn"
 STORY = "golden/test_golden.py::test_an_old_run_writes_the_story_that_it_wrote"
 
 
@@ -47,13 +49,14 @@ class Mutant:
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
-LOOP, OPTIMIZER, WRITING = "training/loop.py", "training/optimizer.py", "decode/continuation.py"
+LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
+REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
 MUTANTS = [
     Mutant("residual of the recurrent network", MODEL, "x = x + self._drop(y)", "x = self._drop(y)", EQUATIONS),
     Mutant("residual of attention", MODEL, "x = x + self._drop(a)", "x = self._drop(a)", EQUATIONS),
     Mutant("residual of the feed-forward", MODEL, "x = x + self._drop(self.f", "x = self._drop(self.f", EQUATIONS),
-    Mutant("gate's nonlinearity", "cells.py", "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
+    Mutant("gate's nonlinearity", CELLS, "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
     Mutant("feed-forward's square", NORM, "return positive.square()", "return positive", EQUATIONS),
     Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
     Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
@@ -106,7 +109,11 @@ MUTANTS = [
     Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
     Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
-    Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *tok", "ids = [*tok", STORY),
+    Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),
+    Mutant("page named by all ids before it", PREFIXES, "(before + np.array(ids", '(b"" + np.array(ids', ENGINE),
+    Mutant("memory of a slot's last text", TEXTS, "self.hidden[slot], self.len", "_, self.len", ENGINE),
+    Mutant("memory kept where a page ends", TEXTS, "self.hidden[slot].copy()", "self.hidden[slot]", ENGINE),
+    Mutant("logits of the text's own copies", "decode/native/head.h", "place[begin + i] + 1", "place[i] + 1", SCORED),
 ]  # fmt: skip
 
 
