@@ -127,12 +127,18 @@ def _score(
     return Score(nats, num_tokens, store.num_bytes, store.num_stories, store.unspelled_bytes, store.correction_bits)
 
 
+def check_finite(finite: bool) -> None:
+    """Raises FloatingPointError where a model's numbers are none."""
+    if not finite:
+        raise FloatingPointError("the model's losses are not finite numbers: its weights overflow on this text")
+
+
 @torch.inference_mode()
 def token_nats(model: LanguageModel, sequences: Sequence[Sequence[int]], eos_id: int) -> list[np.ndarray]:
     """The negative log-likelihood in nats of every id of every sequence, each sequence from a fresh state after </s>.
 
     By the policy at the top of this file, as `score` does it: float64 arrays as long as the sequences, in their order.
-    The model is put into eval mode and back.
+    The model is put into eval mode and back. Raises FloatingPointError where a loss is not a finite number.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -156,6 +162,7 @@ def token_nats(model: LanguageModel, sequences: Sequence[Sequence[int]], eos_id:
                 state = state.recent(CONTEXT)
                 parts.append(nats.double().cpu())
             whole = torch.cat(parts, dim=1).numpy()
+            check_finite(bool(np.isfinite(whole).all()))
             for row, i in enumerate(rows):
                 found[i] = whole[row, : len(sequences[i])]
     finally:

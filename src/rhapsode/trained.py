@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rhapsode.decode import SampleConfig, read_text, write
 from rhapsode.decode.continuation import read_tokens
-from rhapsode.evaluation import token_nats
+from rhapsode.evaluation import check_finite, token_nats
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
@@ -182,6 +182,7 @@ class Model:
         check_count(k)
         logits = self.read(text, state).logits
         assert logits is not None
+        check_finite(bool(logits.isfinite().all()))
         likeliest = logits[0].double().log_softmax(-1).cpu().topk(min(k, logits.shape[1]))
         return [
             NextToken(id, self._piece(id), value)
