@@ -127,6 +127,12 @@ def _score(
     return Score(nats, num_tokens, store.num_bytes, store.num_stories, store.unspelled_bytes, store.correction_bits)
 
 
+def check_finite(finite: bool) -> None:
+    """Raises FloatingPointError where a model's numbers are none."""
+    if not finite:
+        raise FloatingPointError("the model's losses are not finite numbers: its weights overflow on this text")
+
+
 def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All stories, those of similar length together: int64 (inputs, targets) of shape (B, T).
 

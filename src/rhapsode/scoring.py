@@ -1,12 +1,13 @@
 """A run's model on data: scores on any text, and on storyworld all that storyworld can tell of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from rhapsode import storyworld
 from rhapsode.decode import Engine, SampleConfig, write_texts
-from rhapsode.evaluation import POLICY, Score, score
+from rhapsode.evaluation import POLICY, Score, check_finite, score
 from rhapsode.model import LanguageModel
 from rhapsode.progress import bar
 from rhapsode.run import Run
@@ -106,9 +107,11 @@ def _trained_on(run: Run) -> tuple[int, str, int]:
 
 
 def scored(model: Any, store: TokenStore) -> Score:
-    """`evaluation.score` with a progress bar."""
+    """`evaluation.score` with a progress bar; FloatingPointError where the loss is not a finite number."""
     with bar("scoring", store.num_tokens, "tokens") as advance:
-        return score(model, store, advance)
+        result = score(model, store, advance)
+    check_finite(math.isfinite(result.nats))
+    return result
 
 
 def score_fields(result: Score) -> dict[str, Any]:

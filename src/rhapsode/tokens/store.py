@@ -37,7 +37,7 @@ from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
 IDS_VERSION, TRAINING_VERSION = 1, 2
-ATTEMPTS = 3  # to make a store that others remove
+ATTEMPTS = 5  # to make a store that others remove
 TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 
 
@@ -288,9 +288,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
             write_checksums(temporary, folder.name, files)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():
-            return
-        if isinstance(error, FileNotFoundError) and error.filename == str(folder):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another process was faster
+        if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
             return  # the cache was cleaned meanwhile; the caller looks again
         if not str(error.filename or "").startswith(str(folder)):
             raise  # of the source
