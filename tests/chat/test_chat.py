@@ -124,7 +124,9 @@ def test_at_a_terminal(tiny_run: Path, tmp_path: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TERM": "dumb", "INPUTRC": "/dev/null"}
     arguments = ["-m", "rhapsode", "chat", str(path), "--max-tokens", "1000000", "-t", "0.9"]
-    child = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, codec_errors="replace")
+    child = pexpect.spawn(
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, codec_errors="replace"
+    )
     child.expect("/help tells")
     child.expect("> ")
     child.kill(signal.SIGINT)
