@@ -1,4 +1,4 @@
-"""Clients that stream from a server at once, each request after request: the load of serving.py, in a process of its own.
+"""Clients that stream from a server at once, request after request: the load of serving.py, in a process of its own.
 
     python benchmarks/serving_clients.py URL CLIENTS SECONDS REQUESTS BODY
 

@@ -124,7 +124,7 @@ def test_likeliest_words_are_those_of_all_words() -> None:
 
 
 def test_what_a_word_is() -> None:
-    """A blank, a stop and the end are no part of a word; letters, digits and apostrophes are, and broken bytes may be."""
+    """A blank, a stop and the end are no part of a word; letters, digits, apostrophes and parts of characters are."""
     for spelled, following, expected in (
         ("", " the", True),
         (" th", "e", True),

@@ -194,7 +194,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
 
 
 def _add_looking(app: FastAPI, service: Service) -> None:
-    inspector = Inspector(service.driver)
+    inspector = Inspector(service.driver, service.models)
 
     @app.post("/api/inspect", tags=["looking"])
     async def inspect(asked: schemas.InspectQuestion) -> Response:
