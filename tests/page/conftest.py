@@ -28,10 +28,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Any]:
-    """open_page(url, **of the context) -> a page; at the end, that nothing went wrong in it is asserted."""
+    """open_page(url, **of the context) -> a page that is ready; at the end, nothing must have gone wrong in it."""
     contexts, problems = [], []
 
-    def opened(url: str, offline: bool = False, **options: Any) -> Any:
+    def opened(url: str, offline: bool = False, ready: str = "#thought .bars button", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "offline": offline, **options})
         context.set_default_timeout(WAIT)
         contexts.append(context)
@@ -41,7 +41,7 @@ def open_page(browser: Any) -> Iterator[Any]:
         page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
         page.expected_problems = problems  # a test that provokes some clears it
         page.goto(url)
-        page.wait_for_selector("#thought .bars button")
+        page.wait_for_selector(ready)
         return page
 
     yield opened

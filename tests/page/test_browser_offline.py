@@ -23,6 +23,7 @@ def write(page: Any, prompt: str, tokens: int = 12) -> None:
     settle(page, max_tokens=tokens)
     page.get_by_label("Begin a story").fill(prompt)
     page.get_by_role("button", name="Write", exact=True).click()
+    page.locator("#branches .walk[aria-current=true]", has_text=prompt).wait_for()
     written(page)
 
 
@@ -181,6 +182,19 @@ def test_keys_alone(open_page: Any, offline_file: Path) -> None:
     assert page.evaluate("document.activeElement.id") == "text"
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "story"
+
+
+def test_a_story_is_read_out_by_the_sentence(open_page: Any, offline_file: Path) -> None:
+    """Would catch a screen reader that is told token after token, or that misses a part."""
+    page = open_page(offline_file.as_uri())
+    page.locator("#announced").evaluate(
+        "node => { window.heard = []; const hear = () => window.heard.push(node.textContent);"
+        " new MutationObserver(hear).observe(node, { childList: true }); }"
+    )
+    write(page, "Once upon a time", 60)
+    heard = [each for each in page.evaluate("window.heard") if "Expected:" not in each]
+    assert 1 <= len(heard) < 20
+    assert "".join("".join(heard).split()) == "".join(text_of(page).removeprefix("Once upon a time").split())
 
 
 def test_the_dials_cut_the_distribution(open_page: Any, offline_file: Path) -> None:

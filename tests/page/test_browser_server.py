@@ -21,8 +21,8 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 class Server:
     """A server of its own process, which can be killed and started again on the same port."""
 
-    def __init__(self, run: Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "rhapsode", "serve", str(run), "--port", str(port)]
+    def __init__(self, run: Path, port: int = 0, *options: str) -> None:
+        command = [sys.executable, "-m", "rhapsode", "serve", str(run), "--port", str(port), *options]
         self.run, self.process = run, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
@@ -97,6 +97,21 @@ def test_a_server_that_stops_in_the_middle(open_page: Any, slow_writer: Path) ->
         assert len(text_of(page)) > len(kept)
     finally:
         again.kill()
+    page.expected_problems.clear()
+
+
+def test_a_server_that_wants_a_key(open_page: Any, storyteller: Path, tmp_path: Path) -> None:
+    """Would catch a page that cannot be used where a key was set."""
+    (tmp_path / "key").write_text("a secret\n")
+    server = Server(storyteller, 0, "--api-key", str(tmp_path / "key"))
+    try:
+        page = open_page(server.url, ready="#ask-key[open]")
+        page.locator("#key").fill("a secret")
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("#thought .bars button")
+        assert len(text_of(page)) > 0
+    finally:
+        server.kill()
     page.expected_problems.clear()
 
 

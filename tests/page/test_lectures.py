@@ -129,7 +129,10 @@ def lines_of(example: WorkedExample) -> str:
 
 def test_what_is_shown_is_what_the_textbook_shows(open_page: Any, offline_file: Path) -> None:
     """Would catch a default of a figure that is not the textbook's, and a step that the keys do not reach."""
+    from playwright.sync_api import expect
+
     page = open_page(offline_file.as_uri())
+    page.locator("#story").press("Home")
     examples = {
         "convolution": lines_of(convolution_example.convolution()),
         "unrolled": lines_of(recurrent_example.unrolling()),
@@ -148,4 +151,14 @@ def test_what_is_shown_is_what_the_textbook_shows(open_page: Any, offline_file: 
             assert set(NUMBER.findall(shown)) <= set(NUMBER.findall(expected)), (chapter, step)
             assert page.locator("#view-lectures .steps + span").text_content() == f"{step} of {count}"
             page.keyboard.press("ArrowRight")
-    assert page.locator("#view-lectures [role=alert]").text_content() == ""
+    problem = page.locator("#view-lectures [role=alert]")
+    assert problem.text_content() == ""
+    page.get_by_role("button", name="Take the model's numbers").click()  # temperature is the last of these
+    page.locator("#view-lectures .bars li").nth(7).wait_for()
+    page.locator("#view-lectures summary").click()
+    page.get_by_label("Logits s").fill("2 x")
+    assert problem.text_content() == "Logits s: only numbers, such as 1 0 / 2 -1"
+    page.locator("#view-lectures nav a[href='#lectures/copying']").click()
+    page.get_by_role("heading", name="The copy head").wait_for()
+    page.get_by_role("button", name="Take the model's numbers").click()
+    expect(problem).to_have_text("Nothing stands before the beginning: move the cursor in the story", timeout=30_000)

@@ -15,6 +15,7 @@ export const SETTINGS = {
   seed: 0,
 };
 const END = "</s>";
+const TOLD = 40; // tokens of a place, the likeliest
 
 export class Session extends EventTarget {
   tree = new Tree();
@@ -70,7 +71,7 @@ export class Session extends EventTarget {
   }
 
   // What the model thought before token i of the path came, and what it kept after it: {before, after}.
-  async look(i, top = 5) {
+  async look(i, top = TOLD) {
     const tokens = this.path.map(({ id }) => id),
       key = `${i} ${top}`;
     if (!this.#looks.has(key)) {

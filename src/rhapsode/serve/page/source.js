@@ -21,6 +21,7 @@
 import { Offline } from "./offline.js";
 import { Server } from "./server.js";
 
-export function openSource() {
-  return document.getElementById("weights") ? new Offline() : new Server();
+// askForKey: what a server that wants one is given (see server.js).
+export function openSource(askForKey) {
+  return document.getElementById("weights") ? new Offline() : new Server(askForKey);
 }

@@ -166,12 +166,13 @@ export class Thought {
   #bars(place, token, { next, truth }) {
     const rows = next.slice(0, 5),
       of = new Map(truth?.next.map(({ id, probability }) => [id, probability]));
+    const add = (each) => rows.some(({ id }) => id === each?.id) || rows.push(each);
+    if (token) add({ ...token, probability: 2 ** -token.bits });
+    const rarest = next.at(-1).probability; // of those that were told: one that was not is below
     for (const each of truth?.next.slice(0, 3) ?? [])
-      if (!rows.some(({ id }) => id === each.id))
-        rows.push({ ...each, probability: next.find(({ id }) => id === each.id)?.probability ?? 0 });
-    if (token && !rows.some(({ id }) => id === token.id)) rows.push({ ...token, probability: 2 ** -token.bits });
+      add(next.find(({ id }) => id === each.id) ?? { ...each, probability: rarest, below: true });
     this.bars.replaceChildren(
-      ...rows.map(({ id, piece, probability }, i) => {
+      ...rows.map(({ id, piece, probability, below }, i) => {
         const came = id === token?.id;
         return element(
           "li",
@@ -190,7 +191,7 @@ export class Thought {
             element(
               "span",
               { class: "number" },
-              percent(probability),
+              below ? `<${percent(probability).replace("<", "")}` : percent(probability),
               element("span", { class: "unseen" }, came ? ", this came" : ", write on with it"),
             ),
           ),
@@ -233,7 +234,8 @@ export class Thought {
       ]);
     const kept = drawn.reduce((n, p) => n + (p > 0), 0),
       best = whole[drawn.indexOf(drawn.reduce((a, b) => Math.max(a, b)))];
-    const words = `${this.#whole ? kept.toLocaleString("en") : "some"} of ${this.#whole ? whole.length.toLocaleString("en") : "all"} tokens can be drawn; the likeliest, ${plain(best.piece)}, with ${percent(Math.max(...drawn))}`;
+    const share = this.#whole ? `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")}` : "Some";
+    const words = `${share} tokens can be drawn; the likeliest, “${plain(best.piece)}”, with ${percent(Math.max(...drawn))}`;
     this.chart.replaceChildren(
       shape(
         "svg",
