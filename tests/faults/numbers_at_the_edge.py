@@ -171,7 +171,7 @@ def same_bits(repeated: int, seed: int, folder: Path) -> Tally:
     made = material(folder / "made")
     tally = Tally()
     found = {}
-    runs = [(1, i) for i in range(repeated)] + [(2, 0), (2, 1)]
+    runs = [(1, i) for i in range(repeated)] + [(2, i) for i in range(repeated // 2)]
     for threads, number in runs:
         out = folder / f"run-{threads}-{number}"
         environment = {**os.environ, "RHAPSODE_CACHE": str(made.cache), "PYTHONHASHSEED": str(number)}

@@ -213,9 +213,8 @@ def study_and_person(seed: int, folder: Path) -> Tally:
     with using_cache(made.cache), silent(), patch.object(cells, "SECONDS_FOR_ANOTHER", 0.2):
         study = new_study(made, folder / "study")
         (first, second) = list(study.plan.cells.values())[:2]
-        with patch.object(cells, "_train_when_free", side_effect=KeyboardInterrupt):
-            with suppress(KeyboardInterrupt):
-                cells.run_cell(study, first, 1)
+        with patch.object(cells, "_train_when_free", side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
+            cells.run_cell(study, first, 1)
 
         def refused() -> None:
             message = ""
