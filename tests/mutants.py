@@ -34,6 +34,10 @@ CURVE = "golden/test_golden.py::test_twenty_steps_of_training_lose_what_they_los
 ENGINE = "decode/test_engine.py::test_what_a_request_gets_depends_on_nothing_else[kernel-plain]"
 SCORED = "decode/test_engine.py::test_what_was_written_is_scored_as_it_was_drawn"
 STORY = "golden/test_golden.py::test_an_old_run_writes_the_story_that_it_wrote"
+ALONE = "test_model.py::test_attention_alone_is_a_model_whose_recurrence_puts_out_nothing"
+LABELS = "studies/test_study_tasks.py::test_a_batch_has_steps_and_their_answers_and_no_answer_is_read"
+ANSWERS = "studies/test_study_tasks.py::test_answers_are_those_of_a_brute_force"
+COIN = "test_minimal_pairs.py::test_a_coin_gets_half_and_a_tie_is_half_a_point"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Mutant:
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
+TASKS = "studies/tasks.py"
 LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
 REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
@@ -114,6 +119,10 @@ MUTANTS = [
     Mutant("memory of a slot's last text", TEXTS, "self.hidden[slot], self.len", "_, self.len", ENGINE),
     Mutant("memory kept where a page ends", TEXTS, "self.hidden[slot].copy()", "self.hidden[slot]", ENGINE),
     Mutant("logits of the text's own copies", "decode/native/head.h", "place[begin + i] + 1", "place[i] + 1", SCORED),
+    Mutant("attention alone keeps nothing", MODEL, "hidden = x[..., :0]", "hidden = x", ALONE),
+    Mutant("answers out of sight", "tokens/batches.py", "return ids[:, ::2].", "return ids[:, 1::2].", LABELS),
+    Mutant("the other half of a swap", TASKS, "held[rows, one], held[rows, other] =", "held[rows, one], _ =", ANSWERS),
+    Mutant("half a point for a tie", "minimal_pairs.py", "0.5 if good == bad", "1.0 if good == bad", COIN),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "kernels": set(),
     "machine": set(),
+    "minimal_pairs": set(),
     "recorded": {"terminal"},
     "seeds": set(),
     "terminal": set(),

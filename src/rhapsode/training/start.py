@@ -87,9 +87,10 @@ def _check_memory(config: ModelConfig) -> None:
         )
 
 
-def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
-    """A run directory for this recipe, with whatever else is to stand in its run.json."""
-    return Run.create(out, {**recipe.to_dict(), "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
+def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer | None, more: dict[str, Any]) -> Run:
+    """A run directory for this recipe, with whatever else is to stand in its run.json; no tokenizer: for bare ids."""
+    spelled = {"tokenizer": tokenizer.fingerprint} if tokenizer is not None else {}
+    return Run.create(out, {**recipe.to_dict(), **spelled, **more}, tokenizer)
 
 
 def choose_recipe(request: TrainingRequest) -> Chosen:
