@@ -27,6 +27,7 @@ from rhapsode.studies.statistics import distinct, repetition
 from rhapsode.studies.tasks import TASKS
 from rhapsode.studies.tracking import REFERENCE_STORIES, answers_right, references_right, task_stores
 from rhapsode.terminal import EXIT_STOPPED
+from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Outcome, train_run
 from rhapsode.training.start import create_run
