@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "none attends": {**STACKED, "attention": "none", "activation": "tanh", "pair_embeddings": 50},
     "copies": {**STACKED, "num_layers": 2, "num_heads": 2, "copy_dim": 9, "cell": "gated", "gate": True},
     "copies alone": {**STACKED, "attention": "none", "copy_dim": 4, "pair_embeddings": 60},
+    "attention alone": {**STACKED, "cell": "none"},
 }
 
 

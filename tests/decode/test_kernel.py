@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gated": {**STACKED, "cell": "gated", "gate": True, "num_layers": 2, "pair_embeddings": 70},
     "copies": {**STACKED, "copy_dim": 9, "num_layers": 2, "num_heads": 2, "pair_embeddings": 50},
     "copies alone": {**STACKED, "copy_dim": 4, "attention": "none", "cell": "gated", "tie_embeddings": True},
+    "attention alone": {**STACKED, "cell": "none"},
 }
 TUNINGS = {
     "sse": ["-msse2"],
