@@ -45,13 +45,14 @@ def probabilities(x: Tensor, weight: Tensor, bias: Tensor, q: Tensor, k: Tensor,
 
 @pytest.mark.parametrize("kind", ["fast", "plain"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize(("B", "T", "S"), [(3, 4, 6), (2, 5, 5), (1, 1, 1), (1, 1, 4)])
+@pytest.mark.parametrize(("B", "T", "S"), [(3, 4, 6), (5, 2, 7), (2, 5, 5), (1, 1, 1), (1, 1, 4)])
 def test_value_and_gradients_are_those_of_the_mixture(
     B: int, T: int, S: int, reduction: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks and a rest. Would catch a share that goes the wrong way, and a row of another chunk's."""
     monkeypatch.setattr("rhapsode.kernels.loss.CHUNK_LOGITS", 5 * V)
     monkeypatch.setattr("rhapsode.kernels.loss.FEWEST_CHUNK_ROWS", 1)
+    monkeypatch.setattr("rhapsode.kernels.copying.CHUNK_SCORES", 2 * T * S)
     given = parts(B, T, S)
     if B * T == 1:
         given["targets"] = given["ids"][:, -1:].clone()

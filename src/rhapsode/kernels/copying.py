@@ -8,7 +8,7 @@ Of each target y, after logits z of the vocabulary, a gate g = sigmoid(u) and sc
     dz = (1 - r) (softmax(z) - onehot(y))     du = g - r     ds_n = r (A_n - [w_n = y] A_n / c)
 
 Where y stands nowhere so far, c = r = 0 and nats = -log(1 - g) - log softmax(z)_y. The gradient is made in the forward
-pass, for the logits a chunk at a time: what is kept is as large as what it is the gradient of.
+pass, some rows of the batch at a time: what is kept is as large as what it is the gradient of.
 """
 
 import math
@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from rhapsode.kernels.attention import attention_weights, visible
 from rhapsode.kernels.forms import is_fast
 from rhapsode.kernels.loss import chunk_rows, linear_cross_entropy
+
+CHUNK_SCORES = 2**21  # that exist at once where a text is scored
 
 
 def copy_cross_entropy(
@@ -45,7 +47,9 @@ def copy_cross_entropy(
     if is_fast(x) and reduction != "none" and torch.is_grad_enabled():
         return _CopyLoss.apply(x, weight, bias, q, k, gate, ids, targets, reduction == "mean")
     of_vocabulary = linear_cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), "none").view(targets.shape)
-    copied = (attention_weights(q, k) * (ids[:, None] == targets[:, :, None])).sum(-1)
+    rows = max(1, CHUNK_SCORES // (q.shape[1] * k.shape[1]))
+    parts = zip(*(part.split(rows) for part in (q, k, ids[:, None], targets[:, :, None])), strict=True)
+    copied = torch.cat([(attention_weights(q, k) * (ids == targets)).sum(-1) for q, k, ids, targets in parts])
     nats = -mixed(-of_vocabulary, copied, gate).where(targets != -100, 0.0)
     if reduction == "none":
         return nats
@@ -73,46 +77,48 @@ class _CopyLoss(torch.autograd.Function):
         targets: Tensor,
         mean: bool,
     ) -> Tensor:
-        n, (T, d), S = targets.numel(), q.shape[1:], k.shape[1]
+        (B, T, d), S = q.shape, k.shape[1]
         hidden = torch.zeros(T, S, dtype=q.dtype, device=q.device).masked_fill_(~visible(T, S, q.device), -torch.inf)
-        A = torch.baddbmm(hidden, q, k.mT, alpha=1 / math.sqrt(d)).softmax(-1)  # (B, T, S)
-        hits = A.where(ids[:, None] == targets[:, :, None], 0.0)
-        c = hits.sum(-1)
-        found = c > torch.finfo(c.dtype).tiny
-        c = c.where(found, 1.0)
-        copied = (F.logsigmoid(gate) + c.log()).where(found, -torch.inf).flatten()  # log(g c)
-        kept = F.logsigmoid(-gate).flatten()  # log(1 - g)
-
-        scored = targets.flatten() != -100
-        wanted = targets.flatten().clamp(min=0)[:, None]
+        wanted, scored = targets.clamp(min=0), targets != -100
         scale = scored.to(x.dtype)
         if mean:
             scale = scale / scored.sum()
-        share, nats = torch.empty_like(kept), torch.empty_like(kept)
-        flat, x_grad = x.flatten(0, 1), torch.empty(n, x.shape[2], dtype=x.dtype, device=x.device)
-        weight_grad = torch.zeros_like(weight)
-        bias_grad = None if bias is None else torch.zeros_like(bias)
-        rows = chunk_rows(len(weight))
-        for now in (slice(begin, begin + rows) for begin in range(0, n, rows)):
-            z = F.linear(flat[now], weight, bias)
-            z.sub_(z.amax(1, keepdim=True))
-            right = z.gather(1, wanted[now])[:, 0]
-            normaliser = z.exp_().sum(1)
-            known = kept[now] + right - normaliser.log()  # log((1 - g) softmax(z)_y)
-            total = torch.logaddexp(known, copied[now])  # log p
-            nats[now], share[now] = -total, (copied[now] - total).exp_()
-            pull = (known - total).exp_() * scale[now]
-            z.mul_((pull / normaliser)[:, None]).scatter_add_(1, wanted[now], -pull[:, None])  # dL/dz
-            torch.mm(z, weight, out=x_grad[now])
-            weight_grad.addmm_(z.t(), flat[now])
-            if bias_grad is not None:
-                bias_grad += z.sum(0)
+        x_grad, q_grad, k_grad, gate_grad = (
+            torch.empty(part.shape, dtype=x.dtype, device=x.device) for part in (x, q, k, gate)
+        )
+        weight_grad, bias_grad = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+        nats = x.new_zeros(())
+        rows = max(1, chunk_rows(len(weight)) // T)
+        for now in (slice(begin, begin + rows) for begin in range(0, B, rows)):
+            A = torch.baddbmm(hidden, q[now], k[now].mT, alpha=1 / math.sqrt(d)).softmax(-1)  # (rows, T, S)
+            hits = A.where(ids[now, None] == targets[now, :, None], 0.0)
+            c = hits.sum(-1)
+            found = c > torch.finfo(c.dtype).tiny
+            c = c.where(found, 1.0)
+            copied = (F.logsigmoid(gate[now]) + c.log()).where(found, -torch.inf)  # log(g c)
 
-        r = (share * scale).view(targets.shape)
-        gate_grad = gate.sigmoid() * scale.view(targets.shape) - r
-        pull = A.addcdiv_(hits, c[..., None], value=-1).mul_(r[..., None] / math.sqrt(d))  # dL/ds / sqrt(d)
-        ctx.gradients = (x_grad.view_as(x), weight_grad, bias_grad, pull @ k, pull.mT @ q, gate_grad)
-        return (nats * scale).sum()
+            z, y = F.linear(x[now], weight, bias), wanted[now, :, None]  # (rows, T, V)
+            z.sub_(z.amax(-1, keepdim=True))
+            right = z.gather(-1, y)[..., 0]
+            normaliser = z.exp_().sum(-1)
+            known = F.logsigmoid(-gate[now]) + right - normaliser.log()  # log((1 - g) softmax(z)_y)
+            total = torch.logaddexp(known, copied)  # log p
+            nats -= (total * scale[now]).sum()
+
+            pull = (known - total).exp_() * scale[now]  # 1 - r
+            z.mul_((pull / normaliser)[..., None]).scatter_add_(-1, y, -pull[..., None])  # dL/dz
+            torch.matmul(z, weight, out=x_grad[now])
+            flat = z.flatten(0, 1)
+            weight_grad.addmm_(flat.t(), x[now].flatten(0, 1))
+            if bias_grad is not None:
+                bias_grad += flat.sum(0)
+            r = (copied - total).exp_() * scale[now]
+            torch.sub(gate[now].sigmoid() * scale[now], r, out=gate_grad[now])
+            A.addcdiv_(hits, c[..., None], value=-1).mul_(r[..., None] / math.sqrt(d))  # dL/ds / sqrt(d)
+            torch.bmm(A, k[now], out=q_grad[now])
+            torch.bmm(A.mT, q[now], out=k_grad[now])
+        ctx.gradients = (x_grad, weight_grad, bias_grad, q_grad, k_grad, gate_grad)
+        return nats
 
     @staticmethod
     @once_differentiable
