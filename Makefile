@@ -1,15 +1,17 @@
 # Two commands do all the set-up: `make story` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+TORCH := 2.13.0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story browser test quick lint format clients bench docs notebooks lock clean
+.PHONY: story browser test quick lint format clients bench docs notebooks faults audit lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rhapsode needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -50,21 +52,33 @@ bench: .venv/installed        ## the speeds of this machine, and how fast it gen
 	$(BIN)/python benchmarks/storyworld.py
 	$(BIN)/python benchmarks/prepare.py
 
-docs: .venv/installed         ## write again what is generated: docs/cli.md, docs/textbook.md, docs/resume.md
+docs: .venv/installed         ## write again what is generated: docs/cli.md, textbook.md, resume.md, reliability.md, licences.md
 	$(BIN)/python -m typer rhapsode.cli utils docs --name rhapsode > docs/cli.md
 	$(BIN)/python -m rhapsode.textbook.chapters > docs/textbook.md
 	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
 	$(BIN)/python tests/faults/kill_and_resume.py > docs/resume.md
+	$(BIN)/python tests/faults/report.py > docs/reliability.md
+	$(BIN)/python tests/supply/licences.py > docs/licences.md
 
 notebooks: .venv/installed    ## run the notebooks in place; FILES: what lies beside course.ipynb (data, my_tokenizer)
 	$(BIN)/python notebooks/execute.py notebooks/course.ipynb $(if $(FILES),--files $(FILES))
 	$(BIN)/python notebooks/execute.py notebooks/quickstart.ipynb
 	$(BIN)/python notebooks/execute.py notebooks/research.ipynb
 
-lock:                         ## resolve requirements.lock anew, in a throw-away environment
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling && .venv-lock/bin/pip install --quiet --editable '.[dev]'
-	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
+PARTS :=                      # of `make faults`: all, or make faults PARTS="writes kills"
+faults: .venv/installed       ## try to break it, in parts of at most 30 minutes; run it again to continue
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/faults/requirements.lock
+	$(BIN)/python tests/faults/harness.py $(PARTS)
+	$(BIN)/python tests/faults/report.py > docs/reliability.md
+
+audit:                        ## ask whether a package in requirements.lock has a known hole; needs a network
+	$(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/python tests/supply/audit.py
+	rm -rf .venv-audit
+
+lock:                         ## resolve requirements.lock anew, for all systems; its versions stay where they can
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet --disable-pip-version-check uv
+	PATH=$(CURDIR)/.venv-lock/bin:$$PATH .venv-lock/bin/python tests/supply/lock.py
 	rm -rf .venv-lock
 
 clean:

@@ -71,7 +71,7 @@ def test_the_page_has_an_example_of_everything() -> None:
     code = "\n".join(code for _, code in examples())
     text = PAGE.read_text(encoding="utf-8")
     functions = {name for name in rhapsode.__all__ if inspect.isfunction(getattr(rhapsode, name))}
-    named = {"evaluate", "explain_preset", "export_html", "import_course_model", "load", "study", "train"}
+    named = {"check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "study", "train"}
     assert functions == named
     for name in functions:
         assert f"rhapsode.{name}(" in code, name

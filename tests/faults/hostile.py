@@ -27,7 +27,7 @@ def units(small: bool) -> list[Unit]:
     try:
         import atheris  # noqa: F401
     except ImportError:
-        raise NotHere("atheris is not installed: pip install 'rhapsode[faults]'") from None
+        raise NotHere("atheris is not installed: pip install -r tests/faults/requirements.lock") from None
     from parsers import PARSERS
 
     return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in PARSERS]

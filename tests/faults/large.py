@@ -61,7 +61,7 @@ if "next_tokens" in verbs:
 if "read" in verbs:
     found["seen"] = int(model.read(text).ids.shape[1])
 if "attention" in verbs:
-    found["maps"] = len(model.attention(text).maps)
+    found["maps"] = len(model.attention(text).weights)
 if "inspect" in verbs:
     from rhapsode.inspection import draw_reading, next_token_tables, read
     reading = read(model.network, model.tokenizer, text, 3)
