@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("gradient across a block of steps", GATED, "torch.add(g, carried, out=G)", "G.copy_(g)", BLOCKS),
     Mutant("how much is copied", COPYING, "weights * gate.sigmoid())", "weights)", EQUATIONS),
     Mutant("key across a cut", COPYING, "else copies.next_key[:, None]", "else made[:, :1]", EQUATIONS),
-    Mutant("the copier's share", COPY_LOSS, "() * scale[now], r, out", "() * scale[now], 0 * r, out", LOSS),
+    Mutant("the copier's share", COPY_LOSS, "* scale[now], r, out=", "* scale[now], 0 * r, out=", LOSS),
     Mutant("what was right to copy", COPY_LOSS, "c[..., None], value=-1)", "c[..., None], value=0)", LOSS),
     Mutant("pair hash's token itself", MODEL, "1_000_003 + tokens * 7_919", "1_000_003 + tokens", EQUATIONS),
     Mutant("pair hash's token before", MODEL, "(previous * 1_000_003", "(previous * 0", EQUATIONS),
