@@ -11,7 +11,7 @@ import rhapsode
 from rhapsode.chat.conversation import Conversation
 from rhapsode.chat.words import NextWord, goes_on, likeliest_words
 from rhapsode.decode import Engine, SampleConfig, prompt_ids
-from rhapsode.inspection.copying import words_of
+from rhapsode.inspection.copying import copied_words
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
@@ -153,7 +153,7 @@ def test_copied_words_of_the_last_turn(tmp_path: Path, monkeypatch: pytest.Monke
     told.add("the cat and the")
     list(told.go_on())
     words, first = told.words()
-    assert words == words_of(made.copies(told.text))
+    assert words == copied_words(made.copies(told.text))
     shown = "".join(word.text for word in words[1:first])
     assert shown.replace("▁", " ").startswith("the cat and")
     assert len(shown) <= len("the cat and the")
