@@ -24,12 +24,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from report import HERE, about, write
 
 from rhapsode import storyworld
 from rhapsode.decode import Engine, GenerationRequest, SampleConfig, Written, prompt_ids
+from rhapsode.decode import write as generated
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe.presets import PRESETS
@@ -84,6 +86,7 @@ def measure(path: Path, seconds: float, requests: int) -> dict[str, Any]:
     """The engine, the server under load, the engine again; then the server's memory over many requests."""
     before = bare(path, seconds / 4)
     with serving(path) as (url, process):
+        check_agreement(url, path)
         clients(url, CLIENTS, 2.0, 10**9, TOKENS)  # warm
         loaded = clients(url, CLIENTS, seconds, 10**9, TOKENS)
         memory = memory_over(url, process, requests)
@@ -96,6 +99,24 @@ def measure(path: Path, seconds: float, requests: int) -> dict[str, Any]:
         "ratio": loaded["tokens_per_second"] / engine,
         **memory,
     }
+
+
+def check_agreement(url: str, path: Path) -> None:
+    """Raises ValueError where the server writes other tokens than the engine: no speed of wrong texts is reported."""
+    run = Run.open(path)
+    engine, bias = Engine(run.load_model(), run.tokenizer), {run.tokenizer.eos_id: -100.0}
+    for seed in range(3):
+        config = SampleConfig(TOKENS, 0.8, logit_bias=bias, seed=seed)
+        expected = [token.id for _, token in generated(engine, PROMPT, config)]
+        body = {
+            **{"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0.8, "seed": seed, "return_token_ids": True},
+            "logit_bias": {str(id): value for id, value in bias.items()},
+        }
+        asked = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(asked) as answer:
+            found = json.load(answer)["choices"][0]["token_ids"]
+        if found != expected:
+            raise ValueError(f"with seed {seed} the server writes {found[:20]}, the engine {expected[:20]}")
 
 
 def bare(path: Path, seconds: float) -> float:

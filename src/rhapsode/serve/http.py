@@ -155,12 +155,12 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         return await texts(asked, chat_wanted)
 
     @app.get("/v1/models", tags=["models"])
-    async def list_models() -> dict[str, Any]:
+    def list_models() -> dict[str, Any]:
         """The runs that are served."""
         return models_list(service.models)
 
     @app.get("/v1/models/{name:path}", tags=["models"])
-    async def one_model(name: str) -> dict[str, Any]:
+    def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         return model_entry(service.models.find(name), service.models.max_context)
 
