@@ -359,7 +359,8 @@ def export_html(
                     raise ValueError(f"{rise}, {LARGEST_RISE} are too many: export with --float16")
                 found |= {"bits_per_byte": before, "bits_per_byte_packed": after}
         sample = max((each.tokens for each in copy.generate(temperature=0.5, max_tokens=200, n=4)), key=len)
-    about = {"id": name, "name": name, "parameters": parameters, "storyworld": False, "sample": sample}
+    end = model.tokenizer.token_text(model.tokenizer.eos_id)
+    about = {"id": name, "name": name, "parameters": parameters, "storyworld": False, "end": end, "sample": sample}
     page, empty = offline_page(packed, spelling, about), offline_page(b"", {}, {})
     with replacing(Path(out)) as temporary:
         temporary.write_text(page, encoding="utf-8")
