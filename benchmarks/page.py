@@ -40,7 +40,7 @@ def page_of(folder: Path, name: str) -> Path:
     network = build_model(CONFIGS[name], seed=0)
     network.load_state_dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
     spelling = description(Tokenizer.load(folder / "tokenizer"))
-    about_model = {"id": name, "name": name, "parameters": 0, "storyworld": False, "sample": [5]}
+    about_model = {"id": name, "name": name, "parameters": 0, "storyworld": False, "end": "</s>", "sample": [5]}
     file = folder / f"{name}.html"
     file.write_text(offline_page(packed_network(network), spelling, about_model), encoding="utf-8")
     return file

@@ -23,7 +23,7 @@ def write(page: Any, prompt: str, tokens: int = 12) -> None:
     settle(page, max_tokens=tokens)
     page.get_by_label("Begin a story").fill(prompt)
     page.get_by_role("button", name="Write", exact=True).click()
-    page.locator("#branches .walk[aria-current=true]", has_text=prompt).wait_for()
+    page.locator("#story", has_text=prompt).wait_for()
     written(page)
 
 
@@ -38,7 +38,7 @@ def written(page: Any) -> None:
     page.wait_for_selector("#thought .bars button")
 
 
-def test_it_opens_with_no_network(open_page: Any, offline_file: Path) -> None:
+def test_it_opens_with_no_network(open_page: Any, offline_file: Path, tiny_run: Path) -> None:
     """Would catch a font, script or image from elsewhere, and a first look at an empty page."""
     page = open_page(offline_file.as_uri(), offline=True)
     fetched: list[str] = []
@@ -47,7 +47,9 @@ def test_it_opens_with_no_network(open_page: Any, offline_file: Path) -> None:
     page.wait_for_selector("#thought .bars button")
     elsewhere = [url for url in fetched if not url.startswith(("blob:", "data:", offline_file.as_uri()))]
     assert elsewhere == []
-    assert len(text_of(page)) > 20
+    sample = json.loads(page.locator("#about").text_content())["sample"]
+    assert sample
+    assert text_of(page) == load(tiny_run, device="cpu").tokenizer.decode(sample)
     assert "parameters" in page.locator("#model").text_content()
     policy = page.locator("meta[http-equiv]").get_attribute("content")
     assert "default-src 'none'" in policy
@@ -200,6 +202,7 @@ def test_a_story_is_read_out_by_the_sentence(open_page: Any, offline_file: Path)
 def test_the_dials_cut_the_distribution(open_page: Any, offline_file: Path) -> None:
     """Would catch a slider without effect on what is shown."""
     page = open_page(offline_file.as_uri())
+    write(page, "Once upon a time")
     page.locator("#story > span[data-i='3']").click()
     page.wait_for_selector(".chart .kept")
     page.get_by_text("tokens can be drawn").wait_for()

@@ -97,6 +97,7 @@ def test_a_server_that_stops_in_the_middle(open_page: Any, slow_writer: Path) ->
         assert len(text_of(page)) > len(kept)
     finally:
         again.kill()
+    page.close()
     page.expected_problems.clear()
 
 
@@ -112,6 +113,7 @@ def test_a_server_that_wants_a_key(open_page: Any, storyteller: Path, tmp_path: 
         assert len(text_of(page)) > 0
     finally:
         server.kill()
+    page.close()
     page.expected_problems.clear()
 
 

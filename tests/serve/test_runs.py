@@ -24,6 +24,7 @@ def test_models_as_clients_read_them(served: Served, tiny_run: Path) -> None:
         "storyworld": False,
         "training": False,
         "name": "tiny",
+        "end": "</s>",
     }
     assert served.api.get("/v1/models/tiny").json() == entry
     assert served.api.get("/v1/models/other").json()["error"]["code"] == "model_not_found"

@@ -200,4 +200,5 @@ def about_run(served: ServedRun) -> dict[str, Any]:
         "storyworld": served.storyworld_split is not None,
         "training": served.run.is_training(),
         "name": served.name,
+        "end": served.run.tokenizer.token_text(served.run.tokenizer.eos_id),
     }

@@ -14,7 +14,7 @@ export const SETTINGS = {
   n: 1,
   seed: 0,
 };
-const END = "</s>";
+const END = "∎ the end"; // what the token that ends a story is called here
 const TOLD = 40; // tokens of a place, the likeliest
 
 export class Session extends EventTarget {
@@ -67,7 +67,7 @@ export class Session extends EventTarget {
       ...what,
       truth: false,
     });
-    return tokens.map((token, i) => ({ ...token, bits: bitsOf(found[i]), ends: token.piece === END }));
+    return tokens.map((token, i) => ({ ...token, bits: bitsOf(found[i]), ends: token.piece === this.model.end }));
   }
 
   // What the model thought before token i of the path came, and what it kept after it: {before, after}.
@@ -79,7 +79,11 @@ export class Session extends EventTarget {
       const request = { model: this.model.id, tokens, positions, top };
       this.#looks.set(
         key,
-        this.source.inspect(request).then(({ positions: [before, after = null] }) => ({ before, after })),
+        this.source.inspect(request).then(({ positions: [before, after = null] }) => {
+          for (const each of [...before.next, ...(before.truth?.next ?? [])])
+            if (each.piece === this.model.end) each.piece = END;
+          return { before, after };
+        }),
       );
       this.#looks.get(key).catch(() => this.#looks.delete(key));
     }

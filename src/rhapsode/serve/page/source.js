@@ -1,6 +1,6 @@
 // Where the page gets what it shows: a server (server.js), or the model inside the file (offline.js). Both have:
 //
-//   models()           [{id, name, parameters, storyworld}, ...]
+//   models()           [{id, name, parameters, storyworld, end (what the token that ends texts is called)}, ...]
 //   inspect(request)   {model, text | tokens: [ids], positions: [i, ...], top, truth} -> {
 //                        tokens: [{id, text, piece}, ...]        joined texts are the text; piece is for tables
 //                        log_probabilities: [...]                of each token, in nats, under the model itself

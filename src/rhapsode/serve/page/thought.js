@@ -370,8 +370,8 @@ function inItsWord(path, place) {
   ];
 }
 
-const shown = (piece) => (piece === "</s>" ? "∎ the end" : piece.replaceAll("▁", "\u00a0").trimStart() || "␣");
-const plain = (piece) => (piece === "</s>" ? "the end" : piece.replaceAll("▁", " ").trim() || "a blank");
+const shown = (piece) => piece.replaceAll("▁", "\u00a0").trimStart() || "␣";
+const plain = (piece) => piece.replaceAll("▁", " ").trim() || "a blank";
 
 function odds(bits) {
   if (bits < 0.1) return "it was sure of this";
