@@ -61,9 +61,8 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         made += "" if record["complete"] else ", not finished"
         made += ", small size" if record["size"] == "small" else ""
         lost = tries - survived
-        lines.append(
-            f"| {name}: {what} | {tries:,} | {survived:,} | {lost or 'nothing'} | {minutes(record['seconds'])} | {made} |"
-        )
+        counts = f"{tries:,} | {survived:,} | {lost or 'nothing'} | {minutes(record['seconds'])}"
+        lines.append(f"| {name}: {what} | {counts} | {made} |")
     for name, record in ((name, records[name]) for name in PARTS if name in records and records[name]["units"]):
         lines += ["", f"## {name}: {PARTS[name][1]}", ""]
         cores = f"{record['cores']} cores, {record['system']}"
