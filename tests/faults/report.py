@@ -60,8 +60,9 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         made = f"{(record['commit'] or 'no commit')[:10]}, seed {record['seed']}, {record['date']}"
         made += "" if record["complete"] else ", not finished"
         made += ", small size" if record["size"] == "small" else ""
-        lost, took = tries - survived or "nothing", minutes(record["seconds"])
-        lines.append(f"| {name}: {what} | {tries:,} | {survived:,} | {lost} | {took} | {made} |")
+        lost = tries - survived
+        counts = f"{tries:,} | {survived:,} | {lost or 'nothing'} | {minutes(record['seconds'])}"
+        lines.append(f"| {name}: {what} | {counts} | {made} |")
     for name, record in ((name, records[name]) for name in PARTS if name in records and records[name]["units"]):
         lines += ["", f"## {name}: {PARTS[name][1]}", ""]
         cores = f"{record['cores']} cores, {record['system']}"
