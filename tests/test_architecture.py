@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "kernels": set(),
     "machine": set(),
+    "minimal_pairs": set(),
     "recorded": set(),
     "seeds": set(),
     "terminal": set(),
