@@ -72,7 +72,7 @@ def trained(files: list[str], sections: dict[str, Any], key: dict[str, Any]) -> 
     """One run, as the results keep it; value: None where the loss was no number any more. key: the fields of KEY."""
     torch.set_num_threads(key["threads"])
     rhapsode.model.KEPT = 0.0 if key["name"] == DEFAULT_START else KEPT
-    data = tinystories(*files)
+    data = tinystories(files[0], files[1])
     found = {**key, "recipe": sections, **about()}
     try:
         result = ours(sections, data, {"minutes": key["minutes"]}, key["seed"], looks=1)
@@ -123,7 +123,7 @@ def main() -> None:
         name, recipe, files = f"ablations-{arguments.preset}", PRESETS[arguments.preset], arguments.files
         if arguments.bytes:
             name, files = f"{name}-{arguments.bytes}", [str(share(files[0], arguments.bytes, Path(folder))), files[1]]
-        data = tinystories(*files)  # now, so that all find the token store
+        data = tinystories(files[0], files[1])  # now, so that all find the token store
         if arguments.bytes:
             recipe = recipe_for(data, arguments.preset, minutes)
         changes = arguments.only or [
