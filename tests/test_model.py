@@ -1,6 +1,7 @@
 """The models: causality, rows, cuts, the loss; all sizes different, so that swapped arguments cannot hide."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,8 +26,12 @@ COPYING = ModelConfig(
     vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, cell="gated",
     gate=True, pair_embeddings=31, copy_dim=4,
 )  # fmt: skip
+ALONE = ModelConfig(
+    vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, num_heads=2,
+    cell="none", feed_forward=2, pair_embeddings=31,
+)  # fmt: skip
 CONFIGS = pytest.mark.parametrize(
-    "config", [PLAIN, STACKED, LAST, COPYING], ids=["plain", "stacked", "last", "copying"]
+    "config", [PLAIN, STACKED, LAST, COPYING, ALONE], ids=["plain", "stacked", "last", "copying", "alone"]
 )
 
 
@@ -52,6 +57,19 @@ def test_a_cut_changes_nothing(config: ModelConfig, cut: int) -> None:
         torch.autograd.grad(pieces, parameters, upstream), torch.autograd.grad(whole, parameters, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_attention_alone_is_a_model_whose_recurrence_puts_out_nothing() -> None:
+    """Would catch a block that leaves out more than its recurrence, or goes on keeping a hidden state."""
+    alone, tokens = made(ALONE)
+    elman, _ = made(replace(ALONE, cell="elman"))
+    silent = {name: torch.zeros_like(tensor) for name, tensor in elman.state_dict().items() if ".rnn.out." in name}
+    elman.load_state_dict({**elman.state_dict(), **alone.state_dict(), **silent})
+    (logits, state), (expected, _) = alone(tokens), elman(tokens)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    assert [block.hidden.shape for block in state.blocks] == [(3, 0)] * 2
+    with pytest.raises(ValueError, match="cell = 'none' needs attention"):
+        replace(ALONE, attention="none")
 
 
 @CONFIGS

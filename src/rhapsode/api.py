@@ -251,10 +251,10 @@ def study(
 ) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
 
-    name: size, batch, sequences, temperature, all or grid. vary: of a grid, `field=value,value` texts; assignments:
-    `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into. out: the
-    study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the report too.
-    jobs: models trained at once. The rest is as for `train`.
+    name: size, batch, sequences, temperature, all, tracking or grid. vary: of a grid, `field=value,value` texts;
+    assignments: `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into.
+    out: the study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the
+    report too. jobs: models trained at once. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """

@@ -11,7 +11,7 @@ from rhapsode.fold import side_by_side
 from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
 
-CELLS = ("elman", "gated")
+CELLS = ("elman", "gated", "none")
 
 
 class RNNCell(nn.Module):

@@ -167,9 +167,10 @@ def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]
     """All stories, those of similar length together: int64 (inputs, targets) of shape (B, T).
 
     Rows are padded on the right, where a causal model cannot feel it; padding is no target. A text is predicted
-    from its first token on, </s> standing before it; a list of ids from its second.
+    from its first token on, </s> standing before it; a list of ids from its second; of a labelled list, the answers.
     """
-    lengths = store.story_lengths() - (0 if store.has_text else 1)
+    lengths = store.story_lengths()
+    lengths = lengths // 2 if store.labelled else lengths - (0 if store.has_text else 1)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     begin = 0
@@ -182,6 +183,9 @@ def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]
         for i, row in enumerate(rows):
             ids = store.story(row)
             n = lengths[row]
+            if store.labelled:
+                inputs[i, :n], targets[i, :n] = ids[::2], ids[1::2]
+                continue
             inputs[i, :n] = np.concatenate(([store.eos_id], ids[:-1])) if store.has_text else ids[:-1]
             targets[i, :n] = ids[-n:]
         yield inputs, targets

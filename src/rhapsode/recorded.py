@@ -108,6 +108,7 @@ RUN_SCHEMA: Mapping[str, Schema] = {
         "held_out?": float,
     },
     "study?": str,
+    "task?": str,
 }
 
 
@@ -120,7 +121,9 @@ def check_run(about: dict[str, Any], file: Path) -> None:
         if "valid" not in about["data"] and "held_out" not in about["data"]:
             raise ValueError(f"{where}: the field data.held_out is missing")
     if "request" in about or "study" in about:
-        check_schema(about, {"optimizer": dict, "train": dict, "batch": dict, "tokenizer": str}, where)
+        check_schema(about, {"optimizer": dict, "train": dict, "batch": dict}, where)
+        if "task" not in about:  # whose ids are no text
+            check_schema(about, {"tokenizer": str}, where)
     for i, entry in enumerate(about.get("plan", [])):
         if len(entry) != 2 or min(entry) < 0 or entry[1] < 1:
             raise ValueError(f"{where}: plan[{i}] must be [step, number of steps], got {entry}")

@@ -24,6 +24,8 @@ from rhapsode.studies.data import valid_view
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
+from rhapsode.studies.tasks import TASKS
+from rhapsode.studies.tracking import REFERENCE_STORIES, answers_right, references_right, task_stores
 from rhapsode.terminal import EXIT_STOPPED
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
@@ -42,20 +44,27 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
     """Trains the cell and writes its result; returns how training ended, as in `Outcome.ended`."""
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
-    tokenizer = study.tokenizer()
-    train_store, valid_store = study.stores()
-    view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
+    tokenizer: Tokenizer | None = None
+    if cell.task in TASKS:
+        train_store, view = task_stores(cell.task, cell.sections)
+    else:
+        tokenizer = study.tokenizer()
+        train_store, valid_store = study.stores()
+        view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
     if (path / "run.json").exists():
         run = Run.open(path)
     else:
-        recipe = Recipe.from_sections(cell.sections, tokenizer.vocab_size)
+        recipe = Recipe.from_sections(cell.sections, train_store.vocab_size)
         more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
+        more |= {"task": cell.task} if cell.task in TASKS else {}
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
     outcome = _train_when_free(run, train_store, view, study.device)
     if outcome.ended != "interrupted":
-        study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))
+        result = _result(run, outcome, cell, train_store, threads, study.device)
+        asked = min(REFERENCE_STORIES, about["valid_stories"] or REFERENCE_STORIES)
+        study.finish(cell, result | ({"tracking": _tracking(run, cell, asked)} if cell.task else {}))
     return outcome.ended
 
 
@@ -97,6 +106,14 @@ def _result(
         if cell.completions
         else [],
     }
+
+
+def _tracking(run: Run, cell: Cell, asked: int) -> dict[str, Any]:
+    """How many of the task's answers are right, and how far; asked: of how many stories the references are."""
+    model = run.load_model("last")
+    if cell.task in TASKS:
+        return answers_right(model, cell.task, cell.seed) | {"trained": cell.sections["batch"]["window"]}
+    return references_right(model, run.tokenizer, asked, cell.sections["batch"]["window"])
 
 
 def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class TokenStore:
     hold and the bits of the corrections that give them (see tokenizer/corrections.py). indices: which stories of
     the file this view holds, ascending. num_stories, num_tokens, num_bytes, unspelled_bytes count what the view
     holds; correction_bits, too, with the bit that ends each story's corrections, 0 where there are none at all.
-    has_text: False for stores of given id lists, whose stories do not end with eos_id.
+    has_text: False for stores of given id lists, whose stories do not end with eos_id. labelled: whether each story is
+    a list of ids with answers, id, answer, id, answer: an answer is what is expected after its id, and is not read.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TokenStore:
         self.eos_id: int = about["eos_id"]
         self.vocab_size: int = about["vocab_size"]
         self.has_text: bool = about["has_text"]
+        self.labelled: bool = about.get("labelled", False)
         self.description: str = about["description"]
         self.num_stories = len(self.indices)
         whole = self.num_stories == len(byte_counts)

@@ -65,9 +65,10 @@ def begin(request: TrainingRequest, out: Path) -> Ready:
     return Ready(create_run(out, recipe, data.tokenizer, more), data.train, data.valid)
 
 
-def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
-    """A run directory for this recipe, with whatever else is to stand in its run.json."""
-    return Run.create(out, {**recipe.to_dict(), "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
+def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer | None, more: dict[str, Any]) -> Run:
+    """A run directory for this recipe, with whatever else is to stand in its run.json; no tokenizer: for bare ids."""
+    spelled = {"tokenizer": tokenizer.fingerprint} if tokenizer is not None else {}
+    return Run.create(out, {**recipe.to_dict(), **spelled, **more}, tokenizer)
 
 
 def choose_recipe(request: TrainingRequest) -> Chosen:
