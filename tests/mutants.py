@@ -32,6 +32,10 @@ NAMES = "textbook/test_stacked.py::test_the_model_has_the_parameters_that_its_co
 TRAINING = "textbook/test_stacked.py::test_a_whole_training_run_is_the_textbooks"
 CURVE = "golden/test_golden.py::test_twenty_steps_of_training_lose_what_they_lost"
 STORY = "golden/test_golden.py::test_an_old_run_writes_the_story_that_it_wrote"
+ALONE = "test_model.py::test_attention_alone_is_a_model_whose_recurrence_puts_out_nothing"
+LABELS = "studies/test_study_tasks.py::test_a_batch_has_steps_and_their_answers_and_no_answer_is_read"
+ANSWERS = "studies/test_study_tasks.py::test_answers_are_those_of_a_brute_force"
+COIN = "test_minimal_pairs.py::test_a_coin_gets_half_and_a_tie_is_half_a_point"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Mutant:
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
+TASKS = "studies/tasks.py"
 LOOP, OPTIMIZER, WRITING = "training/loop.py", "training/optimizer.py", "decode/continuation.py"
 
 MUTANTS = [
@@ -107,6 +112,10 @@ MUTANTS = [
     Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *tok", "ids = [*tok", STORY),
+    Mutant("attention alone keeps nothing", MODEL, "hidden = x[..., :0]", "hidden = x", ALONE),
+    Mutant("answers out of sight", "tokens/batches.py", "return ids[:, ::2].", "return ids[:, 1::2].", LABELS),
+    Mutant("the other half of a swap", TASKS, "held[rows, one], held[rows, other] =", "held[rows, one], _ =", ANSWERS),
+    Mutant("half a point for a tie", "minimal_pairs.py", "0.5 if good == bad", "1.0 if good == bad", COIN),
 ]  # fmt: skip
 
 
