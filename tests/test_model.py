@@ -183,7 +183,7 @@ def test_recent_keeps_what_may_be_copied_of_the_last_tokens() -> None:
         ({"gate": True}, "gate = True needs kind = 'stacked'"),
         ({"copy_dim": 8}, "copy_dim = 8 needs kind = 'stacked'"),
         ({"copy_dim": -1, "kind": "stacked"}, "copy_dim must be at least 0, got -1"),
-        ({"cell": "gru", "kind": "stacked"}, "cell must be one of elman, gated, got 'gru'"),
+        ({"cell": "gru", "kind": "stacked"}, "cell must be one of elman, gated, none, got 'gru'"),
     ],
 )
 def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:
