@@ -40,8 +40,10 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         needs, pins, out = (Path(folder) / name for name in ("needs.in", "pins.txt", "lock.txt"))
         needs.write_text("\n".join(wanted()) + "\n")
-        before = {} if "--upgrade" in arguments else pinned(LOCK.read_text(encoding="utf-8"))
-        pins.write_text("".join(f"{name}=={version}\n" for name, version in before.items() if name != "torch"))
+        text = LOCK.read_text(encoding="utf-8")
+        before = {} if "--upgrade" in arguments else pinned(text)
+        once = {name for name in before if len(re.findall(rf"^{re.escape(name)}==", text, re.MULTILINE)) == 1}
+        pins.write_text("".join(f"{name}=={before[name]}\n" for name in before if name in once and name != "torch"))
         command = ["uv", "pip", "compile", needs, "--universal", "--python-version", "3.11", "--generate-hashes"]
         command += ["--no-header", "--no-annotate", "--quiet", "--constraints", pins, "--output-file", out]
         subprocess.run([str(word) for word in command], check=True)
