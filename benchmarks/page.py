@@ -102,7 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
-    result = measure(*((1, 100) if arguments.quick else (arguments.rounds, 510)), arguments.before)
+    rounds, tokens = (1, 100) if arguments.quick else (arguments.rounds, 510)
+    result = measure(rounds, tokens, arguments.before)
     if not arguments.quick:
         write("page", result)
     for row in result["models"]:

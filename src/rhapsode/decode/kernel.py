@@ -204,14 +204,17 @@ class Packed:
 
     def _inputs(self, made: _Block, block: Block) -> None:
         """The maps before and after a block's recurrence."""
-        rnn, cell = block.rnn, block.rnn.cell
+        rnn, norm = block.rnn, block.rnn_norm
+        assert rnn is not None
+        assert norm is not None
+        cell = rnn.cell
         if isinstance(cell, GatedCell):
             inputs = side_by_side((cell.keep, cell.candidate))
         else:
             inputs = Affine(cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-        made.input = self._map(_after(block.rnn_norm, inputs))
+        made.input = self._map(_after(norm, inputs))
         if rnn.gate is not None:
-            made.gate = self._map(_after(block.rnn_norm, Affine(rnn.gate.weight, rnn.gate.bias)))
+            made.gate = self._map(_after(norm, Affine(rnn.gate.weight, rnn.gate.bias)))
         made.output = self._map(Affine(rnn.out.weight, rnn.out.bias))
 
     def _recurrent(self, rnn: Any) -> _Block:
