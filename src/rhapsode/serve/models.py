@@ -118,7 +118,7 @@ class ServedModels:
     async def use(self, served: ServedRun) -> LoadedModel:
         """The run's model as it is on the disk now, loaded if need be; what runs on an earlier one ends there.
 
-        Raises Refusal where it cannot be loaded. The caller hands its work over before it waits for anything else.
+        Raises Refusal where it cannot be loaded. It works for its caller even if it is given up meanwhile.
         """
         async with served.loading:
             current = served.loaded
