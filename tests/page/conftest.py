@@ -14,7 +14,7 @@ AXE = Path(__file__).resolve().parents[2] / ".venv" / "axe" / "node_modules" / "
 WAIT = 30_000  # milliseconds, also beside other work
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, an event loop runs, and asyncio starts no other
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     chromium = shutil.which("chromium")

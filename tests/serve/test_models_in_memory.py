@@ -165,6 +165,7 @@ def test_a_run_without_a_checkpoint_yet(runs: tuple[Path, Path]) -> None:
     """A run that has just begun to train is served as soon as it has one."""
     for name in ("best", "last"):
         (runs[0] / f"{name}.safetensors").rename(runs[0] / f"{name}.later")
+    Run.open(runs[0]).update(checkpoints=[])
     with serving(runs[0]) as served:
         assert "no checkpoint yet" in served.refused(404, prompt="a")["message"]
         (runs[0] / "best.later").rename(runs[0] / "best.safetensors")

@@ -200,5 +200,13 @@ def about_run(served: ServedRun) -> dict[str, Any]:
         "storyworld": served.storyworld_split is not None,
         "training": served.run.is_training(),
         "name": served.name,
-        "end": served.run.tokenizer.token_text(served.run.tokenizer.eos_id),
+        "end": _end_of_text(served.run),
     }
+
+
+def _end_of_text(run: Run) -> str | None:
+    """What the tokenizer calls the end of a text; None where it cannot be read, which a request will be told."""
+    try:
+        return run.tokenizer.token_text(run.tokenizer.eos_id)
+    except (OSError, ValueError):
+        return None
