@@ -18,7 +18,7 @@ from typing import Any
 from harness import NotHere, Tally, Unit
 from material import material, new_run, trained
 
-BASE_MEGABYTES = 700  # of a process that has imported everything and prepared a small text
+BASE_MEGABYTES = 900  # of a process that has imported everything, prepared a small text and drawn a picture
 BLOCK = 4_000_000  # bytes that are written at once
 
 CHILD = """

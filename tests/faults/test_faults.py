@@ -21,6 +21,7 @@ SEED = 0
 
 
 def all_survive(unit: Unit, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         tally = unit[1](SEED, folder)
     except NotHere as reason:
