@@ -4,10 +4,12 @@ Whatever the bytes are, it must return or raise a ValueError or OSError that is 
 input of each, from which a fuzzer starts.
 """
 
+import atexit
 import gzip
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -49,6 +51,7 @@ class Parser:
 def made() -> Material:
     """Whatever the parsers need around the bytes, made once in a process."""
     folder = Path(tempfile.mkdtemp(prefix="rhapsode-hostile-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return material(folder)
 
 
@@ -123,8 +126,6 @@ def _store(data: bytes) -> None:
     (good,) = (made().cache / "tokens").glob("store-*")
     folder = made().folder / good.name
     if not folder.exists():
-        import shutil
-
         shutil.copytree(good, folder)
         (folder / CHECKSUMS).unlink()
     (folder / "store.json").write_bytes(data)

@@ -52,7 +52,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         if record is None:
             lines.append(f"| {name}: {what} | | | | | not run yet |")
             continue
-        if record["not_here"]:
+        if record["not_here"] and not record["units"]:
             lines.append(f"| {name}: {what} | | | | | not run: {record['not_here']} |")
             continue
         tries = sum(unit["tries"] for unit in record["units"])
@@ -60,6 +60,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         made = f"{(record['commit'] or 'no commit')[:10]}, seed {record['seed']}, {record['date']}"
         made += "" if record["complete"] else ", not finished"
         made += ", small size" if record["size"] == "small" else ""
+        made += f"; not here: {record['not_here']}" if record["not_here"] else ""
         lost = tries - survived
         counts = f"{tries:,} | {survived:,} | {lost or 'nothing'} | {minutes(record['seconds'])}"
         lines.append(f"| {name}: {what} | {counts} | {made} |")
