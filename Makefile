@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story browser test quick lint format bench docs notebooks lock clean
+.PHONY: story browser test quick lint format clients bench docs notebooks lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
@@ -39,6 +39,10 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+clients: .venv/installed      ## also install lm-evaluation-harness (450 MB), and run its tests against the server
+	$(BIN)/pip install --quiet --disable-pip-version-check 'lm-eval>=0.4.13'
+	$(BIN)/python -m pytest -q tests/serve/test_lm_eval.py
 
 bench: .venv/installed        ## the speeds of this machine, and how fast it generates and prepares text
 	$(BIN)/python benchmarks/training.py

@@ -15,7 +15,7 @@ from report import FIGURES, HERE, about
 
 import rhapsode
 from rhapsode.inspection import draw_copies
-from rhapsode.inspection.copying import CopiedWord, words_of
+from rhapsode.inspection.copying import CopiedWord, copied_words
 from rhapsode.results import CopyMap
 
 PAGE = HERE.parent / "docs" / "copies.md"
@@ -34,7 +34,7 @@ def main() -> None:
     how = {"seed": arguments.seed, "temperature": arguments.temperature, "max_tokens": arguments.tokens}
     text = str(model.generate(arguments.prompt, **how)[0])
     copies = model.copies(text)
-    if all(word.source is None for word in words_of(copies)):
+    if all(word.source is None for word in copied_words(copies)):
         raise SystemExit("no word of this story was copied; try another --seed, or a model that trained for longer")
     draw_copies(copies, FIGURES / "copies.svg")
     PAGE.write_text(page(model, copies, arguments), encoding="utf-8")
@@ -43,7 +43,7 @@ def main() -> None:
 
 def page(model: rhapsode.Model, copies: CopyMap, arguments: argparse.Namespace) -> str:
     """The page around the figure, with what the story's words say in numbers."""
-    words = words_of(copies)
+    words = copied_words(copies)
     pairs = [(number, word.source) for number, word in enumerate(words) if word.source is not None]
     distances = [number - source for number, source in pairs]
     again = Counter(bare for bare in map(bare_of, words) if bare)
@@ -59,8 +59,8 @@ def page(model: rhapsode.Model, copies: CopyMap, arguments: argparse.Namespace) 
     parts = [
         "# What a model copies",
         "A story as a model with a copy head ([model.md](model.md#the-copy-head)) wrote it. Each word that is more"
-        " likely to have been copied than chosen from the vocabulary is bold and points to the word that it was copied from; a"
-        " word and all that goes back to it have one colour.",
+        " likely to have been copied than chosen from the vocabulary is bold and points to the word that it was copied"
+        " from; a word and all that goes back to it have one colour.",
         "![A story in which each copied word points to where it was copied from](figures/copies.svg)",
         f"Of {sum(again.values())} words {len(pairs)} were copied, from {statistics.mean(distances):.0f} words before"
         f" on average and {max(distances)} at most.",

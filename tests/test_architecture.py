@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"files"},
     "fold": {"state"},
     "cells": {"fold", "kernels"},
-    "copying": {"kernels", "state"},
+    "copying": {"fold", "kernels", "state"},
     "model": {"cells", "copying", "fold", "kernels", "seeds", "state"},
     "tokenizer": {"files", "progress"},
     "sources": {"files", "progress"},

@@ -140,6 +140,22 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
     torch.testing.assert_close(short.blocks[0].hidden, state.blocks[0].hidden)
 
 
+def test_recent_keeps_what_may_be_copied_of_the_last_tokens() -> None:
+    """Would catch keys of other tokens than the ids, and a lost key of the token to come."""
+    model, tokens = made(COPYING)
+    _, state = model(tokens)
+    assert state.copies is not None
+    short = state.recent(4).copies
+    assert short is not None
+    torch.testing.assert_close(short.keys, state.copies.keys[:, -4:])
+    torch.testing.assert_close(short.ids, tokens[:, -4:])
+    torch.testing.assert_close(short.next_key, state.copies.next_key)
+    p = model(tokens[:, :1], state.recent(4))[0][:, 0].exp()
+    longer = model(tokens[:, :1], state)[0][:, 0].exp()
+    torch.testing.assert_close(p.sum(-1), longer.sum(-1))
+    assert (p - longer).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -147,6 +163,9 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
         ({"activation": "gelu"}, "activation must be one of relu, tanh, got 'gelu'"),
         ({"dropout": 1.0, "kind": "stacked"}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"gate": True}, "gate = True needs kind = 'stacked'"),
+        ({"copy_dim": 8}, "copy_dim = 8 needs kind = 'stacked'"),
+        ({"copy_dim": -1, "kind": "stacked"}, "copy_dim must be at least 0, got -1"),
+        ({"cell": "gru", "kind": "stacked"}, "cell must be one of elman, gated, got 'gru'"),
     ],
 )
 def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:

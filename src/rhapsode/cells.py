@@ -55,7 +55,9 @@ class GatedCell(nn.Module):
 
     def project(self, input: Tensor) -> Tensor:
         """What a step's input decides: W_a i + b_a and W_c i + b_c side by side, (..., input_dim) -> (..., 2 H)."""
-        return F.linear(input, *side_by_side((self.keep, self.candidate)))
+        if torch.is_grad_enabled():  # one product, whose gradient to the input is one too; elsewhere joining costs more
+            return F.linear(input, *side_by_side((self.keep, self.candidate)))
+        return torch.cat((self.keep(input), self.candidate(input)), dim=-1)
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
         """Projected inputs x (T, B, 2 H), whose memory is used -> hidden states (T, B, H)."""

@@ -80,7 +80,7 @@ def test_undo_edit_and_save(piped: Callable[..., tuple[str, str]], tmp_path: Pat
     file, other = tmp_path / "story.txt", tmp_path / "other.txt"
     other.write_text("mine")
     session = ("/temperature 0", "one", "/undo", "/undo", "two", "/edit", "three", f"/save {file}", "/save")
-    out, error = piped(*session, f"/save {other}", "/save /nowhere/x", "/copies", "/what", "/help")
+    _, error = piped(*session, f"/save {other}", "/save /nowhere/x", "/copies", "/what", "/help")
     expected = model.generate("three", max_tokens=8, temperature=0)[0].text
     if "\n" not in model.generate("two", max_tokens=8, temperature=0)[0].text:
         assert file.read_text() == f"three{expected}\n"

@@ -84,7 +84,7 @@ def test_what_was_expected_and_looked_at(served: Served, model: rhapsode.Model) 
         assert len(position["hidden"]) == len(state.blocks)
         for hidden, block in zip(position["hidden"], state.blocks, strict=True):
             assert hidden == pytest.approx(block.hidden[0].tolist(), abs=1e-5)
-        assert position["copy"] is None
+        assert (position["copy"] is None) is (model.network.copy_head is None)
         assert position["truth"] is None
     whole = inspect(served, text=TEXT, positions=[2], top=0)["positions"][0]["next"]
     assert len(whole) == model.tokenizer.vocab_size

@@ -221,6 +221,15 @@ def test_many_streams_at_once_are_each_what_they_are_alone(served: Served) -> No
             assert [each["values"] for each in found] == [each["logprobs"]["token_logprobs"] for each in expected]
 
 
+def test_a_chunk_is_one_line_for_everybody(served: Served) -> None:
+    """Some clients take U+0085, U+2028 and their like for the end of a line; no chunk may fall apart there."""
+    prompt = "a\x85b\u2028c\x0bd\x1ce\u2029🎉\nf\r"
+    body = {"prompt": prompt, "max_tokens": 1, "echo": True, "stream": True}
+    lines = served.api.post("/v1/completions", json=body).text.splitlines()
+    told = "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines if line.startswith("data: {"))
+    assert told.startswith(prompt)
+
+
 def test_usage_in_a_stream(served: Served) -> None:
     """With include_usage a last chunk has the counts and no choices, the others null; else none has the field."""
     for include in (True, False):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rhapsode.chat.words import NextWord, likeliest_words
 from rhapsode.decode import Engine, Failed, GenerationRequest, SampleConfig, Written, prompt_ids
-from rhapsode.inspection.copying import CopiedWord, words_of
+from rhapsode.inspection.copying import CopiedWord, copied_words
 from rhapsode.trained import Model
 
 
@@ -96,7 +96,7 @@ class Conversation:
         Raises ValueError where the model has no copy head, or there is no text.
         """
         tokenizer = self.model.tokenizer
-        words = words_of(self.model.copies(self.text))
+        words = copied_words(self.model.copies(self.text))
         before = sum(len(tokenizer.token_text(id)) for id in prompt_ids(tokenizer, self.text[: self.written_from]))
         ends = itertools.accumulate(len(word.text) for word in words)
         return words, sum(end <= before for end in ends)

@@ -4,11 +4,13 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rhapsode.decode import Alternative, Engine, Failed, GenerationRequest, SampleConfig, Written
 from rhapsode.decode.ending import SPELLING_CONTEXT
 from rhapsode.tokenizer import Tokenizer
 
+PART = "\ufffd"  # stands for a character of which a token has a part only
 MOST_READ = 200  # beginnings of words that are read, before what was found has to do
 
 
@@ -28,6 +30,7 @@ def likeliest_words(engine: Engine, ids: Sequence[int], count: int) -> list[Next
     was not found is likelier than one that was. A word that has several spellings in tokens counts by each alone.
     """
     tokenizer = engine.tokenizer
+    begins = first_characters(tokenizer)
     frontier: list[tuple[float, int, tuple[int, ...], str | None]] = [(0.0, 0, (), None)]
     found: dict[str, NextWord] = {}
     number = 0
@@ -42,16 +45,32 @@ def likeliest_words(engine: Engine, ids: Sequence[int], count: int) -> list[Next
         spelled = text_after(tokenizer, ids, begun)
         ends = 0.0
         for id, log_probability in alternatives(engine, [*ids, *begun]):
-            if begun and (id == tokenizer.eos_id or not goes_on(spelled, text_after(tokenizer, [*ids, *begun], [id]))):
+            first = begins.get(id)
+            if begun and (first is None or not goes_on(spelled, first)):
                 ends += math.exp(log_probability)
-                continue
-            number += 1
-            end = "" if id == tokenizer.eos_id else None
-            heapq.heappush(frontier, (surprise - log_probability, number, (*begun, id), end))
+            elif first is not None or id == tokenizer.eos_id:
+                number += 1
+                end = "" if id == tokenizer.eos_id else None
+                heapq.heappush(frontier, (surprise - log_probability, number, (*begun, id), end))
         if ends > 0:
             number += 1
             heapq.heappush(frontier, (surprise - math.log(ends), number, begun, spelled))
     return list(found.values())
+
+
+@lru_cache(maxsize=4)
+def first_characters(tokenizer: Tokenizer) -> dict[int, str | None]:
+    """What the text of each token begins with: U+FFFD for a part of a character, None for a token without text."""
+    found: dict[int, str | None] = {}
+    for id, name in tokenizer.names.items():
+        piece = tokenizer.token_text(id)
+        if piece.startswith("▁"):
+            found[id] = " "
+        elif name.startswith("bytes:"):
+            found[id] = PART
+        else:
+            found[id] = tokenizer.decode([id])[:1] or None
+    return found
 
 
 def alternatives(engine: Engine, ids: Sequence[int]) -> tuple[Alternative, ...]:
@@ -68,15 +87,15 @@ def alternatives(engine: Engine, ids: Sequence[int]) -> tuple[Alternative, ...]:
     return found
 
 
-def goes_on(spelled: str, following: str) -> bool:
-    """Whether what follows is a part of the same word; a token that spells a part of a character always is."""
-    last, first = spelled[-1:], following[:1]
-    return not spelled or not first or (is_of_word(first) and (is_of_word(last) or not spelled.strip()))
+def goes_on(spelled: str, first: str) -> bool:
+    """Whether a text that begins with a character is a part of the word so far; a part of a character always is."""
+    last = spelled[-1:]
+    return not spelled or first == PART or (is_of_word(first) and (is_of_word(last) or not spelled.strip()))
 
 
 def is_of_word(character: str) -> bool:
     """Whether a character is a part of words."""
-    return character.isalnum() or character in "'’-\ufffd"
+    return character.isalnum() or character in "'’-"
 
 
 def text_after(tokenizer: Tokenizer, ids: Sequence[int], added: Sequence[int]) -> str:

@@ -173,6 +173,9 @@ class Engine:
             row.keys = page_keys(row.ids[:-1])
         if request.score_prompt and request.ids:
             row.scores.append(self._first_score(row))
+            if row.scores[0].id < 0:
+                self._fail(row, events)
+                return
         self._reading.append(row)
 
     def _first_score(self, row: "_Row") -> TokenScore:

@@ -33,7 +33,7 @@ class GenerationRequest:
     def context(self) -> list[int]:
         """All tokens that the new ones continue, those that the state has read first."""
         before = [] if self.state is None or self.state.ids is None else self.state.ids[0].tolist()
-        return [*before, *self.ids]
+        return [*before, *map(int, self.ids)]
 
     def check(self, vocab_size: int, max_context: int | None) -> None:
         """Raises ValueError where a model of this vocabulary cannot do it, or within so many tokens."""

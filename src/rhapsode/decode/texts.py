@@ -77,15 +77,18 @@ class Texts:
         slot = self._free.pop()
         self.hidden[slot], self.lengths[slot], self.tokens[slot] = 0, 0, 0
         size = self.packed.config.vocab_size
-        bias, written, there = np.zeros(size, np.float32), np.zeros(size, np.int32), np.zeros(size, np.uint8)
-        there[list(seen)] = 1
-        for id, value in config.logit_bias.items():
-            bias[id] = value
-        counts = config.frequency_penalty != 0 or config.presence_penalty != 0
-        wanted = (bool(config.logit_bias), config.repetition_penalty != 1, counts)
-        options: tuple[np.ndarray, ...] = (bias, there, written)
-        self._options[slot] = [each for each, is_wanted in zip(options, wanted, strict=True) if is_wanted]
-        addresses = [each.ctypes.data * is_wanted for each, is_wanted in zip(options, wanted, strict=True)]
+        addresses, self._options[slot] = [], []
+        penalised = config.frequency_penalty != 0 or config.presence_penalty != 0
+        for wanted, kind, values in (
+            (bool(config.logit_bias), np.float32, config.logit_bias),
+            (config.repetition_penalty != 1, np.uint8, dict.fromkeys(seen, 1)),
+            (penalised, np.int32, {}),
+        ):
+            table = np.zeros(size if wanted else 0, kind)
+            for id, value in values.items() if wanted else ():
+                table[id] = value
+            self._options[slot].append(table)
+            addresses.append(table.ctypes.data if wanted else 0)
         numbers = (config.temperature, config.top_p, config.min_p, config.repetition_penalty)
         penalties = (config.frequency_penalty, config.presence_penalty)
         top_k = min(config.top_k, size)

@@ -79,7 +79,7 @@ class CopiedWord(NamedTuple):
     source: int | None
 
 
-def words_of(copies: CopyMap) -> list[CopiedWord]:
+def copied_words(copies: CopyMap) -> list[CopiedWord]:
     """The words of a text, the </s> before it first."""
     tokens = copies.tokens
     begins = [
@@ -105,7 +105,7 @@ def draw_copies(copies: CopyMap, file: Path) -> Path:
 
     A word and all that goes back to it have one colour; copied words are bold.
     """
-    words = words_of(copies)
+    words = copied_words(copies)
     roots: list[int] = []  # of each word, the first of those that it goes back to
     for number, word in enumerate(words):
         roots.append(number if word.source is None else roots[word.source])

@@ -94,16 +94,19 @@ class _CopyLoss(torch.autograd.Function):
         bias_grad = None if bias is None else torch.zeros_like(bias)
         rows = chunk_rows(len(weight))
         for now in (slice(begin, begin + rows) for begin in range(0, n, rows)):
-            p = F.linear(flat[now], weight, bias).log_softmax(-1)
-            known = kept[now] + p.gather(1, wanted[now])[:, 0]
-            total = torch.logaddexp(known, copied[now])
+            z = F.linear(flat[now], weight, bias)
+            z.sub_(z.amax(1, keepdim=True))
+            right = z.gather(1, wanted[now])[:, 0]
+            normaliser = z.exp_().sum(1)
+            known = kept[now] + right - normaliser.log()  # log((1 - g) softmax(z)_y)
+            total = torch.logaddexp(known, copied[now])  # log p
             nats[now], share[now] = -total, (copied[now] - total).exp_()
-            pull = ((known - total).exp_() * scale[now])[:, None]
-            p.exp_().mul_(pull).scatter_add_(1, wanted[now], -pull)  # dL/dz
-            torch.mm(p, weight, out=x_grad[now])
-            weight_grad.addmm_(p.t(), flat[now])
+            pull = (known - total).exp_() * scale[now]
+            z.mul_((pull / normaliser)[:, None]).scatter_add_(1, wanted[now], -pull[:, None])  # dL/dz
+            torch.mm(z, weight, out=x_grad[now])
+            weight_grad.addmm_(z.t(), flat[now])
             if bias_grad is not None:
-                bias_grad += p.sum(0)
+                bias_grad += z.sum(0)
 
         r = (share * scale).view(targets.shape)
         gate_grad = gate.sigmoid() * scale.view(targets.shape) - r

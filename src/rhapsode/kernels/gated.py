@@ -85,5 +85,6 @@ class _Gated(torch.autograd.Function):
 
 def _blocks(hidden: Tensor) -> list[slice]:
     """The steps of a (T, B, H) tensor in blocks of BLOCK_ENTRIES a thread: PyTorch does not divide fewer."""
-    steps = max(1, BLOCK_ENTRIES * torch.get_num_threads() // hidden[0].numel())
+    entries = BLOCK_ENTRIES * torch.get_num_threads() if hidden.device.type == "cpu" else hidden.numel()
+    steps = max(1, entries // hidden[0].numel())
     return [slice(begin, begin + steps) for begin in range(0, len(hidden), steps)]

@@ -224,8 +224,8 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
 
 
 def json_text(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Compact JSON on one line, whatever a client takes for a line's end: to some U+0085 and U+2028 are ends."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def body_of(refusal: Refusal) -> dict[str, Any]:

@@ -48,7 +48,6 @@ class Job:
         self.begun = 0
         self.unended = len(requests)
         self.over = self.left = False
-        self.with_tokens: set[int] = set()  # of the driving thread: the texts that have their first token
 
     def take(self) -> list[tuple[int, Happening]]:
         """The events since the last time."""
@@ -62,6 +61,15 @@ class Job:
         self.wake.set()
 
 
+class _Text:
+    """One text of a job, as the driving thread knows it."""
+
+    __slots__ = ("begun", "job", "number")
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.job, self.number, self.begun = job, number, False
+
+
 class Driver:
     """Runs the thread. max_queue: texts of a model that may wait beyond those that its engine runs at once."""
 
@@ -73,7 +81,7 @@ class Driver:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         # Of the driving thread: whose tickets the engines have, and what waits to be delivered.
-        self._tickets: dict[Engine, dict[int, tuple[Job, int]]] = {}
+        self._tickets: dict[Engine, dict[int, _Text]] = {}
         self._stepped: dict[Engine, float] = {}
         self._ready: dict[Job, list[tuple[int, Happening]]] = {}
         self._urgent: set[Job] = set()
@@ -184,9 +192,10 @@ class Driver:
         tickets = self._tickets.setdefault(engine, {})
         for number, request in enumerate(job.requests):
             try:
-                tickets[engine.submit(request)] = job, number
+                tickets[engine.submit(request)] = _Text(job, number)
             except ValueError as error:
-                self._hand_over(job, number, Failed(-1, error))
+                self._ready.setdefault(job, []).append((number, Failed(-1, error)))
+                self._urgent.add(job)
         if not tickets:
             del self._tickets[engine]
             self._deliver()
@@ -194,7 +203,7 @@ class Driver:
     def _forget(self, job: Job) -> None:
         engine = job.model.engine
         tickets = self._tickets.get(engine, {})
-        for ticket in [ticket for ticket, (owner, _) in tickets.items() if owner is job]:
+        for ticket in [ticket for ticket, text in tickets.items() if text.job is job]:
             engine.cancel(ticket)
             del tickets[ticket]
         if not tickets:
@@ -208,15 +217,24 @@ class Driver:
             events = engine.step()
         except Exception as error:  # none of its texts can be trusted to go on
             events = [Failed(ticket, error) for ticket in tickets]
-            for job, _ in tickets.values():
-                job.model.broken = True
+            for failed in tickets.values():
+                failed.job.model.broken = True
         written = 0
         for event in events:
-            owner = tickets.get(event.ticket)
-            if owner is None:
+            text = tickets.get(event.ticket)
+            if text is None:
                 continue
-            written += isinstance(event, Written)
-            self._hand_over(*owner, event)
+            self._ready.setdefault(text.job, []).append((text.number, event))
+            if isinstance(event, Written):
+                written += 1
+                if text.begun and event.ended is None:
+                    continue  # what most events are
+                if not text.begun:
+                    text.begun = True
+                    self.meters.to_first_token.observe(time.perf_counter() - text.job.submitted)
+            elif isinstance(event, PromptRead):
+                self.meters.prompt_tokens.inc(event.tokens)
+            self._urgent.add(text.job)
             if has_ended(event):
                 del tickets[event.ticket]
         now = time.perf_counter()
@@ -229,17 +247,6 @@ class Driver:
         if not tickets:
             del self._tickets[engine]
             self._stepped.pop(engine, None)
-
-    def _hand_over(self, job: Job, number: int, event: Happening) -> None:
-        self._ready.setdefault(job, []).append((number, event))
-        if isinstance(event, PromptRead):
-            self.meters.prompt_tokens.inc(event.tokens)
-        elif isinstance(event, Written) and number not in job.with_tokens:
-            job.with_tokens.add(number)
-            self.meters.to_first_token.observe(time.perf_counter() - job.submitted)
-        elif not has_ended(event):
-            return
-        self._urgent.add(job)
 
     def _deliver(self) -> None:
         now = time.perf_counter()

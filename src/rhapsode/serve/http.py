@@ -155,12 +155,12 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         return await texts(asked, chat_wanted)
 
     @app.get("/v1/models", tags=["models"])
-    async def list_models() -> dict[str, Any]:
+    def list_models() -> dict[str, Any]:
         """The runs that are served."""
         return models_list(service.models)
 
     @app.get("/v1/models/{name:path}", tags=["models"])
-    async def one_model(name: str) -> dict[str, Any]:
+    def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         return model_entry(service.models.find(name), service.models.max_context)
 
@@ -194,7 +194,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
 
 
 def _add_looking(app: FastAPI, service: Service) -> None:
-    inspector = Inspector(service.driver)
+    inspector = Inspector(service.driver, service.models)
 
     @app.post("/api/inspect", tags=["looking"])
     async def inspect(asked: schemas.InspectQuestion) -> Response:

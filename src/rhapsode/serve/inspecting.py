@@ -15,7 +15,7 @@ from rhapsode import storyworld
 from rhapsode.inspection.trace import Trace, trace
 from rhapsode.serve.driver import Driver
 from rhapsode.serve.failures import Refusal
-from rhapsode.serve.models import LoadedModel, ServedRun
+from rhapsode.serve.models import LoadedModel, ServedModels, ServedRun
 from rhapsode.serve.schemas import InspectQuestion
 from rhapsode.serve.wanted import checked_ids, checked_text
 from rhapsode.storyworld import TokenDistributions
@@ -23,7 +23,7 @@ from rhapsode.tokenizer import Tokenizer
 
 MOST_TOKENS_INSPECTED = 2_048
 MOST_POSITIONS = 64
-TEXTS_KEPT = 16  # with what was found out about them
+TEXTS_KEPT = 8  # with what was found out about them
 MOST_TRUE_NEXT = 20
 
 
@@ -71,8 +71,8 @@ class InspectedText:
 class Inspector:
     """Answers /api/inspect; keeps the last texts, so that a further look at one of them costs next to nothing."""
 
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
+    def __init__(self, driver: Driver, models: ServedModels) -> None:
+        self.driver, self.models = driver, models
         self._kept: OrderedDict[tuple[LoadedModel, tuple[int, ...]], InspectedText] = OrderedDict()
 
     async def inspect(self, asked: InspectQuestion, served: ServedRun, loaded: LoadedModel) -> dict[str, Any]:
@@ -88,14 +88,18 @@ class Inspector:
 
     async def _read(self, loaded: LoadedModel, ids: list[int], split: str | None) -> InspectedText:
         key = loaded, tuple(ids)
-        if key not in self._kept or self._kept[key].split != split:
+        found = self._kept.pop(key, None)
+        if found is None or found.split != split:
             tokenizer = loaded.model.tokenizer
             read = await self.driver.call(lambda: trace(loaded.model.network, [tokenizer.eos_id, *ids]))
-            self._kept[key] = InspectedText(tokenizer, ids, read, split)
-            while len(self._kept) > TEXTS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+            found = InspectedText(tokenizer, ids, read, split)
+        current = [run.loaded for run in self.models.runs.values()]
+        for other in [each for each in self._kept if each[0] not in current]:  # their memory may be wanted
+            del self._kept[other]
+        self._kept[key] = found
+        while len(self._kept) > TEXTS_KEPT:
+            self._kept.popitem(last=False)
+        return found
 
 
 def inspected_ids(asked: InspectQuestion, tokenizer: Tokenizer) -> list[int]:

@@ -35,9 +35,9 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes, as far as that is known: its weights, and what its engine keeps."""
-        parameters = sum(each.numel() * each.element_size() for each in self.model.network.parameters())
-        return parameters + getattr(self.engine, "bytes", 0)
+        """Memory that it takes while it does nothing: its weights, the engine's own, and beginnings of texts."""
+        weights = sum(each.numel() * each.element_size() for each in self.model.network.parameters())
+        return 2 * weights + self.engine.counters.prefix_bytes
 
 
 class ServedRun:

@@ -1,7 +1,7 @@
 """The references in the beginning of a story: a text that is not finished yet, or leaves the grammar somewhere."""
 
 from rhapsode.storyworld.distribution import Distribution
-from rhapsode.storyworld.prediction import _Filter
+from rhapsode.storyworld.prediction import StoryFilter
 
 
 def finish(distribution: Distribution, text: str) -> tuple[str, int]:
@@ -9,7 +9,7 @@ def finish(distribution: Distribution, text: str) -> tuple[str, int]:
 
     It is finished by what is likeliest, fragment by fragment.
     """
-    stories = _Filter(distribution, lambda fragment: tuple(map(ord, fragment or "")))
+    stories = StoryFilter(distribution, lambda fragment: tuple(map(ord, fragment or "")))
     followed = next((place for place, character in enumerate(text) if not stories.read(ord(character))), len(text))
     rest: list[str] = []
     while True:
