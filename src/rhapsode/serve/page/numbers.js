@@ -1,23 +1,29 @@
 // Exponential and logarithm made of additions, multiplications and divisions: every browser computes the same bits,
 // which the language does not promise of Math.exp and Math.log.
 
-const LN2_HIGH = 6.9314718036912381649e-1,
-  LN2_LOW = 1.90821492927058770002e-10; // their sum is ln 2
-const TERMS = []; // 1/13!, 1/12!, ..., 1/1!, 1/0!
-for (let n = 0, factorial = 1; n < 14; factorial *= ++n) TERMS.unshift(1 / factorial);
+const LN2_HIGH = 6.9314718036912381649e-1; // the two add up to ln 2
+const LN2_LOW = 1.90821492927058770002e-10;
+const PARTS = 32; // x = (32 n + j) ln 2 / 32 + r, so that exp(x) = 2^n 2^(j / 32) exp(r) with a small r
 export const POWERS = new Float64Array(2098); // 2^(i - 1074)
 POWERS[1074] = 1;
 for (let n = 1; n < 1024; n++) POWERS[1074 + n] = 2 * POWERS[1073 + n];
 for (let n = 1; n < 1075; n++) POWERS[1074 - n] = POWERS[1075 - n] / 2;
+const ROOTS = Float64Array.from({ length: PARTS }, (_, j) => series((j / PARTS) * (LN2_HIGH + LN2_LOW), 18)); // 2^(j / 32)
+
+// 1 + r (1 + r / 2 (1 + r / 3 ...)), the first terms of exp(r).
+function series(r, terms) {
+  let sum = 1;
+  for (let k = terms; k > 0; k--) sum = 1 + (sum * r) / k;
+  return sum;
+}
 
 export function exp(x) {
   if (x < -745) return 0;
   if (x > 709) return Infinity;
-  const n = Math.floor(x / (LN2_HIGH + LN2_LOW) + 0.5);
-  const r = x - n * LN2_HIGH - n * LN2_LOW;
-  let sum = 0;
-  for (let i = 0; i < TERMS.length; i++) sum = sum * r + TERMS[i];
-  return sum * POWERS[n + 1074];
+  const k = Math.floor((x * PARTS) / (LN2_HIGH + LN2_LOW) + 0.5);
+  const r = x - (k / PARTS) * LN2_HIGH - (k / PARTS) * LN2_LOW;
+  const e = 1 + r * (1 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r / 720)))));
+  return ROOTS[k & (PARTS - 1)] * e * POWERS[(k >> 5) + 1074];
 }
 
 const BITS = new DataView(new ArrayBuffer(8));
@@ -51,12 +57,19 @@ export function softmax(scores, n = scores.length) {
   return scores;
 }
 
-// Natural logarithms of the softmax of logits.
-export function logSoftmax(logits) {
+// log of the sum of exp.
+export function logSum(logits) {
   let largest = -Infinity,
     sum = 0;
   for (let i = 0; i < logits.length; i++) if (logits[i] > largest) largest = logits[i];
   for (let i = 0; i < logits.length; i++) sum += exp(logits[i] - largest);
-  const total = largest + log(sum);
-  return Float64Array.from(logits, (s) => s - total);
+  return largest + log(sum);
+}
+
+// Natural logarithms of the softmax of logits.
+export function logSoftmax(logits) {
+  const total = logSum(logits),
+    found = new Float64Array(logits.length);
+  for (let i = 0; i < logits.length; i++) found[i] = logits[i] - total;
+  return found;
 }

@@ -39,9 +39,9 @@ export class Offline {
     return new Promise((resolve, reject) => this.calls.set(call, { resolve, reject, onToken }));
   }
 
-  #hear({ call, token, answer, error }) {
+  #hear({ call, tokens, answer, error }) {
     const { resolve, reject, onToken } = this.calls.get(call);
-    if (token) return onToken(token);
+    if (tokens) return tokens.forEach(onToken);
     this.calls.delete(call);
     if (error === undefined) resolve(answer);
     else reject(new Error(error));

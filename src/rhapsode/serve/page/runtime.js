@@ -3,10 +3,11 @@
 // Products are summed in float64 and kept in float32, in one order, so that every browser computes the same bits. A
 // Reader keeps what every layer made of every token: it can go back to any of them and tell what was looked at there.
 
-import { POWERS, exp, log, logSoftmax, sigmoid, softmax, tanh } from "./numbers.js";
+import { POWERS, exp, log, logSum, sigmoid, softmax, tanh } from "./numbers.js";
 
-// y[r] = b[r] + sum_c W[r, c] x[c]; four rows at once, so that x is read a quarter as often.
-function affine({ weight: W, bias: b, rows, columns }, x, y) {
+// y[r] = b[r] + sum_c W[r, c] x[c]; four rows at once, so that x is read a quarter as often. A map's own `result` is used
+// again by its next call.
+function affine({ weight: W, bias: b, rows, columns, result }, x, y = result) {
   let r = 0;
   for (; r + 4 <= rows; r += 4) {
     const p0 = r * columns,
@@ -111,6 +112,7 @@ export class Network {
           bias: weights[`${name}.bias`]?.data,
           rows: weight.shape[0],
           columns: weight.shape[1],
+          result: new Float32Array(weight.shape[0]),
         }
       );
     };
@@ -140,11 +142,9 @@ export class Network {
     this.head = linear("lm_head") ?? this.embedding;
     const query = linear("copy_head.query_transform");
     this.copy = query && { query, key: linear("copy_head.key_transform"), gate: linear("copy_head.gate") };
+    this.normal = new Float32Array(this.embedding.columns);
+    this.start = new Float32Array(config.hidden_dim); // h before the first token
     this.act = config.activation === "tanh" ? tanh : (x) => (x > 0 ? x : 0);
-  }
-
-  get vocabSize() {
-    return this.head.rows;
   }
 }
 
@@ -243,13 +243,13 @@ export class Reader {
   }
 
   #block(block, layer, x, t) {
-    const normal = new Float32Array(x.length);
+    const { normal } = this.network;
     addTo(x, this.#recur(block, layer, rmsNorm(block.rnnNorm, x, normal), t));
     if (block.query) addTo(x, this.#attend(block, layer, rmsNorm(block.attentionNorm, x, normal), t));
     if (block.inner) {
-      const inner = affine(block.inner, rmsNorm(block.innerNorm, x, normal), new Float32Array(block.inner.rows));
+      const inner = affine(block.inner, rmsNorm(block.innerNorm, x, normal));
       for (let i = 0; i < inner.length; i++) inner[i] = inner[i] > 0 ? inner[i] * inner[i] : 0;
-      addTo(x, affine(block.outer, inner, normal));
+      addTo(x, affine(block.outer, inner));
     }
     return x;
   }
@@ -258,22 +258,22 @@ export class Reader {
     const { act } = this.network,
       H = out.columns;
     const h = layer.hidden.row(t),
-      before = t ? layer.hidden.row(t - 1) : new Float32Array(H);
+      before = t ? layer.hidden.row(t - 1) : this.network.start;
     if (keep) {
-      const a = affine(keep, i, new Float32Array(H)),
-        c = affine(candidate, i, new Float32Array(H));
+      const a = affine(keep, i),
+        c = affine(candidate, i);
       for (let j = 0; j < H; j++) h[j] = c[j] + sigmoid(a[j]) * (before[j] - c[j]);
     } else {
-      const from = affine(input, i, new Float32Array(H)),
-        kept = affine(recurrent, before, new Float32Array(H));
+      const from = affine(input, i),
+        kept = affine(recurrent, before);
       for (let j = 0; j < H; j++) h[j] = act(from[j] + kept[j]);
     }
     let y = h;
     if (gate) {
-      y = affine(gate, i, new Float32Array(H));
+      y = affine(gate, i);
       for (let j = 0; j < H; j++) y[j] = h[j] * y[j] * sigmoid(y[j]);
     }
-    return affine(out, y, new Float32Array(out.rows));
+    return affine(out, y);
   }
 
   #attend({ query, key, value, output }, layer, y, t) {
@@ -294,37 +294,39 @@ export class Reader {
       }
       joined.set(sums, head * size);
     }
-    return affine(output, joined, new Float32Array(output.rows));
+    return affine(output, joined);
   }
 
   // The logits of what follows row i; with a copy head they are log-probabilities, as in copying.py.
   logits(i = this.length - 1) {
     const { head, copy } = this.network,
       x = this.features.row(i);
-    const logits = affine(head, x, new Float64Array(head.rows));
+    const logits = new Float64Array(affine(head, x));
     if (!copy) return logits;
     const { gate, weights } = this.copied(i),
       copied = new Map();
     weights.forEach((weight, n) => copied.set(this.ids[n], (copied.get(this.ids[n]) ?? 0) + weight));
-    const mixed = logSoftmax(logits),
-      kept = log(1 - gate);
-    for (let id = 0; id < mixed.length; id++) {
-      const share = copied.get(id);
-      mixed[id] = share ? log((1 - gate) * exp(mixed[id]) + gate * share) : mixed[id] + kept;
-    }
-    return mixed;
+    const kept = log(1 - gate) - logSum(logits);
+    for (let id = 0; id < logits.length; id++) logits[id] += kept;
+    for (const [id, share] of copied) if (share) logits[id] = log(exp(logits[id]) + gate * share);
+    return logits;
+  }
+
+  // The natural logarithm of a token's probability by such logits.
+  logOf(logits, id) {
+    return this.network.copy ? logits[id] : logits[id] - logSum(logits);
   }
 
   // How probable the token after row i was, as a natural logarithm.
   logProbability(i) {
-    return (this.#found[i] ??= logSoftmax(this.logits(i))[this.ids[i + 1]]);
+    return (this.#found[i] ??= this.logOf(this.logits(i), this.ids[i + 1]));
   }
 
   // What may be copied at row i: {gate, weights (i + 1)}; null for a model without a copy head.
   copied(i) {
     const { copy } = this.network;
     if (!copy) return null;
-    const [gate] = affine(copy.gate, this.features.row(i), new Float64Array(1));
+    const [gate] = affine(copy.gate, this.features.row(i));
     return { gate: sigmoid(gate), weights: Array.from(shares(this.copies, 1, 0, i)) };
   }
 

@@ -33,27 +33,25 @@ const answers = {
     const samples = Array.from({ length: count }, (_, index) => {
       const stream = spelling.stream();
       ids.forEach((id) => stream.push(id));
-      const own = count > 1 ? reader.fork() : reader;
       return {
         index,
-        reader: own,
+        reader: reader.fork(), // questions that come in between are answered by another
         ids: ids.slice(),
         stream,
         random: randomNumbers(settings.seed + index),
         left: settings.max_tokens,
       };
     });
-    let going = samples,
-      begun = performance.now();
-    while (going.length && !stopped.has(call)) {
-      for (const sample of going) postMessage({ call, token: next(sample, settings) });
-      going = going.filter((sample) => !sample.ended);
-      if (performance.now() - begun > SLICE) {
-        await otherMessages();
-        begun = performance.now();
+    for (let going = samples; going.length && !stopped.has(call); await otherMessages()) {
+      const tokens = [];
+      for (const begun = performance.now(); going.length && performance.now() - begun < SLICE;) {
+        for (const sample of going) tokens.push(next(sample, settings));
+        going = going.filter((sample) => !sample.ended);
       }
+      postMessage({ call, tokens });
     }
     stopped.delete(call);
+    [{ reader }] = samples;
   },
 
   stop: (call) => void stopped.add(call),
@@ -102,7 +100,7 @@ function next(sample, settings) {
     row = own.length - 1;
   const logits = own.logits(row),
     id = draw(distribution(logits, settings, sample.ids), random);
-  const log_probability = logSoftmax(logits)[id];
+  const log_probability = own.logOf(logits, id);
   sample.ended = id === spelling.eos ? "stop" : --sample.left === 0 ? "length" : null;
   sample.ids.push(id);
   own.push(id);
