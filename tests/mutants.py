@@ -27,6 +27,7 @@ SECONDS = 120  # for one mutant, after which it counts as stuck
 EQUATIONS = "textbook/test_stacked.py::test_model_and_textbook_agree"
 LOSS = "textbook/test_stacked.py::test_loss_and_its_gradient_agree_with_the_textbook"
 DECODING = "textbook/test_stacked.py::test_decoding_and_scoring_agree_with_the_textbook"
+BLOCKS = "test_kernels_gated.py::test_values_and_gradients_equal_the_stepwise_equation"
 NAMES = "textbook/test_stacked.py::test_the_model_has_the_parameters_that_its_config_says"
 TRAINING = "textbook/test_stacked.py::test_a_whole_training_run_is_the_textbooks"
 CURVE = "golden/test_golden.py::test_twenty_steps_of_training_lose_what_they_lost"
@@ -45,18 +46,26 @@ class Mutant:
 
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
+GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
 LOOP, OPTIMIZER, WRITING = "training/loop.py", "training/optimizer.py", "decode/continuation.py"
 
 MUTANTS = [
     Mutant("residual of the recurrent network", MODEL, "x = x + self._drop(y)", "x = self._drop(y)", EQUATIONS),
     Mutant("residual of attention", MODEL, "x = x + self._drop(a)", "x = self._drop(a)", EQUATIONS),
     Mutant("residual of the feed-forward", MODEL, "x = x + self._drop(self.f", "x = self._drop(self.f", EQUATIONS),
-    Mutant("gate's nonlinearity", MODEL, "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
+    Mutant("gate's nonlinearity", "cells.py", "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
     Mutant("feed-forward's square", NORM, "return positive.square()", "return positive", EQUATIONS),
     Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
     Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
     Mutant("norm's gradient along x", NORM, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
     Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
+    Mutant("what a gate keeps", GATED, "a[now], c[now], value=-1,", "a[now], c[now], value=0,", EQUATIONS),
+    Mutant("gradient through a gate", GATED, "torch.addcmul(g, *following, out=G)", "G.copy_(g)", LOSS),
+    Mutant("gradient across a block of steps", GATED, "torch.add(g, carried, out=G)", "G.copy_(g)", BLOCKS),
+    Mutant("how much is copied", COPYING, "weights * gate.sigmoid())", "weights)", EQUATIONS),
+    Mutant("key across a cut", COPYING, "else copies.next_key[:, None]", "else made[:, :1]", EQUATIONS),
+    Mutant("the copier's share", COPY_LOSS, "* scale[now], r, out=", "* scale[now], 0 * r, out=", LOSS),
+    Mutant("what was right to copy", COPY_LOSS, "c[..., None], value=-1)", "c[..., None], value=0)", LOSS),
     Mutant("pair hash's token itself", MODEL, "1_000_003 + tokens * 7_919", "1_000_003 + tokens", EQUATIONS),
     Mutant("pair hash's token before", MODEL, "(previous * 1_000_003", "(previous * 0", EQUATIONS),
     Mutant("pair across a cut", MODEL, "pair_rows(tokens, before, self", "pair_rows(tokens, None, self", DECODING),

@@ -298,9 +298,9 @@ def test_a_long_prompt_has_logits_where_they_are_needed(tokenizer: Tokenizer, mo
     places: list[int] = []
     logits_of = model.logits
 
-    def spy(x: torch.Tensor) -> Any:
+    def spy(x: torch.Tensor, *copies: Any) -> Any:
         places.append(x[..., 0].numel())
-        return logits_of(x)
+        return logits_of(x, *copies)
 
     monkeypatch.setattr(model, "logits", spy)
     written = next(write(model, tokenizer, prompt, SampleConfig(temperature=0)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rhapsode
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore
+from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore
 from rhapsode.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def test_the_page_has_an_example_of_everything() -> None:
     assert functions == {"evaluate", "explain_preset", "import_course_model", "load", "study", "train"}
     for name in functions:
         assert f"rhapsode.{name}(" in code, name
-    for kind in (rhapsode.Model, Completion, NextToken, Scores, TextScore, AttentionMap, rhapsode.Recipe):
+    for kind in (rhapsode.Model, Completion, NextToken, Scores, TextScore, AttentionMap, CopyMap, rhapsode.Recipe):
         members = {
             name for name in (*vars(kind), *getattr(kind, "__dataclass_fields__", ())) if not name.startswith("_")
         }

@@ -10,6 +10,7 @@ from typing import Any
 from rhapsode.state import State
 
 MOST_SHOWN = 200  # tokens of a side of an attention map in a notebook
+LEAST_SHOWN = 0.001  # of the probability that a token was copied from a place
 
 
 def check_count(k: int) -> None:
@@ -168,6 +169,34 @@ class AttentionMap:
         if count < len(self.tokens):
             parts.append(f"<p>the first {count} of {len(self.tokens):,} tokens</p>")
         return "".join(parts) or "<p>this model has no attention</p>"
+
+
+@dataclass(frozen=True)
+class CopyMap:
+    """What a model with a copy head copied while it read a text, and from where.
+
+    tokens: as tables show them, the </s> before the text first (T of them). gates: of each, how much the model wanted
+    to copy before it saw which token came; probabilities: how probable it then is that this one was copied and not
+    chosen from the vocabulary (0 for the first). sources: where from, likeliest first, as pairs of a place in tokens
+    and a probability, which sum to that of the token, but for places of less than LEAST_SHOWN.
+    """
+
+    tokens: list[str]
+    gates: list[float]
+    probabilities: list[float]
+    sources: list[list[tuple[int, float]]]
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for place, token in enumerate(self.tokens[1:], start=1):
+            share, title = self.probabilities[place], ""
+            if self.sources[place]:
+                source, most = self.sources[place][0]
+                where = f"{share:.0%} copied, {most:.0%} from token {source}: {self.tokens[source]}"
+                title = f' title="{html.escape(where)}"'
+            shown = html.escape(token.replace("▁", " "))
+            parts.append(f'<span{title} style="background:rgba(0,114,178,{0.5 * share:.2f})">{shown}</span>')
+        return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
 
 
 def _heat_map(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:

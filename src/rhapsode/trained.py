@@ -13,10 +13,11 @@ from torch import Tensor
 from rhapsode.decode import SampleConfig, read_text, write
 from rhapsode.decode.continuation import read_tokens
 from rhapsode.evaluation import token_nats
+from rhapsode.inspection import copy_map
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore, check_count
+from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore, check_count
 from rhapsode.run import Run
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
@@ -223,6 +224,13 @@ class Model:
         """Where the model looks while it reads a text: every head of every part that attends."""
         reading = look(self.network, self.tokenizer, self._checked(text), 1)
         return AttentionMap(reading.tokens, {name: heads.numpy() for name, heads in reading.attention.items()})
+
+    def copies(self, text: str) -> CopyMap:
+        """What the model copied while it read a text, and from where.
+
+        Raises ValueError for an empty text, and where the model has no copy head (`copy_dim` is 0).
+        """
+        return copy_map(self.network, self.tokenizer, self._checked(text))
 
 
 FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}

@@ -12,6 +12,8 @@ from types import ModuleType
 from rhapsode.textbook import (
     attention,
     convolution,
+    copying,
+    gated,
     language_model,
     optimizer,
     pairs,
@@ -23,6 +25,7 @@ from rhapsode.textbook import (
 )
 from rhapsode.textbook.explain import attention as attention_examples
 from rhapsode.textbook.explain import convolution as convolution_examples
+from rhapsode.textbook.explain import copying as copying_examples
 from rhapsode.textbook.explain import muon as muon_examples
 from rhapsode.textbook.explain import pairs as pairs_examples
 from rhapsode.textbook.explain import recurrent as recurrent_examples
@@ -39,6 +42,8 @@ CHAPTERS: dict[ModuleType, tuple[Callable[[], WorkedExample], ...]] = {
     language_model: (),
     residual: (residual_examples.rmsnorm, residual_examples.residual),
     pairs: (pairs_examples.pairs,),
+    gated: (),
+    copying: (copying_examples.copying,),
     stacked: (),
     optimizer: (muon_examples.muon,),
 }

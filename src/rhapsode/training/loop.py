@@ -417,7 +417,7 @@ def _number(count: int, what: str) -> str:
 def _shape_but_for_time(name: str, tensor: Tensor) -> list[int]:
     """A cache is as long as what it has seen, up to a window."""
     shape = list(tensor.shape)
-    return shape[:2] + shape[3:] if name.endswith(("/keys", "/values")) else shape
+    return shape[:2] + shape[3:] if name.endswith(("/keys", "/values", "/ids")) else shape
 
 
 @contextmanager
