@@ -20,6 +20,9 @@ const LAPLACIAN = "-1 -1 -1 / -1 8 -1 / -1 -1 -1";
 const IMAGE = "1 0 -2 3 4 1 / 2 9 5 6 0 -1 / 0 -3 1 3 4 4 / 6 5 2 0 6 8 / -5 4 -3 1 3 -2 / 4 1 2 8 9 7";
 const STEPS_BACK = 30;
 
+// Tokens' names as words of a field, which blanks part.
+const words = (tokens) => tokens.map(({ piece }) => piece.replace(/\s+/g, "_")).join(" ");
+
 export const CHAPTERS = [
   {
     id: "convolution",
@@ -267,7 +270,7 @@ export const CHAPTERS = [
       const { before } = await session.look(session.cursor, 0),
         best = before.next.slice(0, 8);
       return {
-        names: best.map(({ piece }) => piece).join(" "),
+        names: words(best),
         s: best.map(({ probability }) => number(Math.log(probability))).join(" "),
       };
     },
@@ -313,12 +316,12 @@ export const CHAPTERS = [
           .slice(0, session.cursor)
           .reduce((sum, token, n) => sum + (token.id === id ? copy.weights[n + 1] : 0), 0);
       return {
-        words: path.map(({ piece }) => piece).join(" "),
+        words: words(path),
         scores: copy.weights
           .slice(-path.length)
           .map((weight) => number(Math.log(Math.max(weight, 1e-9))))
           .join(" "),
-        names: best.map(({ piece }) => piece).join(" "),
+        names: words(best),
         z: best
           .map(({ id, probability }) =>
             number(Math.log(Math.max(1e-9, (probability - copy.gate * share(id)) / (1 - copy.gate)))),
