@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.cells import RNNCell
 from rhapsode.model import PlainModel
 
 
@@ -60,6 +61,7 @@ class PyTorchRNN(nn.Module):
     def __init__(self, model: PlainModel) -> None:
         super().__init__()
         cell, config = model.rnn.cell, model.config
+        assert isinstance(cell, RNNCell)
         self.rnn = nn.RNN(config.embed_dim, config.hidden_dim, nonlinearity=config.activation)
         with torch.no_grad():
             self.rnn.get_parameter("weight_ih_l0").copy_(cell.i2h.weight)

@@ -12,7 +12,7 @@ from rhapsode.state import Cache, State
 
 STACKED = ModelConfig(
     vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, num_heads=2,
-    attention="last", pair_embeddings=31,
+    attention="last", pair_embeddings=31, copy_dim=2,
 )  # fmt: skip
 
 

@@ -71,8 +71,8 @@ class Folded:
         """tokens (B, T) -> (x (B, T, width), the map that makes the logits of x, the state after the tokens)."""
         model, block = self.model, state.blocks[0] if state else None
         ids = tokens.t()  # time-major, as the recurrence wants it
-        x = model.rnn.project(model.embeddings(ids)) if self.inputs is None else F.embedding(ids, self.inputs)
-        h = model.rnn.recur(x, block and block.hidden).transpose(0, 1)  # (B, T, H)
+        x = model.rnn.cell.project(model.embeddings(ids)) if self.inputs is None else F.embedding(ids, self.inputs)
+        h = model.rnn.cell.recur(x, block and block.hidden).transpose(0, 1)  # (B, T, H)
         sizes = [layer.out_features for layer in model.attention.transforms]
         q, k, v = map(model.attention.heads, through(self.looks, h.contiguous()).split(sizes, dim=-1))
         a, cache = model.attention.look(q, k, v, block and block.cache)
@@ -92,7 +92,7 @@ def fold(model: "PlainModel", rows: int | None = None) -> Folded:
     """
     inputs = None
     if rows is None or rows > model.embeddings.num_embeddings:
-        inputs = model.rnn.project(model.embeddings.weight)
+        inputs = model.rnn.cell.project(model.embeddings.weight)
     attention, head = model.attention, model.lm_head
     return Folded(
         model,

@@ -1,13 +1,14 @@
 """The equations: an Elman recurrent network, self-attention over its outputs, and two language models made of them.
 
-    h_t = phi(W_ih i_t + b_ih + W_hh h_{t-1} + b_hh)            RNN; phi is relu or tanh, h_0 = 0
+    h_t = phi(W_ih i_t + b_ih + W_hh h_{t-1} + b_hh)            RNN; phi is relu or tanh, h_0 = 0; or with a gated cell
+    h_t = a_t h_{t-1} + (1 - a_t) (W_c i_t + b_c)               a_t = sigmoid(W_a i_t + b_a)
     y_t = W_out h_t + b_out                                     or W_out (h_t * silu(W_g i_t + b_g)) with a gate
     a_t = W_o [sum_{n<=t} softmax_n(k_n . q_t / sqrt(K)) v_n]   SelfAttention; q, k, v linear in y; heads side by side
 
     plain     logits = W_head a(y(embedding))                   the course's model, equation by equation
     stacked   x = embedding (and that of the pair of token and token before); for each block:    pre-norm, residual
                   x = x + rnn(norm(x)); x = x + attention(norm(x)); x = x + W_2 relu(W_1 norm(x))^2
-              logits = W_head norm(x)
+              logits = W_head norm(x), which a copy head turns into log-probabilities (copying.py)
 
 B batch, T tokens in this call, S tokens visible (cache and call), E embedding and residual width, H hidden,
 K key size per head, N heads, V vocabulary. Shapes are batch-first, (B, T, ...), but the memory behind the recurrent
@@ -24,13 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.cells import CELLS, RNN, RNNCell
+from rhapsode.copying import CopyHead
 from rhapsode.fold import Affine, Folded, fold, side_by_side
 from rhapsode.kernels.attention import attend
 from rhapsode.kernels.loss import linear_cross_entropy
 from rhapsode.kernels.norm import RMSNorm, SquaredReLU
-from rhapsode.kernels.recurrence import ACTIVATIONS, recurrence
+from rhapsode.kernels.recurrence import ACTIVATIONS
 from rhapsode.seeds import seed_everything
-from rhapsode.state import BlockState, Cache, State
+from rhapsode.state import BlockState, Cache, CopyState, State
 
 KEPT = 0.9  # of its hidden state, what a fresh stacked model keeps from step to step
 
@@ -38,7 +41,7 @@ MODEL_SIZES = ("embed_dim", "hidden_dim", "key_dim", "value_dim", "num_layers", 
 # The fields of a config that the plain model does not have.
 STACKED_ONLY = (
     *("num_layers", "num_heads", "attention", "gate"),
-    *("feed_forward", "dropout", "tie_embeddings", "pair_embeddings"),
+    *("feed_forward", "dropout", "tie_embeddings", "pair_embeddings", "cell", "copy_dim"),
 )
 
 
@@ -48,7 +51,8 @@ class ModelConfig:
 
     embed_dim is the width of the embedding (and, stacked, of the residual stream); key_dim and value_dim are per
     head; feed_forward is the inner width as a multiple of embed_dim, 0 for none; attention says which blocks attend;
-    pair_embeddings is the number of rows of the table of token pairs, 0 for none.
+    pair_embeddings is the number of rows of the table of token pairs, 0 for none; cell is the recurrence, elman or
+    gated (which has no activation); copy_dim is the size of a copy head's keys, 0 for none.
     Raises ValueError naming the field, the value and what is allowed.
     """
 
@@ -67,6 +71,8 @@ class ModelConfig:
     dropout: float = 0.0
     tie_embeddings: bool = False
     pair_embeddings: int = 0
+    cell: str = "elman"
+    copy_dim: int = 0
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", *MODEL_SIZES):
@@ -76,10 +82,11 @@ class ModelConfig:
             ("kind", ("plain", "stacked")),
             ("activation", ACTIVATIONS),
             ("attention", ("all", "last", "none")),
+            ("cell", CELLS),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
-        for field in ("feed_forward", "pair_embeddings"):
+        for field in ("feed_forward", "pair_embeddings", "copy_dim"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if not 0 <= self.dropout < 1:
@@ -88,60 +95,6 @@ class ModelConfig:
             for field in STACKED_ONLY:
                 if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
                     raise ValueError(f"{field} = {getattr(self, field)!r} needs kind = 'stacked'")
-
-
-class RNNCell(nn.Module):
-    """One step of the recurrence, h_t = phi(W_ih i_t + b_ih + W_hh h_{t-1} + b_hh); holds its parameters."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, activation: str = "relu") -> None:
-        super().__init__()
-        self.i2h = nn.Linear(input_dim, hidden_dim)
-        self.h2h = nn.Linear(hidden_dim, hidden_dim)
-        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.Tanh()
-
-    def forward(self, input: Tensor, hidden_state: Tensor) -> Tensor:
-        """input (B, input_dim), hidden_state (B, H) -> the next hidden state (B, H)."""
-        return self.activation(self.i2h(input) + self.h2h(hidden_state))
-
-
-class RNN(nn.Module):
-    """An Elman network with an output projection, over all timesteps of a call at once.
-
-    With gate=True the hidden state is multiplied by silu(W_g i_t + b_g) before the projection.
-    """
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, activation: str, gate: bool = False) -> None:
-        super().__init__()
-        self.cell = RNNCell(input_dim, hidden_dim, activation)
-        self.out = nn.Linear(hidden_dim, output_dim)
-        self.gate = nn.Linear(input_dim, hidden_dim) if gate else None
-
-    def forward(self, sequence: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """sequence (B, T, input_dim), initial hidden state (B, H) or None for zero.
-
-        Returns (hidden states (B, T, H), outputs (B, T, output_dim)).
-        """
-        i = sequence.transpose(0, 1)  # (T, B, input_dim)
-        h = self.recur(self.project(i), initial)
-        y = self.out(h if self.gate is None else h * F.silu(self.gate(i)))
-        return h.transpose(0, 1), y.transpose(0, 1)
-
-    def project(self, input: Tensor) -> Tensor:
-        """What a step's input adds to the recurrence, both biases included: (..., input_dim) -> (..., H)."""
-        cell = self.cell
-        return F.linear(input, cell.i2h.weight, cell.i2h.bias + cell.h2h.bias)
-
-    def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
-        """Projected inputs x (T, B, H), whose memory the hidden states take -> hidden states (T, B, H)."""
-        return recurrence(x, self.cell.h2h.weight, initial, activation_of(self.cell), overwrite=True)
-
-
-def activation_of(cell: RNNCell) -> str:
-    """The name of a cell's activation; ValueError for one that the recurrence does not compute."""
-    name = {nn.ReLU: "relu", nn.Tanh: "tanh"}.get(type(cell.activation))
-    if name is None:
-        raise ValueError(f"the activation must be ReLU or Tanh, got {type(cell.activation).__name__}")
-    return name
 
 
 class SelfAttention(nn.Module):
@@ -197,9 +150,10 @@ class Block(nn.Module):
         width = config.embed_dim
         self.dropout = config.dropout
         self.rnn_norm = RMSNorm(width)
-        self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate)
-        with torch.no_grad():  # near the identity (Le et al. 2015): it remembers before it has learnt what
-            self.rnn.cell.h2h.weight.mul_(1 - KEPT).diagonal().add_(KEPT)
+        self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate, config.cell)
+        if isinstance(self.rnn.cell, RNNCell):
+            with torch.no_grad():  # near the identity (Le et al. 2015): it remembers before it has learnt what
+                self.rnn.cell.h2h.weight.mul_(1 - KEPT).diagonal().add_(KEPT)
         self.attention_norm = RMSNorm(width) if attends else None
         self.attention = SelfAttention(width, config.key_dim, config.value_dim, config.num_heads) if attends else None
         self.feed_forward = (
@@ -235,19 +189,28 @@ class LanguageModel(nn.Module):
     config: ModelConfig
     embeddings: nn.Embedding
     lm_head: nn.Linear
+    copy_head: CopyHead | None
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) -> (what the head reads (B, T, width), the state after them)."""
         raise NotImplementedError
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Features (..., width) -> logits (..., V) of the token that comes next."""
-        return self.lm_head(x)
+    def logits(self, x: Tensor, copies: CopyState | None = None) -> Tensor:
+        """Features (..., width) -> logits (..., V) of the token that comes next.
+
+        A model with a copy head needs the state's `copies`, of which x (B, T, width) are the last T tokens; what it
+        gives are log-probabilities: their softmax is the mixture, as that of any logits is the distribution.
+        """
+        logits = self.lm_head(x)
+        if self.copy_head is None:
+            return logits
+        assert copies is not None, "the logits of a copy head need the tokens that it may copy"
+        return self.copy_head.log_probabilities(logits, x, copies)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) of int64, the state before them or None -> (logits (B, T, V), the state after them)."""
         x, state = self.features(tokens, state)
-        return self.logits(x), state
+        return self.logits(x, state.copies), state
 
     def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One token per row, (B,) -> (logits (B, V), state)."""
@@ -264,11 +227,14 @@ class LanguageModel(nn.Module):
         Returns (loss, the state after the tokens).
         """
         x, head, state = self.before_logits(tokens, state)
+        if self.copy_head is not None:
+            assert state.copies is not None
+            return self.copy_head.loss(x, *head, targets, state.copies, reduction), state
         nats = linear_cross_entropy(x.flatten(0, 1), *head, targets.flatten(), reduction)
         return (nats.view(targets.shape) if reduction == "none" else nats), state
 
     def before_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Affine, State]:
-        """As `features`, and beside them the linear map that makes their logits."""
+        """As `features`, and beside them the linear map that makes their logits, those of the vocabulary alone."""
         x, state = self.features(tokens, state)
         return x, Affine(self.lm_head.weight, self.lm_head.bias), state
 
@@ -303,6 +269,7 @@ class PlainModel(LanguageModel):
         self.rnn = RNN(config.embed_dim, config.hidden_dim, config.hidden_dim, config.activation)
         self.attention = SelfAttention(config.hidden_dim, config.key_dim, config.value_dim)
         self.lm_head = nn.Linear(config.hidden_dim, config.vocab_size)
+        self.copy_head = None
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         block = state.blocks[0] if state else None
@@ -338,6 +305,7 @@ class StackedModel(LanguageModel):
         if config.tie_embeddings:  # as a head, normally distributed rows would begin with logits of sqrt(E)
             nn.init.normal_(self.embeddings.weight, std=config.embed_dim**-0.5)
             self.lm_head.weight = self.embeddings.weight
+        self.copy_head = CopyHead(config.embed_dim, config.copy_dim) if config.copy_dim else None
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         x, last = embed(self.embeddings, tokens), None
@@ -350,7 +318,10 @@ class StackedModel(LanguageModel):
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, state.blocks[i] if state else None)
             after.append(block_state)
-        return self.norm(x), State(tuple(after), last)
+        x, copies = self.norm(x), None
+        if self.copy_head is not None:
+            copies = self.copy_head.extended(state.copies if state else None, x, tokens)
+        return x, State(tuple(after), last, copies)
 
 
 def build_model(config: ModelConfig, seed: int | None = None) -> LanguageModel:

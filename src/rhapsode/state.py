@@ -78,24 +78,44 @@ class BlockState(NamedTuple):
     cache: Cache | None
 
 
+class CopyState(NamedTuple):
+    """What a copy head keeps: a cache of the keys (B, 1, S, copy_dim) of the tokens so far and, as its values, of their
+    ids (B, 1, S, 1); and the key (B, copy_dim) of the token that comes next, whichever it will be."""
+
+    cache: Cache
+    next_key: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens (B, S) that may be copied."""
+        return self.cache.values[:, 0, :, 0]
+
+    def until(self, place: int) -> "CopyState":
+        """As it was when only the first `place` of its tokens could be copied, next_key aside."""
+        return CopyState(Cache(self.cache.keys[:, :, :place], self.cache.values[:, :, :place]), self.next_key)
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A model's whole memory of the tokens so far; a value, never changed in place.
 
-    blocks: one entry per block. token: the last token (B,) where pairs are embedded. The rest is there once a text was
-    read to continue from: ids (B, S), the tokens read; logits (B, V) of the token that comes next; fingerprint, which
-    model it belongs to.
+    blocks: one entry per block. token: the last token (B,) where pairs are embedded. copies: what a copy head keeps,
+    where there is one. The rest is there once a text was read to continue from: ids (B, S), the tokens read; logits
+    (B, V) of the token that comes next; fingerprint, which model it belongs to.
     """
 
     blocks: tuple[BlockState, ...]
     token: Tensor | None = None
+    copies: CopyState | None = None
     logits: Tensor | None = None
     ids: Tensor | None = None
     fingerprint: str = ""
 
     def recent(self, tokens: int) -> "State":
-        """The same hidden states, with attention caches of at most the last `tokens` tokens."""
-        return replace(self, blocks=tuple(BlockState(h, cache and cache.recent(tokens)) for h, cache in self.blocks))
+        """The same hidden states, with attention caches and copies of at most the last `tokens` tokens."""
+        blocks = tuple(BlockState(h, cache and cache.recent(tokens)) for h, cache in self.blocks)
+        copies = self.copies and CopyState(self.copies.cache.recent(tokens), self.copies.next_key)
+        return replace(self, blocks=blocks, copies=copies)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "State":
         """The state with a change made to each of its tensors: detached, say, or moved to a device."""
@@ -125,8 +145,12 @@ class State:
         return replace(joined, fingerprint=states[0].fingerprint)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: `0/hidden`, `0/keys`, `0/values`, ..., and `token`, `logits`, `ids` where they are."""
+        """All tensors by name: `0/hidden`, `0/keys`, `0/values`, ..., and `token`, `logits`, `ids`, `copies/keys`,
+        `copies/ids` and `copies/next_key` where they are."""
         more = {"token": self.token, "logits": self.logits, "ids": self.ids}
+        if self.copies is not None:
+            copied, next_key = self.copies
+            more |= {"copies/keys": copied.keys, "copies/ids": copied.values, "copies/next_key": next_key}
         named = {name: tensor for name, tensor in more.items() if tensor is not None}
         for i, (hidden, cache) in enumerate(self.blocks):
             parts = {"hidden": hidden, **({"keys": cache.keys, "values": cache.values} if cache else {})}
@@ -143,7 +167,10 @@ class State:
             )
             for i in range(sum(name.endswith("/hidden") for name in tensors))
         )
-        return cls(blocks, tensors.get("token"), tensors.get("logits"), tensors.get("ids"))
+        copies = None
+        if "copies/keys" in tensors:
+            copies = CopyState(Cache(tensors["copies/keys"], tensors["copies/ids"]), tensors["copies/next_key"])
+        return cls(blocks, tensors.get("token"), copies, tensors.get("logits"), tensors.get("ids"))
 
     def save(self, path: str | Path) -> None:
         """Writes the state to a file of safetensors, whole or not at all; raises OSError where that cannot be."""

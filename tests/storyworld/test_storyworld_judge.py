@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rhapsode import evaluation, storyworld
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.sources import open_source
-from rhapsode.state import BlockState, Cache, State
+from rhapsode.state import BlockState, Cache, CopyState, State
 from rhapsode.storyworld import Accuracy, Story, judge, report
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare
@@ -123,7 +123,7 @@ class Knowing(LanguageModel):
         self.vocab_size = vocab_size
         self.embeddings = nn.Embedding(1, 1)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, copies: CopyState | None = None) -> Tensor:
         return x
 
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:

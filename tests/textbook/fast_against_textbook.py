@@ -13,9 +13,10 @@ from stacked_against_textbook import compare
 
 from rhapsode.fold import Affine
 from rhapsode.kernels.attention import attend
+from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
 from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, build_model
-from rhapsode.textbook import attention, recurrent, softmax, tape
+from rhapsode.textbook import attention, gated, recurrent, softmax, tape
 from rhapsode.textbook import language_model as textbook
 from rhapsode.textbook.explain.page import agreement
 
@@ -43,6 +44,23 @@ def the_recurrence(activation: str) -> tuple[Pairs, Pairs]:
         values.append((array(h)[:, b], own))
         gradients += [(array(fast_x.grad)[:, b], dz), (array(fast_h_0.grad)[b], W.T @ dz[0])]
     return values, [*gradients, (array(fast_W.grad), dW)]
+
+
+def the_gated_recurrence() -> tuple[Pairs, Pairs]:
+    """`gated_recurrence` from a state other than zero, against the closed form, one sequence after the other."""
+    rng = np.random.default_rng(7)
+    s, c, upstream = (rng.standard_normal((T, B, H)) for _ in range(3))
+    h_0 = rng.standard_normal((B, H))
+    x, fast_h_0 = tensor(np.concatenate([s, c], axis=-1)), tensor(h_0)
+    h = gated_recurrence(x, fast_h_0)
+    h.backward(torch.tensor(upstream))
+    values, gradients = [], []
+    for b in range(B):
+        whole = np.vstack([h_0[b][None], c[:, b]])
+        values.append((array(h)[:, b], (gated.kept_shares(s[:, b]) * whole).sum(axis=1)))
+        ds, dc, dh_0 = gated.gated_gradients(s[:, b], c[:, b], upstream[:, b], h_0[b])
+        gradients += [(array(x.grad)[:, b], np.hstack([ds, dc])), (array(fast_h_0.grad)[b], dh_0)]
+    return values, gradients
 
 
 def dot_product_attention(queries: int) -> tuple[Pairs, Pairs]:
@@ -193,6 +211,7 @@ def training() -> tuple[Pairs, Pairs]:
 COMPARISONS: dict[str, Callable[[], tuple[Pairs, Pairs]]] = {
     "recurrence, relu": lambda: the_recurrence("relu"),
     "recurrence, tanh": lambda: the_recurrence("tanh"),
+    "gated recurrence": the_gated_recurrence,
     "attention, all positions": lambda: dot_product_attention(T),
     "attention, the last 3 positions over a cache": lambda: dot_product_attention(3),
     "self-attention, one head": lambda: self_attention(1),
@@ -204,6 +223,9 @@ COMPARISONS: dict[str, Callable[[], tuple[Pairs, Pairs]]] = {
     "stacked model, every part": lambda: compare(gate=True, feed_forward=2, pair_embeddings=13),
     "stacked model, tied, read in three pieces": lambda: compare(
         (4, 5), gate=True, feed_forward=2, pair_embeddings=13, attention="last", tie_embeddings=True
+    ),
+    "stacked model, gated, with a copy head, in three pieces": lambda: compare(
+        (4, 5), gate=True, pair_embeddings=13, cell="gated", copy_dim=3
     ),
     "stacked model, from a state, one token": lambda: compare(
         length=1, from_state=True, gate=True, feed_forward=2, pair_embeddings=13

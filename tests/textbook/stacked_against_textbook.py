@@ -11,7 +11,7 @@ import torch
 from differences import Pairs, array
 
 from rhapsode.model import LanguageModel, ModelConfig, build_model
-from rhapsode.state import BlockState, Cache, State
+from rhapsode.state import BlockState, Cache, CopyState, State
 from rhapsode.textbook import stacked, tape
 
 # All different, products of them too: H hidden, K and D key and value sizes, of N heads.
@@ -61,7 +61,19 @@ def made_up_state(config: ModelConfig, rows: int) -> tuple[State, stacked.State]
         leaves = (tape.Leaf(k), tape.Leaf(v)) if attends else ()
         own.append(stacked.BlockState(tape.Leaf(h[:, None]), *leaves))
     token = rng.integers(1, config.vocab_size, rows) if config.pair_embeddings else None
-    return State(tuple(fast), None if token is None else torch.tensor(token)), stacked.State(tuple(own), token)
+    copies, own_copies = made_up_copies(config, rows) if config.copy_dim else (None, None)
+    fast_token = None if token is None else torch.tensor(token)
+    return State(tuple(fast), fast_token, copies), stacked.State(tuple(own), token, own_copies)
+
+
+def made_up_copies(config: ModelConfig, rows: int) -> tuple[CopyState, stacked.Copies]:
+    """What a copy head keeps after SEEN tokens that nobody read, twice."""
+    rng = np.random.default_rng(5)
+    keys, next_key = rng.standard_normal((rows, SEEN, config.copy_dim)), rng.standard_normal((rows, config.copy_dim))
+    ids = rng.integers(0, config.vocab_size, (rows, SEEN))
+    cache = Cache(torch.tensor(keys[:, None], requires_grad=True), torch.tensor(ids[:, None, :, None]))
+    own = stacked.Copies(tape.Leaf(keys), tape.Leaf(next_key[:, None]), ids)
+    return CopyState(cache, torch.tensor(next_key, requires_grad=True)), own
 
 
 def split(side_by_side: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -102,9 +114,15 @@ def compare(
             ):
                 ends.append((torch.cat(heads.unbind(1), dim=-1), side_by_side))
     assert (state.token is None) == (own_state.token is None)
+    assert (state.copies is None) == (own_state.copies is None)
+    if state.copies is not None:
+        ends.append((state.copies.cache.keys[:, 0], own_state.copies.keys))
+        ends.append((state.copies.next_key[:, None], own_state.copies.next_key))
     values = [(array(ours), theirs.output) for ours, theirs in ends]
     if state.token is not None:
         values.append((state.token.numpy(), own_state.token))
+    if state.copies is not None:
+        values.append((state.copies.ids.numpy(), own_state.copies.tokens))
 
     rng, total, own_total = np.random.default_rng(4), torch.zeros((), dtype=torch.float64), tape.Leaf(0.0)
     for ours, theirs in ends:
@@ -121,4 +139,7 @@ def compare(
             if block.cache is not None:
                 gradients.append((joined(block.cache.keys.grad), own_block.keys.output_gradient))
                 gradients.append((joined(block.cache.values.grad), own_block.values.output_gradient))
+        if first.copies is not None:
+            gradients.append((array(first.copies.cache.keys.grad)[:, 0], own_first.copies.keys.output_gradient))
+            gradients.append((array(first.copies.next_key.grad)[:, None], own_first.copies.next_key.output_gradient))
     return values, gradients

@@ -31,10 +31,13 @@ SHAPES = {
     "one token from a state": {"from_state": True, "rows": 1, "length": 1},
     "in two pieces from a state": {"from_state": True, "cuts": (2,)},
 }
-# gate, feed_forward and activation take turns: each of their settings meets each shape and each attention.
+# gate, feed_forward, activation, cell and copy_dim take turns: their settings meet each shape and each attention.
 EXTRAS = itertools.cycle(
-    [{"gate": gate, "feed_forward": wide, "activation": psi} for gate, wide, psi in (
-        (True, 2, "relu"), (False, 3, "tanh"), (True, 0, "tanh"), (False, 0, "relu"), (True, 1, "relu"),
+    [{"gate": gate, "feed_forward": wide, "activation": psi, "cell": cell, "copy_dim": d}
+     for gate, wide, psi, cell, d in (
+        (True, 2, "relu", "elman", 0), (True, 0, "relu", "gated", 3), (False, 3, "tanh", "elman", 2),
+        (True, 0, "tanh", "elman", 8), (False, 1, "relu", "gated", 0), (False, 0, "relu", "elman", 0),
+        (True, 1, "relu", "gated", 3),
     )]
 )  # fmt: skip
 SETTINGS = [
@@ -52,15 +55,19 @@ def name_of(fields: dict[str, Any]) -> str:
 def test_model_and_textbook_agree(shape: str, fields: dict[str, Any]) -> None:
     """Values and gradients. Would catch whatever is left out of, or added to, any term of the equations."""
     values, gradients = compare(**SHAPES[shape], **fields)
-    assert min(np.abs(own).max() for _, own in values) > 0.1
+    # The key of the very first token is 0.
+    assert min(np.abs(own).max() for _, own in values if own.any()) > 0.1
     assert largest_difference(values) < BOUND
     assert largest_difference(gradients) < BOUND
 
 
-def test_the_textbooks_gradients_against_finite_differences(rng, numerical_gradient) -> None:
+@pytest.mark.parametrize("copying", [False, True])
+def test_the_textbooks_gradients_against_finite_differences(copying: bool, rng, numerical_gradient) -> None:
     """Of every parameter, through a cut and a tied head: the textbook by itself, without the model that it judges."""
     E, H, keys, values, wide, rows = 3, 4, 2, 6, 5, 7
-    linear = {"rnn.cell.i2h": (H, E), "rnn.cell.h2h": (H, H), "rnn.gate": (H, E), "rnn.out": (E, H)}
+    cell = {"candidate": (H, E), "keep": (H, E)} if copying else {"i2h": (H, E), "h2h": (H, H)}
+    linear = {f"rnn.cell.{name}": shape for name, shape in cell.items()}
+    linear |= {"rnn.gate": (H, E), "rnn.out": (E, H)}
     linear |= {"attention.query_transform": (keys, E), "attention.key_transform": (keys, E)}
     linear |= {"attention.value_transform": (values, E), "attention.output_transform": (E, values)}
     linear |= {"feed_forward.1": (wide, E), "feed_forward.3": (E, wide)}
@@ -68,6 +75,10 @@ def test_the_textbooks_gradients_against_finite_differences(rng, numerical_gradi
     shapes |= {f"blocks.0.{name}.weight": shape for name, shape in linear.items()}
     shapes |= {f"blocks.0.{name}.bias": shape[:1] for name, shape in linear.items()}
     shapes |= {f"blocks.0.{name}.weight": (E,) for name in ("rnn_norm", "attention_norm", "feed_forward.0")}
+    if copying:
+        parts = {"query_transform": (2, E), "key_transform": (2, E), "gate": (1, E)}
+        shapes |= {f"copy_head.{name}.weight": shape for name, shape in parts.items()}
+        shapes |= {f"copy_head.{name}.bias": shape[:1] for name, shape in parts.items()}
     model = StackedModel(
         {name: rng.standard_normal(shape) for name, shape in {**shapes, "norm.weight": (E,)}.items()}, 2
     )
@@ -104,9 +115,14 @@ def test_the_model_has_the_parameters_that_its_config_says(fields: dict[str, Any
         shapes["pair_embeddings.weight"] = (config.pair_embeddings, E)
     if not config.tie_embeddings:
         linear["lm_head"] = (config.vocab_size, E)
+    if config.copy_dim:
+        linear |= {f"copy_head.{name}_transform": (config.copy_dim, E) for name in ("query", "key")}
+        linear["copy_head.gate"] = (1, E)
     for i in range(config.num_layers):
         at = f"blocks.{i}."
-        linear |= {at + "rnn.cell.i2h": (H, E), at + "rnn.cell.h2h": (H, H), at + "rnn.out": (E, H)}
+        cell = {"i2h": (H, E), "h2h": (H, H)} if config.cell == "elman" else {"candidate": (H, E), "keep": (H, E)}
+        linear |= {at + f"rnn.cell.{name}": shape for name, shape in cell.items()}
+        linear[at + "rnn.out"] = (E, H)
         shapes[at + "rnn_norm.weight"] = (E,)
         if config.gate:
             linear[at + "rnn.gate"] = (H, E)
@@ -126,7 +142,7 @@ def test_the_model_has_the_parameters_that_its_config_says(fields: dict[str, Any
 @pytest.mark.parametrize("cut", [0, 4])
 def test_decoding_and_scoring_agree_with_the_textbook(cut: int) -> None:
     """Would catch a term that only the paths without gradients lack, and dropout that outlives training."""
-    fast, own, config = both(gate=True, feed_forward=2, pair_embeddings=13, dropout=0.3)
+    fast, own, config = both(gate=True, feed_forward=2, pair_embeddings=13, dropout=0.3, copy_dim=3)
     tokens = tokens_of(config)
     expected, own_state = own.forward(tape.Tape(), tokens)
     with torch.inference_mode():
@@ -142,9 +158,10 @@ def test_decoding_and_scoring_agree_with_the_textbook(cut: int) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_loss_and_its_gradient_agree_with_the_textbook(tied: bool) -> None:
+@pytest.mark.parametrize("copy_dim", [0, 3])
+def test_loss_and_its_gradient_agree_with_the_textbook(copy_dim: int, tied: bool) -> None:
     """Would catch a fused loss that reads another head, or other features, than the logits do."""
-    fast, own, config = both(gate=True, feed_forward=2, pair_embeddings=13, tie_embeddings=tied)
+    fast, own, config = both(gate=True, feed_forward=2, pair_embeddings=13, tie_embeddings=tied, copy_dim=copy_dim)
     tokens = tokens_of(config, length=T + 1)
     nats, _ = fast.loss(torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:]))
     nats.backward()
@@ -158,8 +175,9 @@ def test_loss_and_its_gradient_agree_with_the_textbook(tied: bool) -> None:
     [
         (0.8, {"gate": True, "feed_forward": 2, "pair_embeddings": 13, "attention": "last"}),
         (1.3, {"gate": True, "pair_embeddings": 13, "attention": "none", "tie_embeddings": True, "activation": "tanh"}),
+        (0.6, {"gate": True, "attention": "last", "cell": "gated", "copy_dim": 3}),
     ],
-    ids=["last", "none, tied"],
+    ids=["last", "none, tied", "gated, copying"],
 )
 @pytest.mark.parametrize("carry", [False, True], ids=["anew", "carried"])
 def test_a_whole_training_run_is_the_textbooks(

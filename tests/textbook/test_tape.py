@@ -11,8 +11,10 @@ from rhapsode.textbook.tape import (
     Embedding,
     Leaf,
     Linear,
+    Log,
     MatrixProduct,
     Mean,
+    Mix,
     Module,
     Multiply,
     ReLU,
@@ -48,6 +50,8 @@ MODULES = {
     "slice of the last axis": (lambda x: Slice(x, 2, 4), [(2, 5)]),
     "add": (Add, [(2, 3), (2, 3)]),
     "multiply": (Multiply, [(2, 3), (2, 3)]),
+    "mix": (Mix, [(2, 3, 4), (2, 3, 4), (2, 3, 4)]),
+    "mix of rows": (Mix, [(2, 3, 1), (2, 3, 4), (2, 3, 4)]),
     "matrix product": (MatrixProduct, [(2, 3, 4), (2, 4, 5)]),
     "mean": (Mean, [(2, 3, 4)]),
     "convolution": (lambda x, f: Convolution(x, f, stride=2, padding=1), [(2, 5, 7), (3, 2, 3, 2)]),
@@ -74,6 +78,15 @@ def test_every_module_against_finite_differences(rng, numerical_gradient, name):
         expected = numerical_gradient(lambda: float(run(Tape()).output), leaf.output)
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(leaf.output_gradient, expected, atol=1e-9)
+
+
+def test_the_logarithm():
+    """Apart from the others: its input must be positive."""
+    tape, x = Tape(), Leaf([0.5, 4.0])
+    Mean(Log(x).apply_forward(tape)).apply_forward(tape)
+    assert tape.modules[-1].output == pytest.approx(np.log(2) / 2)
+    tape.backward()
+    np.testing.assert_allclose(x.output_gradient, [1, 0.125])
 
 
 def test_the_protocol_of_the_tape():

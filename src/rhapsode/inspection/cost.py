@@ -22,7 +22,8 @@ def flops_by_part(config: ModelConfig, context: int) -> dict[str, int]:
     stacked = config.kind == "stacked"
     E, H, heads = config.embed_dim, config.hidden_dim, config.num_heads
     width = E if stacked else H  # what the recurrence puts out and attention reads
-    recurrence = 2 * H * (E + H + width + (E if config.gate else 0))
+    inputs = E + H if config.cell == "elman" else 2 * E
+    recurrence = 2 * H * (inputs + width + (E if config.gate else 0))
     head_sizes = 2 * config.key_dim + 2 * config.value_dim  # queries, keys; values, output transform
     seen = 2 * heads * context * (config.key_dim + config.value_dim)
     attention = 2 * heads * width * head_sizes + seen
@@ -33,12 +34,14 @@ def flops_by_part(config: ModelConfig, context: int) -> dict[str, int]:
         "attention": attending * attention,
         "feed-forward": layers * 4 * E * E * config.feed_forward,
         "head": 2 * width * config.vocab_size,
+        "copy head": 2 * config.copy_dim * (2 * width + context) + (2 * width if config.copy_dim else 0),
     }
 
 
 def parameters_by_part(model: LanguageModel) -> dict[str, int]:
-    """Parameters of embedding, recurrence, attention, feed-forward, norms and head; a tied head counts as 0."""
-    parts = dict.fromkeys(("embedding", "recurrence", "attention", "feed-forward", "norms", "head"), 0)
+    """Parameters of each part; a tied head counts as 0."""
+    kinds = ("embedding", "recurrence", "attention", "feed-forward", "norms", "head", "copy head")
+    parts = dict.fromkeys(kinds, 0)
     names = (
         ("embeddings.", "embedding"),
         ("norm", "norms"),
@@ -47,6 +50,7 @@ def parameters_by_part(model: LanguageModel) -> dict[str, int]:
         ("attention.", "attention"),
         ("feed_forward.", "feed-forward"),
         ("lm_head.", "head"),
+        ("copy_head.", "copy head"),
     )
     for name, parameter in model.named_parameters():
         part = next(part for piece, part in names if piece in name)
@@ -70,9 +74,10 @@ def cost_table(model: LanguageModel) -> Table:
     table.add_row("all", f"{total:,}", "", f"{sum(flops.values()):,}")
     cached = config.num_heads * (config.key_dim + config.value_dim)
     attending = {"all": config.num_layers, "last": 1, "none": 0}[config.attention]
+    kept = 4 * attending * cached + (4 * config.copy_dim + 8 if config.copy_dim else 0)  # an id has 8 bytes
     table.caption = (
         f"weights {4 * total / 1e6:.1f} MB; state {4 * config.num_layers * config.hidden_dim:,} bytes plus"
-        f" {4 * attending * cached:,} per token; FLOPs of a forward pass that attends to {COUNTED_CONTEXT} tokens,"
+        f" {kept:,} per token; FLOPs of a forward pass that attends to {COUNTED_CONTEXT} tokens,"
         " training takes three times as many"
     )
     return table

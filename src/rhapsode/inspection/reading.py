@@ -68,11 +68,12 @@ def read(
     if len(ids) == 1:
         raise ValueError("the text to read must not be empty")
     with _recording(model, len(ids), on_tokens) as maps:
-        x, _ = model.features(torch.tensor([ids], device=next(model.parameters()).device))
+        x, after = model.features(torch.tensor([ids], device=next(model.parameters()).device))
     log_probabilities: list[float] = []
     expected: list[list[tuple[str, float]]] = []
     for begin in range(0, len(ids), PLACES_AT_ONCE):
-        logits = model.logits(x[:, begin : begin + PLACES_AT_ONCE])
+        end = min(begin + PLACES_AT_ONCE, len(ids))
+        logits = model.logits(x[:, begin:end], after.copies and after.copies.until(end))
         found = logits[0].double().log_softmax(-1).cpu()  # (places, V)
         came = torch.tensor(ids[begin + 1 : begin + 1 + len(found)])
         log_probabilities += found[: len(came)].gather(1, came[:, None])[:, 0].tolist()

@@ -1,6 +1,7 @@
 """The inner loops, each in a plain form that reads like its equation and, beside it, a fast one.
 
     recurrence.py   h_t = phi(x_t + W h_{t-1}) over all t
+    gated.py        h_t = a_t h_{t-1} + (1 - a_t) c_t over all t
     attention.py    causal attention, with what a cache holds in front
     norm.py         RMSNorm, squared ReLU
     loss.py         cross-entropy of a linear map, without all logits at once

@@ -199,7 +199,9 @@ def _score(
 ) -> list[float]:
     """Log-probabilities of continuations, each after the prefix whose features x (B, width) and state its row has."""
     device = x.device
-    first = model.logits(x[torch.tensor(rows, device=device)]).double().log_softmax(-1)  # (continuations, V)
+    asked = torch.tensor(rows, device=device)
+    logits = model.logits(x[asked][:, None], state.copies and state.rows(asked).copies)[:, 0]
+    first = logits.double().log_softmax(-1)  # (continuations, V)
     scores = first[torch.arange(len(rows)), [ids[0] for ids in continuations]].tolist()
     alike: dict[int, list[int]] = {}  # those with 1 to 2, 3 to 8, 9 to 32, ... ids to read: little padding, few calls
     for i, ids in enumerate(continuations):

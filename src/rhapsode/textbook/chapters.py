@@ -12,6 +12,8 @@ from types import ModuleType
 from rhapsode.textbook import (
     attention,
     convolution,
+    copying,
+    gated,
     language_model,
     optimizer,
     pairs,
@@ -39,6 +41,8 @@ CHAPTERS: dict[ModuleType, tuple[Callable[[], WorkedExample], ...]] = {
     language_model: (),
     residual: (residual_examples.rmsnorm, residual_examples.residual),
     pairs: (pairs_examples.pairs,),
+    gated: (),
+    copying: (),
     stacked: (),
     optimizer: (muon_examples.muon,),
 }

@@ -8,7 +8,9 @@ chapter on pairs, the heads those of the chapter on attention:
 
     in block l = 0 … L-1, all with weights of its own (blocks.l):
         u_t = n(x_t)                                                  rnn_norm
-        h_t = ψ(W_i2h u_t + b_i2h + W_h2h h_{t-1} + b_h2h)            rnn.cell; ψ is relu or tanh
+        h_t = ψ(W_i2h u_t + b_i2h + W_h2h h_{t-1} + b_h2h)            rnn.cell; ψ is relu or tanh; or, gated,
+        h_t = a_t ∘ h_{t-1} + (1 - a_t) ∘ (W_c u_t + b_c)             rnn.cell.candidate
+              a_t = σ(W_a u_t + b_a)                                  rnn.cell.keep
         x_t ← x_t + W_out (h_t ∘ silu(W_g u_t + b_g)) + b_out         rnn.gate, rnn.out; with no gate: W_out h_t + b_out
 
         u_t = n(x_t)                                                  attention_norm (where the block attends)
@@ -22,18 +24,22 @@ chapter on pairs, the heads those of the chapter on attention:
 
     s_t = W_lm n(x_t) + b_lm                                          norm, lm_head
 
+Where there is a copy head, of the chapter on copying, the logits are log p_t, made of s_t, the features n(x_t) and the
+tokens so far: copy_head.query_transform, copy_head.key_transform, copy_head.gate.
+
 A tied head has no weights of its own: W_lm is E, and there is no bias. E is then used twice, and the tape adds up the
 gradients of both uses.
 
-The state after token T is h_T of each block, the keys and values so far of each block that attends, and w_T where
-pairs are embedded. A sequence that is cut and continued from the state gives what the whole gives; and, as a state is
-made of modules, gradients flow back through it, if both parts are on one tape.
+The state after token T is h_T of each block, the keys and values so far of each block that attends, w_T where pairs
+are embedded, and what the copy head keeps. A sequence that is cut and continued from the state gives what the whole
+gives; and, as a state is made of modules, gradients flow back through it, if both parts are on one tape.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from rhapsode.textbook.copying import one_hot
 from rhapsode.textbook.pairs import pair_rows
 from rhapsode.textbook.tape import (
     Add,
@@ -43,13 +49,17 @@ from rhapsode.textbook.tape import (
     Embedding,
     Leaf,
     Linear,
+    Log,
     Mean,
+    Mix,
     Module,
     Multiply,
     ReLU,
     RMSNorm,
+    Sigmoid,
     SiLU,
     Slice,
+    Softmax,
     SoftmaxCrossEntropy,
     SquaredReLU,
     Tanh,
@@ -67,11 +77,22 @@ class BlockState:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """What a copy head keeps: keys (B, S, d) and next_key (B, 1, d), modules, and the tokens (B, S) of the keys."""
+
+    keys: Module
+    next_key: Module
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
 class State:
-    """The memory of the tokens so far: one entry for each block, and the last tokens (B,) where pairs are embedded."""
+    """The memory of the tokens so far: one entry for each block, the last tokens (B,) where pairs are embedded, and
+    what a copy head keeps."""
 
     blocks: tuple[BlockState, ...]
     token: np.ndarray | None = None
+    copies: Copies | None = None
 
     def detached(self, tokens: int | None = None) -> "State":
         """The same numbers as constants, on no tape: gradients end here. Of keys and values, the last `tokens`."""
@@ -80,13 +101,19 @@ class State:
             return None if part is None else Leaf(part.output[:, -tokens:] if tokens else part.output)
 
         blocks = (BlockState(Leaf(b.h.output), constant(b.keys), constant(b.values)) for b in self.blocks)
-        return State(tuple(blocks), self.token)
+        copies = None
+        if self.copies is not None:
+            keys = self.copies.keys.output[:, -tokens:] if tokens else self.copies.keys.output
+            kept = self.copies.tokens[:, -tokens:] if tokens else self.copies.tokens
+            copies = Copies(Leaf(keys), Leaf(self.copies.next_key.output), kept)
+        return State(tuple(blocks), self.token, copies)
 
 
 class StackedModel:
     """The model over its parameters, `Leaf` modules by name, made of `weights`, arrays with those names.
 
-    Which blocks attend, what has a gate and whether the head is tied can be read from the names; the number of heads
+    Which blocks attend, what has a gate, which cells are gated and whether the head is tied or copies can be read from
+    the names; the number of heads
     and ψ, `relu` or `tanh`, cannot. Raises ValueError for another ψ.
     """
 
@@ -117,7 +144,10 @@ class StackedModel:
         logits = Linear(top, head).apply_forward(tape)
         if not tied:
             logits = Bias(logits, self.parameters["lm_head.bias"]).apply_forward(tape)
-        return logits, State(tuple(blocks), token)
+        copies = None
+        if "copy_head.gate.weight" in self.parameters:
+            logits, copies = self._copy(tape, logits, top, tokens, None if state is None else state.copies)
+        return logits, State(tuple(blocks), token, copies)
 
     def loss(
         self, tape: Tape, tokens: np.ndarray, targets: np.ndarray, state: State | None = None
@@ -154,19 +184,44 @@ class StackedModel:
     def _rnn(self, tape: Tape, at: str, u: Module, state: BlockState | None) -> tuple[Module, Module]:
         """The outputs (B, T, E), and the last hidden state (B, 1, H)."""
         B, T, _ = u.output.shape
-        h: Module = Leaf(np.zeros((B, 1, len(self.parameters[f"{at}.cell.h2h.bias"].output))))
-        h = h if state is None else state.h
+        H = self.parameters[f"{at}.out.weight"].output.shape[1]
+        h: Module = Leaf(np.zeros((B, 1, H))) if state is None else state.h
         states = []
         for t in range(T):
             u_t = Slice(u, t, t + 1, axis=1).apply_forward(tape)
-            here, before = self._linear(tape, f"{at}.cell.i2h", u_t), self._linear(tape, f"{at}.cell.h2h", h)
-            h = self.psi(Add(here, before).apply_forward(tape)).apply_forward(tape)
+            h = self._cell(tape, f"{at}.cell", u_t, h)
             states.append(h)
         outputs = Concatenate(*states, axis=1).apply_forward(tape)
         if f"{at}.gate.weight" in self.parameters:
             gate = SiLU(self._linear(tape, f"{at}.gate", u)).apply_forward(tape)
             outputs = Multiply(outputs, gate).apply_forward(tape)
         return self._linear(tape, f"{at}.out", outputs), h
+
+    def _cell(self, tape: Tape, at: str, u_t: Module, h: Module) -> Module:
+        """The next hidden state (B, 1, H)."""
+        if f"{at}.keep.weight" in self.parameters:
+            keep = Sigmoid(self._linear(tape, f"{at}.keep", u_t)).apply_forward(tape)
+            return Mix(keep, self._linear(tape, f"{at}.candidate", u_t), h).apply_forward(tape)
+        here, before = self._linear(tape, f"{at}.i2h", u_t), self._linear(tape, f"{at}.h2h", h)
+        return self.psi(Add(here, before).apply_forward(tape)).apply_forward(tape)
+
+    def _copy(
+        self, tape: Tape, logits: Module, x: Module, tokens: np.ndarray, before: Copies | None
+    ) -> tuple[Module, Copies]:
+        """log p (B, T, V) of the vocabulary's logits and the features x (B, T, E), and what the copy head keeps."""
+        (B, T), V = tokens.shape, logits.output.shape[-1]
+        q = self._linear(tape, "copy_head.query_transform", x)
+        after = self._linear(tape, "copy_head.key_transform", x)  # of the tokens that come after these
+        d = after.output.shape[-1]
+        first = Leaf(np.zeros((B, 1, d))) if before is None else before.next_key
+        keys = Concatenate(first, Slice(after, 0, T - 1, axis=1).apply_forward(tape), axis=1).apply_forward(tape)
+        if before is not None:
+            keys = Concatenate(before.keys, keys, axis=1).apply_forward(tape)
+            tokens = np.concatenate([before.tokens, tokens], axis=1)
+        copied = Attention(q, keys, Leaf(one_hot(tokens, V)), causal=True).apply_forward(tape)
+        gate = Sigmoid(self._linear(tape, "copy_head.gate", x)).apply_forward(tape)
+        p = Mix(gate, Softmax(logits).apply_forward(tape), copied).apply_forward(tape)
+        return Log(p).apply_forward(tape), Copies(keys, Slice(after, T - 1, T, axis=1).apply_forward(tape), tokens)
 
     def _attention(self, tape: Tape, at: str, u: Module, state: BlockState | None) -> tuple[Module, Module, Module]:
         """The outputs (B, T, E), and the keys and values so far, those of the state first."""

@@ -286,6 +286,28 @@ class Multiply(Module):
         return g * b, g * a
 
 
+class Mix(Module):
+    """u = (1 - a) ∘ x + a ∘ y: x and y of equal shape (..., D); a of the same shape, or (..., 1): one for each row."""
+
+    def forward(self, a: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        _same_shape(self, x, y)
+        return (1 - a) * x + a * y
+
+    def backward(self, g: np.ndarray, a: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        da = g * (y - x)
+        return da if a.shape == x.shape else da.sum(axis=-1, keepdims=True), (1 - a) * g, a * g
+
+
+class Log(Module):
+    """u = log x, elementwise, of x > 0."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return np.log(x)
+
+    def backward(self, g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (g / x,)
+
+
 class MatrixProduct(Module):
     """u = A B: A (..., M, K), B (..., K, N), with the same leading axes."""
 
