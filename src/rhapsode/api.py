@@ -10,7 +10,7 @@ ends the process: what is wrong is a ValueError or an OSError in one line.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,10 @@ from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
-from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
+from rhapsode.training.followed import FollowedRun
+from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
+from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
+from rhapsode.training.worker import started
 
 if TYPE_CHECKING:
     from rhapsode.checking import CheckedFile
@@ -84,6 +87,9 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     resume: bool = False,
+    processes: int = 1,
+    accumulate: int = 1,
+    peer_seconds: float = PEER_SECONDS,
     tensorboard: bool = False,
     on_event: Callable[[Event], object] | None = None,
     show: bool | None = None,
@@ -99,7 +105,9 @@ def train(
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
-    number of CPU threads; otherwise chosen as it goes. on_event hears what happens (`rhapsode.training.events`).
+    number of CPU threads; otherwise chosen as it goes. processes: how many of this machine train the model together
+    (under torchrun: 1, and its processes do). accumulate: parts of a batch that each computes one after the other, to
+    save memory. peer_seconds: after which a process that gives no sign is taken for lost. on_event hears what happens (`rhapsode.training.events`).
     show: progress on stderr; None: a bar and a curve in a notebook, nothing elsewhere.
 
     Raises ValueError or OSError with one line before anything is written; FloatingPointError where the loss is no
@@ -112,14 +120,22 @@ def train(
         raise ValueError("TensorBoard files need the package tensorboard: pip install 'rhapsode[tensorboard]'")
     if resume and out is None:
         raise ValueError("to resume a run, name its directory: out=")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     device = choose_device(device)
-    path = Path(out) if out is not None else new_directory()
     live = LiveTraining() if show is None and in_notebook() else None
-    with _talking(bool(show)), fixed_threads(threads):
+    with joined(device, peer_seconds) as group, _talking(bool(show) and group.leads), fixed_threads(threads):
+        if processes > 1 and not group.alone:
+            raise ValueError(f"torchrun has started {group.size} processes already; leave --processes {processes} out")
+        path = Path(group.tell_all(os.path.abspath(out or new_directory()))) if not group.alone else None
+        path = path or Path(out or new_directory())
         request = training_request(wanted, preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
-        _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
+        ready = _ready(request, path, resume or is_restart(), group)
+        others = started(path, processes, device, peer_seconds, accumulate) if processes > 1 else nullcontext(group)
+        with others as group:
+            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate)
     return load(path, device=device)
 
 
@@ -153,19 +169,29 @@ def explain_preset(
         return choose_recipe(training_request(wanted, preset, None, sections, budget, seed)).reasons
 
 
+def _ready(request: TrainingRequest, path: Path, resumed: bool, group: Group) -> Ready:
+    """The run and its data; process 0 reads and makes them first, and the others find them made."""
+    say(f"run directory: {path}")
+    if group.leads:
+        # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
+        resumed = resumed and (request.is_empty or (path / "run.json").exists())
+        ready = resume(path, request) if resumed else begin(request, path)
+        group.meet()
+        return ready
+    group.meet()
+    return resume(path, request, kind=FollowedRun)
+
+
 def _train_to_the_end(
-    request: TrainingRequest,
-    path: Path,
-    resumed: bool,
+    ready: Ready,
     device: str,
     tensorboard: bool,
     live: LiveTraining | None,
     on_event: Callable[[Event], object] | None,
+    group: Group,
+    accumulate: int,
 ) -> None:
-    say(f"run directory: {path}")
-    # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
-    resumed = resumed and (request.is_empty or (path / "run.json").exists())
-    ready = resume(path, request) if resumed else begin(request, path)
+    path, stores = ready.run.path, (ready.train, ready.valid)
     how_to_resume = f"resume it with: rhapsode train --resume --out {quoted(path)}"
 
     def happened(event: Event) -> None:
@@ -174,7 +200,9 @@ def _train_to_the_end(
                 listener(event)
 
     try:
-        outcome = train_run(ready.run, ready.train, ready.valid, device, tensorboard, on_event=happened)
+        outcome = train_run(
+            ready.run, *stores, device, tensorboard, on_event=happened, group=group, accumulate=accumulate
+        )
     except KeyboardInterrupt:  # the second one
         say(f"stopped immediately, without saving; {how_to_resume}")
         raise
