@@ -13,6 +13,7 @@ from torch import distributed
 from rhapsode.training.group import Group, together
 
 HERE = "127.0.0.1"
+LONGEST_SECONDS = 100.0
 
 
 def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 20.0) -> list[Any]:
@@ -27,7 +28,7 @@ def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 20.0)
         processes[-1].start()
         there.close()
     try:
-        found = [_received(pipe, 3 * seconds) for pipe in pipes]
+        found = [_received(pipe) for pipe in pipes]
     finally:
         for process in processes:
             process.join(1.0)
@@ -36,9 +37,9 @@ def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 20.0)
     return found
 
 
-def _received(pipe: Any, seconds: float) -> Any:
-    if not pipe.poll(seconds):
-        return TimeoutError(f"nothing in {seconds} s")
+def _received(pipe: Any) -> Any:
+    if not pipe.poll(LONGEST_SECONDS):
+        return TimeoutError(f"nothing in {LONGEST_SECONDS} s")
     try:
         return pickle.loads(pipe.recv_bytes())
     except EOFError:

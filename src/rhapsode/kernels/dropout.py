@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +30,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return F.dropout(x, probability, training)
     rows, count = _rows
     # The mask is drawn in the order of the memory, so the whole has to lie as this part does.
-    order = sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), -axis))
+    strides = x.stride()
+    order = sorted(range(x.ndim), key=lambda axis: (-strides[axis], -axis))
     shape = [count, *x.shape[1:]]
     whole = x.new_ones([shape[axis] for axis in order]).permute([order.index(axis) for axis in range(x.ndim)])
     return x * F.dropout(whole, probability, training=True)[rows]

@@ -76,7 +76,7 @@ class BatchGradients:
             self.sums.finish()
 
     def carried(self) -> dict[str, Tensor]:
-        """The carried state of all rows, by name, on process 0; on others nothing, and nothing where none is carried."""
+        """The carried state of all rows, by name, on process 0; nothing on others, or where none is carried."""
         if self.states is None:
             return {}
         return self.group.gather_rows(State.join(self.states).tensors(), self.config.batch_size)

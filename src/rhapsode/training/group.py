@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -100,17 +101,6 @@ class Group:
 
     # -- waiting and failing together ----------------------------------------------------------------------------
 
-    def arrive(self, on_wait: Callable[[], None]) -> None:
-        """Returns when all processes have found the store; ConnectionError where some do not within the time."""
-        self.store.add("arrived", 1)
-        until = time.monotonic() + self.seconds
-        while (count := self.store.add("arrived", 0)) < self.size:
-            on_wait()
-            if time.monotonic() > until:
-                missing = f"only {count} of {self.size} processes came within {self.seconds:g} s"
-                raise ConnectionError(f"process {self.rank}: {missing}")
-            time.sleep(SHORTEST_LOOK)
-
     def meet(self) -> None:
         """Returns when all processes are here, however long they work before; OSError where one gives no sign."""
         if self.alone:
@@ -162,21 +152,24 @@ class Group:
             for name, mark in marks.items():
                 if mark != first[name]:
                     here, there = (f"{text[:12]}" for text in (mark, first[name]))
-                    where = f"process {self.rank} on {socket.gethostname()}"
                     raise ValueError(
-                        f"{where} has another {name} ({here}) than process 0 ({there}); they must be equal"
+                        f"process {self.rank} on {socket.gethostname()} has another {name} ({here}) than process 0"
+                        f" ({there}); they must be equal"
                     )
             self.meet()
 
-    def fail(self, error: BaseException) -> None:
-        """Leaves the reason for the others, and gives them some seconds to read it where it lies with this process."""
-        if self.alone or isinstance(error, ToldElsewhere):
-            return
+    def fail(self, error: BaseException) -> bool:
+        """Leaves the reason for the others, and time to read it; True where this process is the one to tell it."""
+        if isinstance(error, ToldElsewhere):
+            return False
+        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0  # of this machine, where the store is out of reach
         with suppress(RuntimeError, OSError):
+            first = self.store.add("tellers", 1) == 1
             self.store.set("failed", told(error))
-            with suppress(RuntimeError):
-                distributed.destroy_process_group()  # whoever waits for this process is woken up
-            self.leave()
+        with suppress(RuntimeError):
+            distributed.destroy_process_group()  # whoever waits for this process is woken up
+        self.leave()
+        return first
 
     def leave(self) -> None:
         """The end of the work: the process that has the store goes last, so that the others can still read it."""
@@ -205,21 +198,20 @@ class Group:
             raise self._lost(_reason(error)) from None
 
     def _lost(self, reason: str) -> OSError:
-        """What to raise where another process is lost: a line, or ToldElsewhere where another process has told it."""
-        first = self.rank == 0 or int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        """What to raise where another process is lost: ToldElsewhere where one has left a reason."""
         try:
             until = time.monotonic() + PULSE_SECONDS
-            while time.monotonic() < until:  # it may only just be writing why
+            while time.monotonic() < until:  # it may only just be writing it
                 self._check_failed()
                 time.sleep(LONGEST_LOOK)
-            first = self.store.add("tellers", 1) == 1
         except ToldElsewhere as error:
             return error
         except (RuntimeError, OSError):
-            pass  # the store is out of reach too: then one process on each machine tells of it
-        became = self.on_loss() or reason
-        line = f"lost another of the {self.size} training processes: {became}; resume the run from its last checkpoint"
-        return ConnectionError(line) if first else ToldElsewhere(line)
+            pass  # the store is out of reach too
+        return ConnectionError(
+            f"lost another of the {self.size} training processes: {self.on_loss() or reason}; resume the run from its"
+            " last checkpoint"
+        )
 
 
 ALONE = Group()
@@ -267,21 +259,39 @@ def joined(device: str, seconds: float = PEER_SECONDS) -> Iterator[Group]:
 
 
 def _find_store(rank: int, seconds: float) -> Any:
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if not host or not (port or "").isdecimal():
+    """The store at MASTER_ADDR and MASTER_PORT, which process 0 or torchrun's agent keeps."""
+    host, named = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT") or ""
+    if not host or not named.isdecimal():
         raise ValueError("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
+    port, keeps = int(named), rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=seconds)))
-    except (RuntimeError, OSError) as error:
-        reason = _reason(error)
-        if "EADDRINUSE" in reason or "address already in use" in reason.lower():
-            what = f"port {port} of this machine is in use; choose another one (torchrun --master-port)"
-        elif rank == 0:
-            what = f"not all {os.environ['WORLD_SIZE']} processes came within {seconds:g} s"
+        if keeps:
+            with socket.socket() as probe:  # PyTorch would listen beside another program, on the other kind of address
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
         else:
-            what = f"no process 0 at {host}:{port} within {seconds:g} s"
-        raise ConnectionError(f"process {rank}: {what}") from None
-    return store
+            _wait_for_port(host, port, seconds)
+        wait = timedelta(seconds=seconds)
+        return distributed.TCPStore(host, port, None, keeps, wait, wait_for_workers=False, multi_tenant=True)
+    except (RuntimeError, OSError) as error:
+        if keeps:
+            reason = f"port {port} of this machine cannot be used ({_reason(error)}); choose another (--master-port)"
+        else:
+            reason = f"no process 0 at {host}:{port} within {seconds:g} s ({_reason(error)})"
+        raise ConnectionError(f"process {rank}: {reason}") from None
+
+
+def _wait_for_port(host: str, port: int, seconds: float) -> None:
+    """Returns when something listens there; OSError where nothing does for so long."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(0.1, until - time.monotonic())):
+                return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(LONGEST_LOOK)
 
 
 @contextmanager
@@ -294,27 +304,29 @@ def together(
     """
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    group = Group(rank, size, distributed.PrefixStore("rhapsode", store), seconds)
-    group.device = torch.device(device)
     backend = "nccl" if device == "cuda" else "gloo"
-    inner = distributed.PrefixStore("sums", store)
-    wait = timedelta(seconds=seconds)
     try:
-        group.arrive(on_wait)
+        name = _gather(store, rank, size, seconds, on_wait)
+        group = Group(rank, size, distributed.PrefixStore(f"{name} group", store), seconds)
+        group.device = torch.device(device)
+        inner = distributed.PrefixStore(f"{name} sums", store)
+        wait = timedelta(seconds=seconds)
         distributed.init_process_group(backend, store=inner, rank=rank, world_size=size, timeout=wait)
     except RuntimeError as error:
         raise ConnectionError(
             f"process {rank}: not all {size} processes could be reached within {seconds:g} s ({_reason(error)})"
         ) from None
     ended = threading.Event()
-    pulse = threading.Thread(target=_beat, args=(store.clone(), rank, ended), daemon=True)
+    own = distributed.PrefixStore(f"{name} group", store.clone())  # one connection serves one thread
+    pulse = threading.Thread(target=_beat, args=(own, rank, ended), daemon=True)
     pulse.start()
     try:
         yield group
         group.meet()
         group.leave()
     except BaseException as error:
-        group.fail(error)
+        if not group.fail(error) and isinstance(error, Exception):
+            raise ToldElsewhere(told(error)) from None
         raise
     finally:
         ended.set()
@@ -323,17 +335,47 @@ def together(
                 distributed.destroy_process_group()
 
 
+def _gather(store: Any, rank: int, size: int, seconds: float, on_wait: Callable[[], None]) -> str:
+    """A name for this group, once all its processes are there; ConnectionError where some do not come in time.
+
+    torchrun keeps its store when it starts processes again, and in it whatever earlier ones wrote. So each process
+    shows a name that it has just drawn, process 0 admits all that it sees to the group of its own name, and the group
+    is there when as many as it needs have found themselves admitted.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + seconds
+    store.set(f"name {rank}", own)
+    group, admitted = own if rank == 0 else "", {own}
+    counted, here = False, 0
+    while here < size:
+        if rank == 0:
+            shown = [f"name {other}" for other in range(size) if store.check([f"name {other}"])]
+            for name in {store.get(key).decode() for key in shown} - admitted:
+                admitted.add(name)
+                store.set(f"group of {name}", own)
+        elif not group and store.check([f"group of {own}"]):
+            group = store.get(f"group of {own}").decode()
+        if group:
+            here = store.add(f"{group} here", 0 if counted else 1)
+            counted = True
+        on_wait()
+        if time.monotonic() > until:
+            came = f"only {here} of {size} processes" if group else f"not all {size} processes"
+            raise ConnectionError(f"process {rank}: {came} came within {seconds:g} s")
+        time.sleep(SHORTEST_LOOK)
+    return group
+
+
 def _beat(store: Any, rank: int, ended: threading.Event) -> None:
     """Shows once a second that this process lives."""
-    own = distributed.PrefixStore("rhapsode", store)
     with suppress(RuntimeError, OSError):
         while not ended.wait(PULSE_SECONDS):
-            own.add(f"pulse {rank}", 1)
+            store.add(f"pulse {rank}", 1)
 
 
 def _reason(error: BaseException) -> str:
     """What PyTorch says, without the place in its source and the stack."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
     line = lines[0]
     if line.startswith("["):  # [/path/to/pair.cc:123] Connection closed by peer
         line = line.partition("] ")[2] or line

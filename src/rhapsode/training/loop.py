@@ -110,10 +110,11 @@ def train_run(
     """Trains the run to the end of its budget, from its checkpoint if it has one.
 
     Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
-    progress on stderr. on_event hears of what happens (events.py). group: the processes that train it together, of which
-    each has opened the run (`open_run`). accumulate: parts of a batch that are computed one after the other. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C
-    stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can do harm, and
-    BlockingIOError where another process trains in the directory.
+    progress on stderr. on_event hears of what happens (events.py). group: the processes that train it together, of
+    which those that do not lead open it as a FollowedRun. accumulate: parts of a batch that a process computes one
+    after the other. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
+    naming the step before a non-finite loss or gradient can do harm, BlockingIOError where another process trains in
+    the directory, and ConnectionError where one of the group is lost.
     """
     keep_freed_memory()
     with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
@@ -372,15 +373,13 @@ class _Training:
         """Raises ValueError where processes have different weights, which only a fault of a machine can bring about."""
         if self.group.alone:
             return
-        bits = [p.detach().view(torch.int32).sum(dtype=torch.int64).item() for p in self.model.parameters()]
+        bits = [int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in self.model.parameters()]
         size = self.group.size
         parts = [float(part) for total in bits for part in (total >> 26, total & (2**26 - 1))]  # exact in float64
         if self.group.any([total / size for total in self.group.sum(parts)] != parts):
-            self._fail_together(
-                ValueError(
-                    f"the processes no longer have the same weights at step {self.progress.step}; this was not saved:"
-                    " resume the run, and check the machines' memory"
-                )
+            raise ValueError(
+                f"the processes no longer have the same weights at step {self.progress.step}; this was not saved:"
+                " resume the run, and check the machines' memory"
             )
 
     def _save_if_possible(self) -> None:
@@ -524,13 +523,7 @@ class _Training:
 
     def _not_finite(self, what: str) -> NoReturn:
         self._tell(what)
-        self._fail_together(
-            FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
-        )
-
-    def _fail_together(self, error: Exception) -> NoReturn:
-        """Raises what all processes find, of which one is to tell."""
-        raise error if self.group.leads else ToldElsewhere(str(error))
+        raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
 
     @contextmanager
     def _closing_log(self) -> Iterator[None]:
