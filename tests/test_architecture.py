@@ -38,7 +38,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"model", "recorded", "seeds", "tokens"},
     "run": {"__init__", "files", "model", "progress", "recipe", "recorded", "tensors", "tokenizer"},
     "training": {
-        *("decode", "evaluation", "files", "machine", "model", "progress", "recipe", "recorded", "run", "seeds"),
+        *(
+            "__init__",
+            "decode",
+            "evaluation",
+            "files",
+            "kernels",
+            "machine",
+            "model",
+            "progress",
+            "recipe",
+            "recorded",
+            "run",
+            "seeds",
+        ),
         *("sources", "state", "storyworld", "terminal", "threads", "tokenizer", "tokens"),
     },
     "course": {
