@@ -390,5 +390,5 @@ def test_a_full_disk_names_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError) as caught:
             Run.create(run.path.parent / "second", ABOUT, None)
-    assert caught.value.filename == str(run.path.parent / "second" / "run.json")
+    assert caught.value.filename == str(run.path.parent / "second")  # its folder is flushed first
     assert not (run.path.parent / "second").exists()

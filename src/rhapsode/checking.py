@@ -47,10 +47,12 @@ def check_files(path: Path) -> list[CheckedFile]:
             return list(_run(path))
         if (path / "study.json").exists():
             return list(_study(path))
-        if (path / CHECKSUMS).exists() or (path / "store.json").exists():
-            return list(_store(path) if (path / "store.json").exists() else _listed(path, path.name))
+        if (path / "store.json").exists():
+            return list(_store(path))
         if (path / "tokenizer.json").exists():
-            return [_checked(path / "tokenizer.json", READ, lambda: Tokenizer.load(path))]
+            how = SEALED if (path / CHECKSUMS).exists() else READ
+            listed = list(_listed(path, None)) if (path / CHECKSUMS).exists() else []
+            return [*listed, _checked(path, how, lambda: Tokenizer.load(path))]
         if path.is_file():
             return [_file(path)]
     if not path.exists():
@@ -78,9 +80,9 @@ def _run(path: Path) -> Iterator[CheckedFile]:
         size = run.model_config.vocab_size
         yield from _tokenizer(path / "tokenizer", *recorded, size, path / "run.json")
     for name in CHECKPOINTS:
-        if (path / f"{name}.safetensors").exists():
+        if (path / f"{name}.safetensors").exists() or name in run.about.get("checkpoints", []):
             yield _checkpoint(run, name)
-    if run.metrics_path.exists():
+    if run.metrics_path.exists() or run.changed_metrics():
         how = SEALED if _says(path / "last.safetensors", "metrics_sha256") else READ
         yield _checked(run.metrics_path, how, lambda: _metrics(run))
     if (path / "log.txt").exists():
@@ -148,12 +150,12 @@ def _store(folder: Path) -> Iterator[CheckedFile]:
     yield _checked(folder, SEALED if (folder / CHECKSUMS).exists() else READ, lambda: TokenStore.open(folder))
 
 
-def _listed(folder: Path, title: str) -> Iterator[CheckedFile]:
+def _listed(folder: Path, title: str | None) -> Iterator[CheckedFile]:
     """The files in a folder's SHA256SUMS."""
 
     def read() -> None:
         listed = read_checksums(folder)
-        if listed is not None and listed[0] != title:
+        if listed is not None and title is not None and listed[0] != title:
             raise ValueError(f"{folder / CHECKSUMS}: belongs to {listed[0]}, not to {title}")
 
     found = _checked(folder / CHECKSUMS, READ, read)
@@ -174,7 +176,7 @@ def _study(path: Path) -> Iterator[CheckedFile]:
     seen: set[Path] = set()
     for cell in study.plan.cells.values():
         folder = study.cell_path(cell)
-        if (folder / "run.json").exists():
+        if folder.is_dir():
             for checked in _run(folder):
                 if checked.path not in seen:  # a store that cells share
                     yield checked

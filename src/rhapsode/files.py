@@ -4,6 +4,7 @@ Each is written under another name, flushed to disk, renamed, and then the folde
 too. A folder can carry SHA256SUMS, the digests of its files, which `sha256sum -c SHA256SUMS` checks as well.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 MAKING = ".making-"  # how the names of folders begin that are not whole yet
 STALE_SECONDS = 3600.0
 CHECKSUMS = "SHA256SUMS"
+OURS = "# rhapsode: "  # how its first line begins, which says what the folder is
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -37,9 +39,14 @@ def naming(path: Path | str) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there takes its place at the end, for good.
 
+    What killed processes left of theirs, more than an hour ago, is removed first.
     After an exception the temporary file is removed and `path` is as it was, or already new. Raises OSError, with the
     name `path`, where it cannot be written.
     """
+    with suppress(OSError):
+        for leftover in path.parent.glob(f".{glob.escape(path.name[:64])}.????????"):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     except OSError as error:
@@ -95,7 +102,7 @@ class AppendedFile:
 def sweep(folder: Path, names: Iterable[str]) -> None:
     """Removes what killed processes left of files that they were replacing; nobody may be writing them now."""
     for name in names:
-        for leftover in folder.glob(f".{name[:64]}.*"):
+        for leftover in folder.glob(f".{glob.escape(name[:64])}.*"):
             leftover.unlink(missing_ok=True)
 
 
@@ -114,21 +121,24 @@ def making(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-    lock = FileLock(temporary / ".lock")
+    lock = FileLock(temporary / ".lock")  # makes the folder again where another process just swept it up, empty
     try:
         lock.acquire()
+        sync_directory(temporary)  # what has no lock has nothing else either
         temporary.chmod(0o755)
         yield temporary
-        lock.release()
-        (temporary / ".lock").unlink(missing_ok=True)
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
                 _sync(Path(folder, name))
             sync_directory(Path(folder))
         if path.is_dir():
             path.rmdir()
+        if os.name == "nt":  # where a folder with an open file cannot be renamed
+            lock.release()
         os.rename(temporary, path)
         sync_directory(path.parent)
+        lock.release()
+        (path / ".lock").unlink(missing_ok=True)
     except BaseException as error:
         lock.release()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -139,12 +149,14 @@ def making(path: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody makes this folder any more: its lock is free, or it has none and is an hour old."""
+    """Whether nobody makes this folder any more: its lock is free, or it has none and is empty or an hour old."""
     lock = folder / ".lock"
     try:
         if lock.exists():
             with FileLock(lock, timeout=0):
                 return True
+        if not any(folder.iterdir()):
+            return True
         newest = max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
     except (OSError, Timeout):  # held, or gone while we looked
         return False
@@ -182,33 +194,41 @@ def digest_of_file(path: Path) -> str:
 def write_checksums(folder: Path, title: str, files: Iterable[Path]) -> None:
     """Writes SHA256SUMS into the folder: of what the files, all below it, hold now; title: whose they are."""
     lines = [f"{digest_of_file(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files)]
-    write_text(folder / CHECKSUMS, f"# {title}\n{''.join(lines)}")
+    write_text(folder / CHECKSUMS, f"{OURS}{title}\n{''.join(lines)}")
 
 
 def read_checksums(folder: Path) -> tuple[str, dict[str, str]] | None:
-    """The title in a folder's SHA256SUMS and the digests by name; None where it has none, ValueError where damaged."""
+    """The title in a folder's SHA256SUMS and the digests by name; None where it has none of ours.
+
+    Raises ValueError where it is damaged.
+    """
     file = folder / CHECKSUMS
     if not file.exists():
         return None
     head, *lines = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     found = [_LINE.fullmatch(line) for line in lines]
-    if not head.startswith("# ") or not all(found):
+    if not head.startswith(OURS):
+        return None
+    if not all(found):
         raise ValueError(f"{file}: damaged, not a list of SHA-256 digests")
-    return head[2:], {match[2]: match[1] for match in found if match}
+    return head.removeprefix(OURS), {match[2]: match[1] for match in found if match}
 
 
-def check_checksums(folder: Path, title: str) -> None:
+def check_checksums(folder: Path, title: str | None = None) -> None:
     """ValueError naming the first file that differs from SHA256SUMS, where there is one, or that is missing.
 
-    Also where the list is another folder's: its title is not this one.
+    Also where the list is another folder's: its title is not the one that is given.
     """
     listed = read_checksums(folder)
     if listed is None:
         return
-    if listed[0] != title:
+    if title is not None and listed[0] != title:
         raise ValueError(f"{folder / CHECKSUMS}: belongs to {listed[0]}, not to {title}")
     for name, digest in listed[1].items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: missing")
         if digest_of_file(folder / name) != digest:
-            raise ValueError(f"{folder / name}: damaged, its SHA-256 is not the one in {CHECKSUMS}")
+            raise ValueError(
+                f"{folder / name}: damaged, or changed: its SHA-256 is not the one in {CHECKSUMS}; restore it, or, if"
+                f" the change is yours, remove {CHECKSUMS}"
+            )

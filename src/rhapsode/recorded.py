@@ -147,6 +147,8 @@ RUN_SCHEMA: Mapping[str, Schema] = {
         "held_out?": float,
     },
     "study?": str,
+    "id?": str,
+    "checkpoints?": [str],
 }
 
 

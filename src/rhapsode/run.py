@@ -38,10 +38,10 @@ from rhapsode.recipe.changes import SECTIONS
 from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned, sealed
 from rhapsode.tensors import metadata_in, pack_tensors, unpack_tensors
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.coding import TOKENIZER_FILES
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PUT_BACK = "restore the tokenizer folder that was made with it"
 METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
 _Config = TypeVar("_Config")
@@ -78,7 +78,9 @@ class Run:
                 about["tokenizer_files"] = file_digests(temporary / "tokenizer")
             write_text(temporary / "run.json", as_json(about))
             if model is not None:
-                cls(temporary, about).save_best(model, {"step": 0})
+                making = cls(temporary, about)
+                making.save_best(model, {"step": 0})
+                about = making.about
         return cls(path, about)
 
     @classmethod
@@ -141,10 +143,10 @@ class Run:
 
         Raises ValueError naming the line where one is no entry.
         """
-        if not self.metrics_path.exists():
-            return []
         if changed := self.changed_metrics():
             say(changed)
+        if not self.metrics_path.exists():
+            return []
         entries = []
         for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], start=1):
             where = f"{self.metrics_path}, line {number}"
@@ -167,11 +169,11 @@ class Run:
             wanted, size = about["metrics_sha256"], json.loads(about["progress"])["metrics_bytes"]
         except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError):
             return None  # no checkpoint, an earlier version's, or one that is damaged, which is told where it is read
-        digest = hashlib.sha256()
+        if not self.metrics_path.exists():
+            return f"{self.metrics_path}: missing"
         with self.metrics_path.open("rb") as stream:
-            digest.update(stream.read(size))
-        if digest.hexdigest() == wanted:
-            return None
+            if hashlib.sha256(stream.read(size)).hexdigest() == wanted:
+                return None
         return f"{self.metrics_path}: damaged, or edited: its first {size:,} bytes are not what they were when saved"
 
     @contextmanager
@@ -213,11 +215,15 @@ class Run:
         with replacing(self.path / f"{name}.safetensors") as temporary:
             # Not save_file: that writes to a hidden file of its own first, which a kill would leave for good.
             temporary.write_bytes(pack_tensors(tensors, about, signed="progress"))
+        if name not in (known := self.about.get("checkpoints", [])):
+            self.update(checkpoints=[*known, name])  # one that is missing later was lost
 
     def load(self, name: str) -> Checkpoint | None:
-        """A checkpoint, None if there is none yet; ValueError where its file is damaged."""
+        """A checkpoint, None if there is none yet; ValueError where its file is damaged, missing or another run's."""
         file = self.path / f"{name}.safetensors"
         if not file.exists():
+            if name in self.about.get("checkpoints", []):
+                raise ValueError(f"{file}: missing; restore it, or use the other checkpoint")
             return None
         # Read in one piece: safe_open opens a file twice, and a process that trains may replace it in between.
         content = file.read_bytes()
@@ -284,7 +290,7 @@ def recorded_tokenizer(
     of earlier versions have no digests of files, and their fingerprint may be that of an earlier version: there the
     size of the vocabulary decides, and a line says that no more is known.
     """
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, checked=not files)  # the record's digests say whose it is, too
     found = file_digests(folder)
     same = (files is not None and found == files) or tokenizer.fingerprint == fingerprint
     if not same and files is not None:

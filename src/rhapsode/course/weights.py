@@ -1,5 +1,6 @@
 """model.pt: read without running anything it holds, and turned into the package's plain model."""
 
+import io
 import sys
 import warnings
 import zipfile
@@ -68,14 +69,15 @@ def load_course_model(path: str | Path) -> RNNLanguageModel:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    if damage := _damage(path):
+    content = path.read_bytes()
+    if damage := _damage(content):
         raise ValueError(f"{path}: not a model.pt: {damage} (nothing in it was run)")
     with only_safe([*SAFE, *aliases("__main__"), *aliases("rnn")]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols; what matters here is whether it can be read
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception:  # the reader raises whatever the bytes make it stumble on
-            raise ValueError(f"{path}: not a model.pt: {_obstacle(path)} (nothing in it was run)") from None
+            raise ValueError(f"{path}: not a model.pt: {_obstacle(content)} (nothing in it was run)") from None
     if type(found) is not RNNLanguageModel:
         raise ValueError(f"{path}: holds a {type(found).__name__}, not an RNNLanguageModel")
     try:
@@ -84,19 +86,19 @@ def load_course_model(path: str | Path) -> RNNLanguageModel:
         raise ValueError(f"{path}: not a whole RNNLanguageModel: {error}") from None
 
 
-def _damage(path: Path) -> str | None:
+def _damage(content: bytes) -> str | None:
     """What is wrong with the archive that a model.pt is: PyTorch itself does not compare its checksums.
 
     None for an intact one, and for what is no archive at all, as files of the format before 2020.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(io.BytesIO(content)):
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 return "it is packed, which PyTorch never does"
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            if sum(entry.file_size for entry in entries) > len(content):
                 return "damaged, its parts are larger than the file"
             wrong = archive.testzip()
     except Exception as error:  # the library raises whatever the bytes make it stumble on
@@ -104,10 +106,10 @@ def _damage(path: Path) -> str | None:
     return f"damaged, {wrong!r} does not match its checksum" if wrong else None
 
 
-def _obstacle(path: Path) -> str:
+def _obstacle(content: bytes) -> str:
     """Why a file cannot be read, from the names that it holds; they are read, not looked up."""
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
     except Exception:  # not a checkpoint, or one of the format before 2020
         foreign = []
     if not foreign:

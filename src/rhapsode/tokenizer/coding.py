@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from rhapsode.files import write_text
+from rhapsode.files import check_checksums, write_checksums, write_text
 from rhapsode.tokenizer import definition as rules
 from rhapsode.tokenizer.corrections import Corrections, corrections
 from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE
 from rhapsode.tokenizer.stream import TextStream
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 # A word with the whitespace before it. U+001C to U+001F are whitespace to Python, but not to the library.
@@ -321,7 +322,7 @@ class Tokenizer:
         return TextStream(self.decode, bytes_of, self._skipped)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into the folder.
+        """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, and SHA256SUMS of them.
 
         `transformers.AutoTokenizer.from_pretrained(folder)` then encodes as this class does.
         """
@@ -338,17 +339,21 @@ class Tokenizer:
         write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True) + "\n")
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2, ensure_ascii=False) + "\n")
+        write_checksums(folder, "a tokenizer", [folder / name for name in TOKENIZER_FILES])
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, checked: bool = True) -> "Tokenizer":
         """Loads a tokenizer folder or a tokenizer.json (whose folder's other files are then looked at too).
 
-        Raises FileNotFoundError or ValueError with one line that names the file.
+        checked: whether its files must match SHA256SUMS, where there is one. Raises FileNotFoundError or ValueError
+        with one line that names the file.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file; a tokenizer is a folder with tokenizer.json, or that file")
+        if checked:
+            check_checksums(file.parent)
         special: dict[str, str] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
             if (beside := file.parent / name).exists():

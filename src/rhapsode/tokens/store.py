@@ -276,7 +276,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         with making(folder) as temporary:
             yield temporary
-            files = [path for path in temporary.iterdir() if not path.name.startswith(".")]
+            files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
             write_checksums(temporary, folder.name, files)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():

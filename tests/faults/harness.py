@@ -1,0 +1,160 @@
+"""What the parts of `make faults` share: they count tries and what was lost, and can be resumed.
+
+    python tests/faults/harness.py                    every part at full size, 30 minutes each at most
+    python tests/faults/harness.py writes damage      these two
+    python tests/faults/harness.py --small ...        in minutes, as the suite does it
+
+A part is a list of units, each a name and a function of a seed and a folder that returns a Tally. After each unit the
+part's JSON is written, and a part that was stopped continues with its next unit. Where the commit, the seed or the size
+is another than in the JSON, it begins anew. Exit code 1: something was lost; 3: time is up, run it again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rhapsode.files import write_text
+from rhapsode.machine import commit, processor
+
+RESULTS = Path(__file__).parent / "results"
+MINUTES = 30.0
+MOST_SHOWN = 20  # failures of a unit that are kept in words
+FORMAT_VERSION = 1
+PARTS = {  # name: (module, what it does)
+    "writes": ("every_write", "every write, fsync, rename, open and mkdir fails, once and for good"),
+    "processes": ("whole_processes", "the same in whole processes, by strace"),
+    "power": ("power_cut", "power cuts on a simulated disk that forgets all that was not flushed"),
+    "disks": ("disk_images", "power cuts on ext4 and xfs"),
+    "damage": ("damage", "flipped bits, cut, swapped and newer files"),
+    "kills": ("kills", "kills and signals"),
+    "hostile": ("hostile", "hostile input, by a fuzzer"),
+    "numbers": ("numbers_at_the_edge", "numbers at the edge of what floats hold"),
+    "together": ("two_at_once", "several processes at once"),
+    "large": ("large", "large and long input"),
+}
+
+
+class NotHere(Exception):
+    """The part cannot be run on this machine, for the reason in the message."""
+
+
+@dataclass
+class Tally:
+    """tries: how many; survived: of them, as promised; lost: the others, in words; facts: other numbers of it."""
+
+    tries: int = 0
+    survived: int = 0
+    lost: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, problem: str | None) -> None:
+        """Counts one try; problem: what was lost, None for nothing."""
+        self.tries += 1
+        if problem is None:
+            self.survived += 1
+        elif len(self.lost) < MOST_SHOWN:
+            self.lost.append(problem)
+
+    def note_of(self, check: Callable[[], None], where: str) -> None:
+        """Counts one try: survived if the check raises nothing."""
+        try:
+            check()
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            self.note(f"{where}: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
+        else:
+            self.note(None)
+
+
+Unit = tuple[str, Callable[[int, Path], Tally]]
+
+
+def run_part(name: str, results: Path, seed: int, small: bool, minutes: float, only: str = "") -> dict[str, Any]:
+    """Runs what is left of a part, for so many minutes; returns what its JSON holds."""
+    module, what = PARTS[name]
+    file = results / f"{name}.json"
+    about: dict[str, Any] = {"format_version": FORMAT_VERSION, "part": name, "what": what, "commit": commit()}
+    about |= {"seed": seed, "size": "small" if small else "full"}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    same = all(before.get(key) == value for key, value in about.items())
+    record = (
+        before if same else {**about, **machine(), "seconds": 0.0, "not_here": None, "complete": False, "units": []}
+    )
+    done = {unit["name"] for unit in record["units"]}
+    deadline = time.monotonic() + 60 * minutes
+    record["complete"] = True
+    try:
+        units: Sequence[Unit] = import_module(module).units(small)
+    except NotHere as reason:
+        record["not_here"], units = str(reason), []
+    for unit, run in units:
+        if unit in done or only not in unit:
+            record["complete"] &= unit in done
+            continue
+        if time.monotonic() > deadline:
+            record["complete"] = False
+            break
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="rhapsode-faults-") as folder:
+            tally = run(seed, Path(folder))
+        seconds = round(time.monotonic() - started, 1)
+        record["units"].append({"name": unit, **asdict(tally), "seconds": seconds})
+        record["seconds"] = round(record["seconds"] + seconds, 1)
+        print(f"{name}: {unit}: {tally.survived:,} of {tally.tries:,} survived, {seconds:.0f} s", file=sys.stderr)
+        for line in tally.lost:
+            print(f"    LOST {line}", file=sys.stderr)
+        results.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    results.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return record
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on."""
+    import torch
+
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="the parts to run; by default all")
+    parser.add_argument("--small", action="store_true", help="the size of the suite")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for each part")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONs")
+    parser.add_argument("--only", default="", help="units with this in their name")
+    asked = parser.parse_args()
+    records = [
+        run_part(name, asked.results, asked.seed, asked.small, asked.minutes, asked.only)
+        for name in asked.parts or PARTS
+    ]
+    for record in records:
+        if record["not_here"]:
+            print(f"{record['part']}: not run here: {record['not_here']}", file=sys.stderr)
+    if any(unit["lost"] for record in records for unit in record["units"]):
+        return 1
+    return 0 if all(record["complete"] for record in records) else 3
+
+
+if __name__ == "__main__":
+    sys.modules["harness"] = sys.modules["__main__"]  # the parts import it by its name
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Kills and signals: the run ends, bit by bit, where it would have ended anyway, and metrics.jsonl has each step once.
+
+Two ways: real processes of `rhapsode train`, killed at moments drawn from a seed as kill_and_resume.py does, with
+SIGTERM and SIGINT among them; and a child that kills itself before its n-th operation on a file, so that every write,
+flush, rename and mkdir of all that Rhapsode does is once the last thing that it did not do.
+"""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from every_write import WORKS, Work
+from harness import Tally, Unit
+from kill_and_resume import Life, digests, uninterrupted, write_data
+from material import Material, an_hour_passes, leftovers, material, using_cache
+from shim import KILL, Watched, failing, watching
+
+from rhapsode.progress import silent
+from rhapsode.run import Run
+
+LIVES, KILLS_OF_A_LIFE = 10, 20  # 200 kills
+SMALL_POINTS = 12  # of a work, in the suite
+STARTING = 0.15  # of the kills come while the process starts
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def units(small: bool) -> list[Unit]:
+    inside = [(f"inside {work.name}", partial(kill_inside, work, SMALL_POINTS if small else 0)) for work in WORKS]
+    return inside if small else [*inside, *((f"life {i + 1}", partial(kill_at_random, i)) for i in range(LIVES))]
+
+
+def kill_inside(work: Work, most: int, seed: int, folder: Path) -> Tally:
+    """Each operation on a file is once the one before which the process dies."""
+    made = material(folder / "made")
+    before, undisturbed = folder / "before", folder / "undisturbed"
+    before.mkdir()
+    with silent(), using_cache(folder / "cache-of-all"):
+        if work.name == "a study's report":
+            from material import finished_study
+
+            finished_study(made, made.folder / "study")
+        work.before(made, before)
+        shutil.copytree(before, undisturbed)
+        kinds: list[str] = []
+        with watching(Watched(undisturbed, lambda number, operation: kinds.append(operation.kind))):
+            work.act(made, undisturbed)
+        expected = work.result(made, undisturbed)
+        numbers = [number for number, kind in enumerate(kinds, start=1) if kind != "look"]
+        if most and most < len(numbers):
+            numbers = sorted(random.Random(f"{seed} {work.name}").sample(numbers, most))
+        tally = Tally(facts={"operations": len(kinds)})
+        for number in numbers:
+            check = partial(_killed_inside, work, made, before, folder / "now", number, expected)
+            tally.note_of(check, f"{work.name}: killed before {number} ({kinds[number - 1]})")
+    return tally
+
+
+def _killed_inside(work: Work, made: Material, before: Path, now: Path, number: int, expected: Any) -> None:
+    shutil.rmtree(now, ignore_errors=True)
+    shutil.copytree(before, now)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        with watching(Watched(now, failing(number, KILL, False))):
+            try:
+                work.act(made, now)
+            finally:
+                os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"was not killed, exit code {os.waitstatus_to_exitcode(status)}"
+    if work.sweeps_after_an_hour:
+        an_hour_passes(now)
+    work.act(made, now)
+    assert work.result(made, now) == expected, "another result afterwards"
+    assert not leftovers(now), leftovers(now)
+
+
+def kill_at_random(life: int, seed: int, folder: Path) -> Tally:
+    """One run, stopped again and again by SIGKILL, SIGTERM and SIGINT, beside one that nothing stops."""
+    torch.set_num_threads(1)
+    write_data(folder)
+    straight, start = uninterrupted(folder)
+    expected = digests(straight)
+    draw = random.Random(f"{seed} {life}")
+    out, tally = folder / "stopped", Tally()
+    doing: dict[str, int] = {}
+    for number in range(KILLS_OF_A_LIFE):
+        process = Life(folder, out, *(["--resume"] if number else []))
+        if draw.random() < STARTING:
+            time.sleep(draw.uniform(0.05, start))
+        else:
+            process.wait_for_work()
+            process.wait_for_steps(draw.randint(0, 8))
+            time.sleep(draw.uniform(0, 0.04))
+        number_of_signal = draw.choice(SIGNALS)
+        if number_of_signal == signal.SIGKILL:
+            kill = process.kill()
+            doing[kill.doing] = doing.get(kill.doing, 0) + 1
+        else:
+            process.process.send_signal(number_of_signal)
+            process.process.communicate()
+            name = signal.Signals(number_of_signal).name
+            doing[name] = doing.get(name, 0) + 1
+        tally.note_of(partial(_is_whole, out), f"stop {number + 1} of run {life + 1}")
+    Life(folder, out, "--resume").finish()
+    if digests(out) != expected:
+        tally.lost.append(f"run {life + 1} ended elsewhere")
+        tally.survived = 0
+    steps = [entry["step"] for entry in Run.open(out).metrics() if entry["event"] == "valid"]
+    if len(steps) != len(set(steps)):
+        tally.lost.append(f"run {life + 1}: a validation twice in metrics.jsonl")
+    tally.facts = doing
+    return tally
+
+
+def _is_whole(out: Path) -> None:
+    if (out / "run.json").exists():
+        run = Run.open(out)
+        run.load("last")
+        run.load("best")
