@@ -193,9 +193,9 @@ def test_stopped_process_is_lost_in_time() -> None:
 
     def work(group: Group) -> None:
         if group.rank == 1:
-            group.store.set("pid", str(os.getpid()))
+            group.board.write("pid", str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
-        stopped = int(group.store.get("pid"))
+        stopped = int(group.board.read("pid"))
         try:
             group.meet()
         finally:

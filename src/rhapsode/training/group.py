@@ -12,9 +12,8 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,29 @@ from torch import Tensor, distributed
 
 import rhapsode
 from rhapsode.terminal import ToldElsewhere, told
+from rhapsode.training.noticeboard import (
+    LONGEST_LOOK,
+    SHORTEST_LOOK,
+    NoticeBoard,
+    find_store,
+    gather,
+    is_agents,
+    reason_of,
+)
 
 PEER_SECONDS = 120.0  # after which a process that gives no sign is taken for lost, unless said otherwise
 PULSE_SECONDS = 1.0
 LEAVE_SECONDS = 3.0  # for the others to read why this process fails
-SHORTEST_LOOK, LONGEST_LOOK = 0.002, 0.1  # seconds between two looks at the store
 
 
 class Group:
     """This process among those that train a model together. rank: 0 to size - 1, of which 0 leads."""
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None, seconds: float = PEER_SECONDS) -> None:
-        self.rank, self.size, self.store, self.seconds = rank, size, store, seconds
+    def __init__(
+        self, rank: int = 0, size: int = 1, board: NoticeBoard | None = None, seconds: float = PEER_SECONDS
+    ) -> None:
+        self.rank, self.size, self.seconds = rank, size, seconds
+        self._board = board
         self.device = torch.device("cpu")  # of the numbers that are summed
         self.meetings = 0
         self.on_loss: Callable[[], str | None] = lambda: None  # who started the others may know what became of them
@@ -53,6 +63,12 @@ class Group:
     def rows(self, count: int) -> slice:
         """Which of so many rows of a batch are this process's: as many as any other's, or one more."""
         return share(count, self.rank, self.size)
+
+    @property
+    def board(self) -> NoticeBoard:
+        """Where the processes leave notes for each other; one that is alone has none."""
+        assert self._board is not None
+        return self._board
 
     # -- sums ----------------------------------------------------------------------------------------------------
 
@@ -106,12 +122,12 @@ class Group:
         if self.alone:
             return
         self.meetings += 1
+        key, board = f"meeting {self.meetings}", self.board
         with self._told_of_loss():
-            key = f"here {self.meetings}"
-            self.store.add(key, 1)
+            board.count(key, 1)
             looked, pulses = time.monotonic(), dict.fromkeys(range(self.size), (-1, time.monotonic()))
             pause = SHORTEST_LOOK
-            while self.store.add(key, 0) < self.size:
+            while board.count(key) < self.size:
                 self._check_failed()
                 now = time.monotonic()
                 if now - looked > PULSE_SECONDS:
@@ -120,25 +136,25 @@ class Group:
                 time.sleep(pause)
                 pause = min(LONGEST_LOOK, 1.5 * pause)
             if self.leads and self.meetings > 1:  # nobody asks for the meeting before this one any more
-                self.store.delete_key(f"here {self.meetings - 1}")
+                board.remove(f"meeting {self.meetings - 1}")
 
     def _check_pulses(self, pulses: dict[int, tuple[int, float]], now: float) -> None:
         for rank, (before, since) in pulses.items():
-            pulse = self.store.add(f"pulse {rank}", 0)
+            pulse = self.board.count(f"pulse {rank}")
             if pulse != before:
                 pulses[rank] = pulse, now
             elif now - since > self.seconds and rank != self.rank:
                 raise self._lost(f"process {rank} has given no sign for {now - since:.0f} s")
 
-    def tell_all(self, text: str | None = None) -> str:
-        """The text of process 0, on all processes; the others give none."""
+    def tell_all(self, text: str) -> str:
+        """The text of process 0, on all processes."""
         if self.alone:
-            return text or ""
+            return text
         with self._told_of_loss():
             if self.leads:
-                self.store.set("text", (text or "").encode("utf-8", "surrogateescape").hex())
+                self.board.write("text", os.fsencode(text).hex())
             self.meet()
-            return bytes.fromhex(self.store.get("text").decode()).decode("utf-8", "surrogateescape")
+            return os.fsdecode(bytes.fromhex(self.board.read("text") or ""))
 
     def check_same(self, marks: Mapping[str, str]) -> None:
         """Raises ValueError where another process has something else under one of these names: all must be equal."""
@@ -146,15 +162,15 @@ class Group:
             return
         marks = {"version of rhapsode": code_digest(), "version of PyTorch": torch.__version__, **marks}
         with self._told_of_loss():
-            self.store.set(f"marks {self.rank}", json.dumps(marks))
+            if self.leads:
+                self.board.write("marks", json.dumps(marks))
             self.meet()
-            first = json.loads(self.store.get("marks 0"))
+            first = json.loads(self.board.read("marks") or "{}")
             for name, mark in marks.items():
                 if mark != first[name]:
-                    here, there = (f"{text[:12]}" for text in (mark, first[name]))
                     raise ValueError(
-                        f"process {self.rank} on {socket.gethostname()} has another {name} ({here}) than process 0"
-                        f" ({there}); they must be equal"
+                        f"process {self.rank} on {socket.gethostname()} has another {name} ({mark[:12]}) than process 0"
+                        f" ({first[name][:12]}); they must be equal"
                     )
             self.meet()
 
@@ -162,31 +178,29 @@ class Group:
         """Leaves the reason for the others, and time to read it; True where this process is the one to tell it."""
         if isinstance(error, ToldElsewhere):
             return False
-        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0  # of this machine, where the store is out of reach
-        with suppress(RuntimeError, OSError):
-            first = self.store.add("tellers", 1) == 1
-            self.store.set("failed", told(error))
+        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0  # of this machine, where the board is out of reach
+        with suppress(RuntimeError):
+            first = self.board.count("tellers", 1) == 1
+            self.board.write("failed", told(error))
         with suppress(RuntimeError):
             distributed.destroy_process_group()  # whoever waits for this process is woken up
         self.leave()
         return first
 
     def leave(self) -> None:
-        """The end of the work: the process that has the store goes last, so that the others can still read it."""
-        if self.alone:
-            return
-        with suppress(RuntimeError, OSError):
-            self.store.add("left", 1)
+        """The end of the work: the process that keeps the board goes last, so that the others can still read it."""
+        with suppress(RuntimeError):
+            self.board.count("left", 1)
             until = time.monotonic() + LEAVE_SECONDS
-            has_store = self.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-            while has_store and self.store.add("left", 0) < self.size and time.monotonic() < until:
+            keeps = self.leads and not is_agents()
+            while keeps and self.board.count("left") < self.size and time.monotonic() < until:
                 time.sleep(SHORTEST_LOOK)
 
     def _check_failed(self) -> None:
         """Raises ToldElsewhere where another process failed, which has told why."""
-        if self.store.check(["failed"]):
-            reason = self.store.get("failed").decode(errors="replace")
-            self.store.add("left", 1)
+        reason = self.board.read("failed")
+        if reason is not None:
+            self.board.count("left", 1)
             raise ToldElsewhere(f"another training process failed: {reason}")
 
     @contextmanager
@@ -195,10 +209,14 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            raise self._lost(_reason(error)) from None
+            reason = reason_of(error)
+            if "timed out" in reason.lower() or "timeout" in reason.lower():
+                reason = f"no answer for {self.seconds:g} s"
+            raise self._lost(reason) from None
 
     def _lost(self, reason: str) -> OSError:
         """What to raise where another process is lost: ToldElsewhere where one has left a reason."""
+        self.board.seconds = min(self.seconds, LEAVE_SECONDS)
         try:
             until = time.monotonic() + PULSE_SECONDS
             while time.monotonic() < until:  # it may only just be writing it
@@ -206,8 +224,8 @@ class Group:
                 time.sleep(LONGEST_LOOK)
         except ToldElsewhere as error:
             return error
-        except (RuntimeError, OSError):
-            pass  # the store is out of reach too
+        except RuntimeError:
+            pass  # the board is out of reach too
         return ConnectionError(
             f"lost another of the {self.size} training processes: {self.on_loss() or reason}; resume the run from its"
             " last checkpoint"
@@ -254,44 +272,8 @@ def joined(device: str, seconds: float = PEER_SECONDS) -> Iterator[Group]:
         yield ALONE
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    with together(_find_store(rank, seconds), rank, size, device, seconds) as group:
+    with together(find_store(rank, seconds), rank, size, device, seconds) as group:
         yield group
-
-
-def _find_store(rank: int, seconds: float) -> Any:
-    """The store at MASTER_ADDR and MASTER_PORT, which process 0 or torchrun's agent keeps."""
-    host, named = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT") or ""
-    if not host or not named.isdecimal():
-        raise ValueError("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
-    port, keeps = int(named), rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        if keeps:
-            with socket.socket() as probe:  # PyTorch would listen beside another program, on the other kind of address
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("", port))
-        else:
-            _wait_for_port(host, port, seconds)
-        wait = timedelta(seconds=seconds)
-        return distributed.TCPStore(host, port, None, keeps, wait, wait_for_workers=False, multi_tenant=True)
-    except (RuntimeError, OSError) as error:
-        if keeps:
-            reason = f"port {port} of this machine cannot be used ({_reason(error)}); choose another (--master-port)"
-        else:
-            reason = f"no process 0 at {host}:{port} within {seconds:g} s ({_reason(error)})"
-        raise ConnectionError(f"process {rank}: {reason}") from None
-
-
-def _wait_for_port(host: str, port: int, seconds: float) -> None:
-    """Returns when something listens there; OSError where nothing does for so long."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=max(0.1, until - time.monotonic())):
-                return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(LONGEST_LOOK)
 
 
 @contextmanager
@@ -306,20 +288,19 @@ def together(
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        name = _gather(store, rank, size, seconds, on_wait)
-        group = Group(rank, size, distributed.PrefixStore(f"{name} group", store), seconds)
-        group.device = torch.device(device)
-        inner = distributed.PrefixStore(f"{name} sums", store)
-        wait = timedelta(seconds=seconds)
-        distributed.init_process_group(backend, store=inner, rank=rank, world_size=size, timeout=wait)
+        name = gather(store, rank, size, seconds, on_wait)
+        sums, wait = distributed.PrefixStore(f"{name} sums", store), timedelta(seconds=seconds)
+        distributed.init_process_group(backend, store=sums, rank=rank, world_size=size, timeout=wait)
     except RuntimeError as error:
         raise ConnectionError(
-            f"process {rank}: not all {size} processes could be reached within {seconds:g} s ({_reason(error)})"
+            f"process {rank}: not all {size} processes could be reached within {seconds:g} s ({reason_of(error)})"
         ) from None
+    notes = f"{name} notes"
+    group = Group(rank, size, NoticeBoard(store, notes, seconds), seconds)
+    group.device = torch.device(device)
     ended = threading.Event()
-    own = distributed.PrefixStore(f"{name} group", store.clone())  # one connection serves one thread
-    pulse = threading.Thread(target=_beat, args=(own, rank, ended), daemon=True)
-    pulse.start()
+    pulse = NoticeBoard(store.clone(), notes, seconds)  # a connection of its own, so that no other question delays it
+    threading.Thread(target=_beat, args=(pulse, rank, ended), daemon=True).start()
     try:
         yield group
         group.meet()
@@ -330,53 +311,14 @@ def together(
         raise
     finally:
         ended.set()
+        group.board.close()
         if distributed.is_initialized():
             with suppress(RuntimeError):
                 distributed.destroy_process_group()
 
 
-def _gather(store: Any, rank: int, size: int, seconds: float, on_wait: Callable[[], None]) -> str:
-    """A name for this group, once all its processes are there; ConnectionError where some do not come in time.
-
-    torchrun keeps its store when it starts processes again, and in it whatever earlier ones wrote. So each process
-    shows a name that it has just drawn, process 0 admits all that it sees to the group of its own name, and the group
-    is there when as many as it needs have found themselves admitted.
-    """
-    own, until = uuid.uuid4().hex, time.monotonic() + seconds
-    store.set(f"name {rank}", own)
-    group, admitted = own if rank == 0 else "", {own}
-    counted, here = False, 0
-    while here < size:
-        if rank == 0:
-            shown = [f"name {other}" for other in range(size) if store.check([f"name {other}"])]
-            for name in {store.get(key).decode() for key in shown} - admitted:
-                admitted.add(name)
-                store.set(f"group of {name}", own)
-        elif not group and store.check([f"group of {own}"]):
-            group = store.get(f"group of {own}").decode()
-        if group:
-            here = store.add(f"{group} here", 0 if counted else 1)
-            counted = True
-        on_wait()
-        if time.monotonic() > until:
-            came = f"only {here} of {size} processes" if group else f"not all {size} processes"
-            raise ConnectionError(f"process {rank}: {came} came within {seconds:g} s")
-        time.sleep(SHORTEST_LOOK)
-    return group
-
-
-def _beat(store: Any, rank: int, ended: threading.Event) -> None:
+def _beat(board: NoticeBoard, rank: int, ended: threading.Event) -> None:
     """Shows once a second that this process lives."""
-    with suppress(RuntimeError, OSError):
+    with closing(board), suppress(RuntimeError):
         while not ended.wait(PULSE_SECONDS):
-            store.add(f"pulse {rank}", 1)
-
-
-def _reason(error: BaseException) -> str:
-    """What PyTorch says, without the place in its source and the stack."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    line = lines[0]
-    if line.startswith("["):  # [/path/to/pair.cc:123] Connection closed by peer
-        line = line.partition("] ")[2] or line
-    return line.partition(". ")[0].rstrip(".")
+            board.count(f"pulse {rank}", 1)
