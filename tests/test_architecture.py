@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "scoring",
             "seeds",
         ),
-        *("sources", "terminal", "threads", "tokenizer", "trained", "training"),
+        *("sources", "storyworld", "terminal", "tokens", "threads", "tokenizer", "trained", "training"),
     },
     "cli": set(),  # its files import what they run inside of the verbs; see below
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rhapsode.api import explain_preset as explain_preset
     from rhapsode.api import import_course_model as import_course_model
     from rhapsode.api import load as load
+    from rhapsode.api import prepare_store as prepare_store
     from rhapsode.api import study as study
     from rhapsode.api import train as train
     from rhapsode.recipe import Recipe as Recipe
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(
-        ("check", "evaluate", "explain_preset", "import_course_model", "load", "study", "train"), "rhapsode.api"
+        ("check", "evaluate", "explain_preset", "import_course_model", "load", "prepare_store", "study", "train"),
+        "rhapsode.api",
     ),
     "Completion": "rhapsode.results",
     "Model": "rhapsode.trained",

@@ -27,12 +27,15 @@ from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
 from rhapsode.scoring import score_run
 from rhapsode.seeds import check_seed
-from rhapsode.sources import SourceConfig
+from rhapsode.sources import SourceConfig, location_of
+from rhapsode.storyworld.source import STORYWORLD
 from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
+from rhapsode.training.data import opened, tokenizer_of
 from rhapsode.training.followed import FollowedRun
 from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
 from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
@@ -252,6 +255,35 @@ def evaluate(
         say(f"state: {POLICY}")
         sampling = SampleConfig(max_tokens=MOST_TOKENS, temperature=temperature, seed=seed)
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
+
+
+def prepare_store(
+    data: Data | None = None,
+    out: PathLike = "store",
+    *,
+    workers: int = 1,
+    tokenizer: PathLike | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    show: bool = False,
+) -> TokenStore:
+    """Makes a token store of text, in shards, by `workers` processes, and returns it; `train` takes its folder as data.
+
+    data, tokenizer, vocab_size, cut, separator, field, format: as for `train`. out: a new folder, or an address such as
+    `s3://bucket/store`. A store that was begun is continued by the same call. show: progress on stderr. Raises
+    ValueError or OSError with one line.
+    """
+    from rhapsode.tokens.shards import prepare_shards
+
+    wanted = (data, None, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    with _talking(show):
+        request = training_request(wanted, None, None, {}, {}, None).data
+        source = opened(request.data or (STORYWORLD,), request.reading)
+        say(source.description)
+        return prepare_shards(source, tokenizer_of(request, source), location_of(os.fspath(out)), workers)
 
 
 def study(

@@ -85,11 +85,11 @@ def cable() -> Iterator[list[tuple[str, str]]]:
             command("ip", "netns", "add", name)
             made.append(name)
         command(
-            *"ip link add".split(),
+            *["ip", "link", "add"],
             ends[0],
             "netns",
             names[0],
-            *"type veth peer name".split(),
+            *["type", "veth", "peer", "name"],
             ends[1],
             "netns",
             names[1],
@@ -134,7 +134,7 @@ def train(
         log = os.open(folder / f"{name}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # not pytest's own
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (not pytest's)
         if host is not None:
             with open(f"/run/netns/{host}") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):

@@ -16,6 +16,7 @@ from rhapsode.cli.evaluate import evaluate
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
+from rhapsode.cli.prepare import prepare
 from rhapsode.cli.study import app as study_app
 from rhapsode.cli.train import story, train
 from rhapsode.terminal import EXIT_STOPPED, ToldElsewhere, discard, is_of_output, literal, prepare_streams, told
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(prepare)
 app.command()(bench)
 app.command()(check)
 app.command("import")(import_)

@@ -75,7 +75,8 @@ class Batcher:
         self.store, self.config, self.seed = store, config, seed
         full = config.batch_size * config.window
         self.tokens_per_batch: float = full
-        self._ids = np.asarray(store.tokens)  # a plain view: slicing a memmap costs ten times as much
+        # A plain view, where they are one array: slicing a memmap costs ten times as much.
+        self._ids = np.asarray(store.tokens) if isinstance(store.tokens, np.ndarray) else store.tokens
         self._begins = np.asarray(store.offsets[store.indices])
         self._lengths = np.asarray(store.story_lengths())
         if config.form == "stream":
