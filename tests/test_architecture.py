@@ -102,7 +102,7 @@ IN_SEVERAL_ROOMS = {
         ),
         "the textbook's oracle of the same thing",
     ),
-    **dict.fromkeys(("bench", "check", "evaluate"), "a verb and the function that it calls"),
+    **dict.fromkeys(("bench", "check", "evaluate", "prepare"), "a verb and the function that it calls"),
     **dict.fromkeys(("app", "main"), "of each command line"),
     "FORMAT_VERSION": "of each kind of file",
 }

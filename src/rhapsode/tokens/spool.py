@@ -13,7 +13,7 @@ import numpy as np
 from rhapsode.sources import Piece, Record
 from rhapsode.sources.files import InputFile, OnRead
 
-CHUNK_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
 
 
 class SpoolWriter:
@@ -21,7 +21,7 @@ class SpoolWriter:
 
     def __init__(self, path: Path) -> None:
         self.path, self.text_bytes = path, 0
-        self._stream = path.open("wb", buffering=CHUNK_BYTES)
+        self._stream = path.open("wb", buffering=BUFFER_BYTES)
 
     def write(self, piece: Piece | Record) -> bool:
         """Appends a piece, or a list of ids; True where a story ends with it."""
@@ -70,7 +70,7 @@ class SpooledSource:
         raise NotImplementedError
 
     def _rows(self, on_read: OnRead | None) -> Iterator[tuple[bytes, str]]:
-        with self.path.open("rb", buffering=CHUNK_BYTES) as stream:
+        with self.path.open("rb", buffering=BUFFER_BYTES) as stream:
             for head in stream:
                 size, mark = head.decode("utf-8", "surrogateescape").rstrip("\n").split(" ", 1)
                 content = stream.read(int(size))

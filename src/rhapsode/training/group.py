@@ -28,9 +28,9 @@ from rhapsode.training.noticeboard import (
     SHORTEST_LOOK,
     NoticeBoard,
     find_store,
-    gather,
     is_agents,
     reason_of,
+    wait_for_all,
 )
 
 PEER_SECONDS = 120.0  # after which a process that gives no sign is taken for lost, unless said otherwise
@@ -288,7 +288,7 @@ def together(
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        name = gather(store, rank, size, seconds, on_wait)
+        name = wait_for_all(store, rank, size, seconds, on_wait)
         sums, wait = distributed.PrefixStore(f"{name} sums", store), timedelta(seconds=seconds)
         distributed.init_process_group(backend, store=sums, rank=rank, world_size=size, timeout=wait)
     except RuntimeError as error:

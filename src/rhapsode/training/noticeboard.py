@@ -121,7 +121,7 @@ def _wait_for_port(host: str, port: int, seconds: float) -> None:
         time.sleep(LONGEST_LOOK)
 
 
-def gather(store: Any, rank: int, size: int, seconds: float, on_wait: Callable[[], None]) -> str:
+def wait_for_all(store: Any, rank: int, size: int, seconds: float, on_wait: Callable[[], None]) -> str:
     """A name for the group of these processes, once all of them are there; ConnectionError where some do not come.
 
     torchrun keeps its store when it starts processes again, and in it whatever earlier ones wrote. So each process
