@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story test quick lint format bench docs notebooks lock clean
+.PHONY: story test quick cluster lint format bench docs notebooks lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
@@ -21,6 +21,10 @@ test: .venv/installed lint    ## everything: lint, types, all tests
 
 quick: .venv/installed        ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
+
+cluster: .venv/installed      ## studies on Ray, with a real one of two workers on this machine
+	$(BIN)/pip install --quiet --disable-pip-version-check 'ray>=2.40'
+	$(BIN)/python -m pytest -q tests/studies/test_study_engines.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

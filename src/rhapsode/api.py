@@ -309,6 +309,9 @@ def study(
     device: str = "auto",
     jobs: int = 1,
     threads: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    storage: str | None = None,
     show: bool = False,
 ) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
@@ -316,7 +319,9 @@ def study(
     name: size, batch, sequences, temperature, all or grid. vary: of a grid, `field=value,value` texts; assignments:
     `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into. out: the
     study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the report too.
-    jobs: models trained at once. The rest is as for `train`.
+    jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or `command srun -n1`
+    and the like, which gets a process onto another machine. storage: an address where models that train on other
+    machines keep their files, if those do not see `out`. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """
@@ -346,7 +351,8 @@ def study(
     )
     path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
-        return run_study(request, path, jobs, threads, device, None if publish is None else Path(publish))
+        page = None if publish is None else Path(publish)
+        return run_study(request, path, jobs, threads, device, page, engine, address, storage)
 
 
 def check(path: PathLike) -> "list[CheckedFile]":
