@@ -108,8 +108,8 @@ def train(
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
-    number of CPU threads of each process; otherwise chosen as it goes. processes: how many of this machine train the
-    model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process computes one after
+    number of CPU threads, which several processes share; otherwise chosen as it goes. processes: how many of this
+    machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process computes one after
     the other, to save memory. peer_seconds: after which a process that gives no sign is taken for lost. on_event hears
     what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in a notebook, nothing
     elsewhere.

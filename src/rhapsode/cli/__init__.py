@@ -16,6 +16,7 @@ from rhapsode.cli.evaluate import evaluate
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
+from rhapsode.cli.plan import plan
 from rhapsode.cli.prepare import prepare
 from rhapsode.cli.study import app as study_app
 from rhapsode.cli.train import story, train
@@ -32,6 +33,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(prepare)
+app.command()(plan)
 app.command()(bench)
 app.command()(check)
 app.command("import")(import_)

@@ -36,7 +36,7 @@ HERE = "127.0.0.1"
 def started(path: Path, count: int, device: str, seconds: float, accumulate: int) -> Iterator[Group]:
     """Starts `count` - 1 processes that train the run in `path` with this one; yields the group of them all.
 
-    They share the threads that PyTorch has here. Raises ChildProcessError with one line where one of them ends early.
+    They share the threads that PyTorch has here, each with as many throughout. Raises ChildProcessError with one line where one of them ends early.
     """
     threads = max(1, torch.get_num_threads() // count)
     wait = timedelta(seconds=seconds)
@@ -52,7 +52,7 @@ def started(path: Path, count: int, device: str, seconds: float, accumulate: int
             own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             workers[rank] = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, start_new_session=True)
         with (
-            fixed_threads(threads) if threads == 1 else _at_most(threads),
+            fixed_threads(threads),
             together(store, 0, count, device, seconds, on_wait=lambda: _check(workers)) as group,
         ):
             group.on_loss = lambda: _what_became(workers)
@@ -63,16 +63,6 @@ def started(path: Path, count: int, device: str, seconds: float, accumulate: int
             del os.environ["GLOO_SOCKET_IFNAME"]
         else:
             os.environ["GLOO_SOCKET_IFNAME"] = before
-
-
-@contextmanager
-def _at_most(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _loopback() -> str:
@@ -114,7 +104,7 @@ def main(arguments: list[str]) -> int:
     """A worker: (run directory, device, seconds to wait for others, parts) -> exit code."""
     path, device, seconds, accumulate = arguments
     try:
-        with silent(), joined(device, float(seconds)) as group:
+        with silent(), fixed_threads(torch.get_num_threads()), joined(device, float(seconds)) as group:
             ready = resume(Path(path), as_begun=True, kind=FollowedRun)
             stores = ready.train, ready.valid
             ended = train_run(ready.run, *stores, device, show=False, group=group, accumulate=int(accumulate)).ended
