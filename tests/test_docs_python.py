@@ -63,7 +63,7 @@ def test_the_page_has_an_example_of_everything() -> None:
     code = "\n".join(code for _, code in examples())
     text = PAGE.read_text(encoding="utf-8")
     functions = {name for name in rhapsode.__all__ if inspect.isfunction(getattr(rhapsode, name))}
-    assert functions == {"evaluate", "explain_preset", "import_course_model", "load", "study", "train"}
+    assert functions == {"evaluate", "explain_preset", "import_course_model", "load", "prepare_store", "study", "train"}
     for name in functions:
         assert f"rhapsode.{name}(" in code, name
     for kind in (rhapsode.Model, Completion, NextToken, Scores, TextScore, AttentionMap, rhapsode.Recipe):

@@ -109,10 +109,10 @@ def train(
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
     number of CPU threads, which several processes share; otherwise chosen as it goes. processes: how many of this
-    machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process computes one after
-    the other, to save memory. peer_seconds: after which a process that gives no sign is taken for lost. on_event hears
-    what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in a notebook, nothing
-    elsewhere.
+    machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process
+    computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
+    lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
+    a notebook, nothing elsewhere.
 
     Raises ValueError or OSError with one line before anything is written; FloatingPointError where the loss is no
     number; Interrupted, a KeyboardInterrupt, after Ctrl-C, once the run is saved.

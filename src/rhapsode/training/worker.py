@@ -36,7 +36,8 @@ HERE = "127.0.0.1"
 def started(path: Path, count: int, device: str, seconds: float, accumulate: int) -> Iterator[Group]:
     """Starts `count` - 1 processes that train the run in `path` with this one; yields the group of them all.
 
-    They share the threads that PyTorch has here, each with as many throughout. Raises ChildProcessError with one line where one of them ends early.
+    They share the threads that PyTorch has here, each with as many throughout. Raises ChildProcessError with one line
+    where one of them ends early.
     """
     threads = max(1, torch.get_num_threads() // count)
     wait = timedelta(seconds=seconds)
