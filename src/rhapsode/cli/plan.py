@@ -21,7 +21,7 @@ def plan(
 ) -> None:
     """How long a training would take on how many machines, as a range, and what would break first."""
     from rhapsode.planning import Fleet, devices, forecast, links
-    from rhapsode.planning.forecast import as_table
+    from rhapsode.planning.forecast import forecast_table
     from rhapsode.progress import show
     from rhapsode.recipe import Recipe
     from rhapsode.recipe.changes import merge, own_sections
@@ -40,6 +40,6 @@ def plan(
     if as_json:
         print_json(found.to_dict())
         return
-    show(as_table(found, fleet, tokens))
+    show(forecast_table(found, fleet, tokens))
     for note in found.notes:
         print(note)

@@ -36,7 +36,7 @@ VALID_STORIES = typer.Option(None, help="Maximum number of stories scored by a v
 DEVICE = typer.Option("auto", help="Device for all cells: auto, cpu, cuda or mps; a resumed study keeps its own.")
 PUBLISH = typer.Option(None, help="Also write the report to this folder, as NAME.md with its SVGs in NAME/.")
 ENGINE = typer.Option("local", help="What trains the cells: local, ray, or 'command srun -n1' and the like.")
-ADDRESS = typer.Option(None, help="Address of the Ray cluster; by default one is started on this machine.")
+CLUSTER = typer.Option(None, help="Address of the Ray cluster; by default one is started on this machine.")
 STORAGE = typer.Option(None, help="Address, such as s3://..., where cells on machines without --out keep their files.")
 CUT_FILES = typer.Option("auto", *CUT, help=CUT_HELP)
 SEPARATOR = typer.Option(None, help=SEPARATOR_HELP)
@@ -64,7 +64,7 @@ def _add(name: str, help_text: str) -> None:
         valid_stories: int = VALID_STORIES,
         publish: Path = PUBLISH,
         engine: str = ENGINE,
-        address: str = ADDRESS,
+        address: str = CLUSTER,
         storage: str = STORAGE,
         cut: str = CUT_FILES,
         separator: str = SEPARATOR,
@@ -107,7 +107,7 @@ def grid(
     valid_stories: int = VALID_STORIES,
     publish: Path = PUBLISH,
     engine: str = ENGINE,
-    address: str = ADDRESS,
+    address: str = CLUSTER,
     storage: str = STORAGE,
     cut: str = CUT_FILES,
     separator: str = SEPARATOR,

@@ -184,7 +184,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} s"
 
 
-def as_table(found: Forecast, fleet: Fleet, tokens: float) -> Table:
+def forecast_table(found: Forecast, fleet: Fleet, tokens: float) -> Table:
     """A forecast for the terminal."""
     title = f"{tokens:,.0f} tokens on {fleet.machines:,} x {fleet.processes_per_machine} {fleet.device.name}"
     table = Table(title=title, title_justify="left")
