@@ -26,7 +26,7 @@ CANCEL_SECONDS = 30.0  # for a cell to save when its task is cancelled
 ENGINES = "local, ray, or command and what is to stand before the cell's own command, such as 'command srun -n1'"
 
 
-class Work(Protocol):
+class CellAtWork(Protocol):
     """A cell at work, as `subprocess.Popen` has it; returncode: below 0 where it was killed."""
 
     returncode: int
@@ -44,19 +44,19 @@ class Work(Protocol):
         """Returns when it has ended."""
 
 
-class Engine(Protocol):
+class CellEngine(Protocol):
     """What starts cells. shares_machine: whether cells that run at once share the threads of this machine."""
 
     shares_machine: bool
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> Work:
+    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
         """Starts a cell, with so many threads; what it says goes into the log."""
 
     def close(self) -> None:
         """Gives back what the engine took."""
 
 
-def engine_named(name: str, address: str | None = None, storage: str | None = None) -> Engine:
+def engine_named(name: str, address: str | None = None, storage: str | None = None) -> CellEngine:
     """The engine of this name. address: of a Ray cluster; storage: where cells keep their files.
 
     Raises ValueError with one line where there is no such engine, or it is not installed or cannot be reached.
@@ -87,7 +87,7 @@ class CommandEngine:
     def __init__(self, before: Sequence[str], storage: str | None, shares_machine: bool) -> None:
         self.before, self.storage, self.shares_machine = before, storage, shares_machine
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> Work:
+    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
         """Raises FileNotFoundError where there is no such command."""
         return subprocess.Popen(
             [*self.before, *command_of_cell(study, cell, threads, self.storage)],
@@ -125,11 +125,11 @@ class RayEngine:
         cpus = ray.cluster_resources().get("CPU", 0)
         say(f"Ray: {len(ray.nodes())} machines, {cpus:g} CPUs")
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> Work:
+    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
         """Hands the cell to Ray, which starts it when a machine has so many CPUs free."""
         task = self.ray.remote(num_cpus=threads, max_retries=RETRIES, retry_exceptions=False)(run_command)
         command = command_of_cell(study, cell, threads, self.storage)
-        return RayWork(self.ray, task.options(name=cell.name).remote(command, threads), log)
+        return RayCell(self.ray, task.options(name=cell.name).remote(command, threads), log)
 
     def close(self) -> None:
         """Leaves the cluster, or ends it where it was started here."""
@@ -137,7 +137,7 @@ class RayEngine:
             self.ray.shutdown()
 
 
-class RayWork:
+class RayCell:
     """A cell that was handed to Ray."""
 
     def __init__(self, ray: Any, task: Any, log: IO[bytes]) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import SECONDS_BETWEEN_LINES, console, say
 from rhapsode.studies.directory import Study
-from rhapsode.studies.engines import Engine, Work
+from rhapsode.studies.engines import CellEngine, CellAtWork
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.storage import get_cell
 from rhapsode.training import Interrupted
@@ -41,7 +41,7 @@ class _Job:
     share: float = 0.0
     loss: float | None = None
     seconds: float = 0.0
-    process: Work | None = None
+    process: CellAtWork | None = None
     log: IO[bytes] | None = None
     started: float = 0.0
     share_before: float = 0.0
@@ -55,7 +55,7 @@ class _Stop:
     event: threading.Event = field(default_factory=threading.Event)
 
 
-def run_cells(study: Study, jobs: int, threads: int, engine: Engine, storage: str | None = None) -> dict[str, str]:
+def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage: str | None = None) -> dict[str, str]:
     """Runs all cells that are not finished, `jobs` at once with `threads` CPU threads each.
 
     engine: what starts them; storage: where they keep their files, if not in the study's directory.
@@ -122,7 +122,7 @@ def _job(study: Study, cell: Cell) -> _Job:
     return job
 
 
-def _start(study: Study, job: _Job, threads: int, engine: Engine) -> None:
+def _start(study: Study, job: _Job, threads: int, engine: CellEngine) -> None:
     path = study.log_path(job.cell)
     path.parent.mkdir(exist_ok=True)
     job.log = path.open("wb")
