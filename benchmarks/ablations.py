@@ -47,6 +47,12 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "two blocks, attention in the last": {"model": {"num_layers": 2, "attention": "last"}},
     "tanh for relu": {"model": {"activation": "tanh"}},
     "an output gate": {"model": {"gate": True}},
+    "no output gate": {"model": {"gate": False}},
+    "a gated recurrence, with its output gate": {"model": {"cell": "gated", "gate": True}},
+    "an Elman recurrence": {"model": {"cell": "elman"}},
+    "a copy head": {"model": {"copy_dim": 64}},
+    "no copy head": {"model": {"copy_dim": 0}},
+    "copy keys of 32": {"model": {"copy_dim": 32}},
     "head tied to the embedding": {"model": {"tie_embeddings": True}},
     "AdamW for the matrices too, at 2e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 2e-3}},
     "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
@@ -66,7 +72,7 @@ def trained(files: list[str], sections: dict[str, Any], key: dict[str, Any]) -> 
     """One run, as the results keep it; value: None where the loss was no number any more. key: the fields of KEY."""
     torch.set_num_threads(key["threads"])
     rhapsode.model.KEPT = 0.0 if key["name"] == DEFAULT_START else KEPT
-    data = tinystories(*files)
+    data = tinystories(files[0], files[1])
     found = {**key, "recipe": sections, **about()}
     try:
         result = ours(sections, data, {"minutes": key["minutes"]}, key["seed"], looks=1)
@@ -117,7 +123,7 @@ def main() -> None:
         name, recipe, files = f"ablations-{arguments.preset}", PRESETS[arguments.preset], arguments.files
         if arguments.bytes:
             name, files = f"{name}-{arguments.bytes}", [str(share(files[0], arguments.bytes, Path(folder))), files[1]]
-        data = tinystories(*files)  # now, so that all find the token store
+        data = tinystories(files[0], files[1])  # now, so that all find the token store
         if arguments.bytes:
             recipe = recipe_for(data, arguments.preset, minutes)
         changes = arguments.only or [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from harness import core_seconds
 
-from rhapsode.decode import SampleConfig, write
+from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.evaluation import score
 from rhapsode.machine import keep_freed_memory
 from rhapsode.model import build_model
@@ -80,6 +80,7 @@ class Works:
         self.data = open_data(DataRequest(DATA, VALID), seed=0)
         self.recipe = Recipe.from_sections(sections, self.data.tokenizer.vocab_size)
         self.model = build_model(self.recipe.model, seed=0).eval()
+        self.engine = Engine(self.model, self.data.tokenizer)
         if "study" in names:
             sequences = 128 if quick else 640
             assignments = (f"sequences={sequences}", "validations=1")
@@ -104,7 +105,7 @@ class Works:
 
     def generate(self, clock: Clock) -> None:
         for seed in range(10**6):
-            for _ in write(self.model, self.data.tokenizer, "Once", SampleConfig(seed=seed), SAMPLES):
+            for _ in write(self.engine, "Once", SampleConfig(seed=seed), SAMPLES):
                 clock.done(1)
 
     def evaluate(self, clock: Clock) -> None:

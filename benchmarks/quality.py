@@ -5,55 +5,48 @@
     python benchmarks/quality.py shakespeare INPUT.txt --minutes 1.1667
     python benchmarks/quality.py tinystories --minutes 10 --plot     docs/figures/quality-tinystories-10.svg again
 
-Budgets are training time; validation is excluded for all. TinyStories: bits per UTF-8 byte over all stories of
-VALID, tokenizer of 1,024 pieces trained on TRAIN. Shakespeare: nats per character on the last 10%, trained on the
-first 90%, tokenizer of 512 pieces, which lose nothing: the nats of all pieces over all characters.
+One after the other, with all cores; side_by_side.py compares two at once. Budgets are training time; validation is
+excluded for all. TinyStories: bits per UTF-8 byte over all stories of VALID. Shakespeare: nats per character on the
+last 10%, trained on the first 90%, in byte-level pieces, which lose nothing: all nats over all characters.
+Tokenizers are trained on the training text: ours of as many pieces as `rhapsode train` chooses, modern's of as many as
+tuning found, the others' of 1,024 (Shakespeare 512).
 Writes benchmarks/results/quality-DATA-MINUTES.json after each run; what it has already, by the same recipe and with as
-many looks, is not run again without --again, so that hours of it can be divided.
+many looks, is not run again without --again, so that hours of it can be divided. A run takes the place of none but one
+of the same recipe and commit.
 
 Rivals, each tuned in good faith (what was tried stands in benchmarks/README.md): a decoder-only transformer in the
 manner of GPT-2 (4 layers, 4 heads, 128 wide, context 128, batch 32; AdamW, betas 0.9 and 0.99, warm-up of 100 steps,
-cosine to a twentieth of the peak), nn.LSTM of about as many parameters, and the course's own model with its own recipe.
+cosine to a twentieth of the peak), nn.LSTM of about as many parameters, the course's own model with its own recipe, and
+`modern` with and without a copy head (modern.py): the transformer that has all the parts of our recipe.
 """
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from quality_rivals import CONTEXT, LSTM, Transformer
+from contender import RECIPES, Result, stores, train_rival
 from report import FIGURES, about, over_seeds, panels, read, save_figure, write
-from torch import nn
+from tuning import best_modern
 
 from rhapsode.evaluation import bits_per_byte
 from rhapsode.figure import COLOURS, DASHES, MARKERS
 from rhapsode.machine import keep_freed_memory
 from rhapsode.model import ModelConfig
-from rhapsode.progress import bar, say
+from rhapsode.progress import say
 from rhapsode.recipe import OptimizerConfig, Recipe
-from rhapsode.recipe.changes import build
+from rhapsode.recipe.changes import build, merge
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.recipe.rules import TextSize, fit_preset
-from rhapsode.sources import SourceConfig, open_source
+from rhapsode.sources import SourceConfig
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, tokenizer_for
+from rhapsode.tokens import BatchConfig, TokenStore
 from rhapsode.training import train_run
-from rhapsode.training.start import create_run
-
-
-class Result(NamedTuple):
-    """curve: (seconds of training, nats summed over the validation data) at each look, the last at the end."""
-
-    parameters: int
-    steps: int
-    seconds: float
-    curve: list[tuple[float, float]]
+from rhapsode.training.data import DataRequest
+from rhapsode.training.start import TrainingRequest, choose_recipe, create_run
 
 
 class Data(NamedTuple):
@@ -64,45 +57,6 @@ class Data(NamedTuple):
     train: TokenStore
     valid: TokenStore
     unit: int
-
-
-def rival(
-    make: Callable[[], Transformer | LSTM], peak: float, data: Data, minutes: float, seed: int, looks: int
-) -> Result:
-    """Trains a rival for so many minutes: AdamW, warm-up of 100 steps, cosine of the time to a twentieth."""
-    torch.manual_seed(seed)
-    model = make()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.99), fused=True)
-    batcher = Batcher(data.train, BatchConfig(CONTEXT, 32), seed)
-    budget, spent, step = 60 * minutes, 0.0, 0
-    curve: list[tuple[float, float]] = []
-    with bar("training", budget, "s of training") as advance:
-        while True:
-            if spent >= budget * (len(curve) + 1) / looks:
-                model.eval()
-                curve.append((spent, model.nats(data.valid)))
-                model.train()
-                if len(curve) == looks:
-                    break
-            started = time.monotonic()
-            batch = batcher.next()
-            part = spent / budget
-            rate = min((step + 1) / 100, 0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * part)))
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate
-            loss = model.loss(batch.inputs, batch.targets)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            took = time.monotonic() - started
-            spent += took
-            advance(took)
-    return Result(sum(p.numel() for p in model.parameters()), step, spent, curve)
 
 
 def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int) -> Result:
@@ -116,29 +70,34 @@ def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: i
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"
         ]
-    return Result(parameters, outcome.progress.step, outcome.progress.seconds, curve)
+    progress = outcome.progress
+    return Result(parameters, progress.step, progress.tokens, progress.seconds, curve)
 
 
-KEY = ("name", "seed", "peak", "preset", "threads")  # of a run; a new one takes the place of one with the same
-NAMES = ("rhapsode", "transformer", "lstm", "course")
-LABELS = {"rhapsode": "Rhapsode", "transformer": "transformer", "lstm": "nn.LSTM", "course": "the course's"}
-RIVALS: dict[str, type[Transformer] | type[LSTM]] = {"transformer": Transformer, "lstm": LSTM}
-PEAKS = {"transformer": 8e-3, "lstm": 4.8e-2}  # the best of those that were tried for two minutes
+KEY = ("name", "seed", "peak", "preset", "threads")  # of a run, beside its recipe and its commit
+NAMES = ("rhapsode", "modern, copy head", "modern", "transformer", "lstm", "course")
+LABELS = {"rhapsode": "Rhapsode", "lstm": "nn.LSTM", "course": "the course's"}
+PEAKS = {who: recipe["peak"] for who, recipe in RECIPES.items() if "peak" in recipe}
 UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character"}
+VOCAB_SIZES = {"tinystories": 1024, "shakespeare": 512}  # of the rivals that do not choose for themselves
 
 COURSE: dict[str, dict[str, Any]] = {
     "model": {"kind": "plain", "embed_dim": 128, "hidden_dim": 256, "key_dim": 128, "value_dim": 128},
     "optimizer": {"optimizer": "adam", "learning_rate": 1e-3, "beta2": 0.999, "decay": "constant", "warmup_steps": 10},
-    "batch": {"window": CONTEXT, "batch_size": 32},
+    "batch": {"window": 128, "batch_size": 32},
 }
 
 
-def tinystories(train_file: str, valid_file: str) -> Data:
-    """TinyStories with a tokenizer of 1,024 pieces trained on the training text."""
-    source = open_source([train_file])
-    tokenizer = tokenizer_for(source, "bpe", 1024)
-    valid = prepare(open_source([valid_file]), tokenizer)
-    return Data("tinystories", tokenizer, prepare(source, tokenizer), valid, valid.num_bytes)
+def tinystories(train_file: str, valid_file: str, vocab_size: int = VOCAB_SIZES["tinystories"]) -> Data:
+    """TinyStories with a tokenizer of so many pieces trained on the training text."""
+    return data_of("tinystories", {"train": train_file, "valid": valid_file}, vocab_size)
+
+
+def data_of(name: str, files: dict[str, str], vocab_size: int) -> Data:
+    """The texts in pieces of a tokenizer that is trained on the first; files: as in contender.stores."""
+    tokenizer, texts = stores(files, vocab_size)
+    characters = len(Path(files["valid"]).read_text(encoding="utf-8")) if name == "shakespeare" else 0
+    return Data(name, tokenizer, texts["train"], texts["valid"], characters or texts["valid"].num_bytes)
 
 
 def share(file: str, size: int, folder: Path) -> Path:
@@ -155,18 +114,13 @@ def share(file: str, size: int, folder: Path) -> Path:
     return path
 
 
-def shakespeare(file: str, folder: Path) -> Data:
-    """One long text, in 512 pieces trained on its first 90%, which are there to train on; its last 10% are scored."""
+def shakespeare(file: str, folder: Path) -> dict[str, str]:
+    """One long text: its first 90%, which are there to train on, and its last 10%, as files of their own."""
     text = Path(file).read_text(encoding="utf-8")
     cut = int(0.9 * len(text))
-    parts = {"train.txt": text[:cut], "valid.txt": text[cut:]}
-    for name, part in parts.items():
+    for name, part in (("train.txt", text[:cut]), ("valid.txt", text[cut:])):
         (folder / name).write_text(part, encoding="utf-8")
-    whole = SourceConfig(split="file")
-    source = open_source([str(folder / "train.txt")], whole)
-    tokenizer = tokenizer_for(source, "bpe", 512)
-    valid = prepare(open_source([str(folder / "valid.txt")], whole), tokenizer)
-    return Data("shakespeare", tokenizer, prepare(source, tokenizer), valid, len(parts["valid.txt"]))
+    return {"train": str(folder / "train.txt"), "valid": str(folder / "valid.txt"), "cut": "file"}
 
 
 def main() -> None:
@@ -187,46 +141,65 @@ def main() -> None:
         if len(arguments.files) != (2 if arguments.data == "tinystories" else 1):
             parser.error("name TRAIN.jsonl VALID.jsonl for tinystories, INPUT.txt for shakespeare")
         with tempfile.TemporaryDirectory() as folder:
-            data = (
-                tinystories(*arguments.files)
-                if arguments.data == "tinystories"
-                else shakespeare(arguments.files[0], Path(folder))
-            )
-            compare(name, data, arguments)
+            if arguments.data == "tinystories":
+                files = dict(zip(("train", "valid"), arguments.files, strict=True))
+            else:
+                files = shakespeare(arguments.files[0], Path(folder))
+            compare(name, files, arguments)
     results = read(name)
     print_table(results)
     plot(results, FIGURES / f"{name}.svg")
 
 
-def compare(name: str, data: Data, arguments: argparse.Namespace) -> None:
+def compare(name: str, files: dict[str, str], arguments: argparse.Namespace) -> None:
     """Runs everyone with every seed in turn; writes the JSON after each run."""
     minutes, looks = arguments.minutes, arguments.looks
     preset = arguments.preset or ("minute" if minutes < 5 else "coffee")
-    recipe = recipe_for(data, preset, minutes)
-    vocab_size, dropout = data.tokenizer.vocab_size, recipe["model"].get("dropout", 0.0)
-    recipes = {"rhapsode": recipe, "course": COURSE, **{who: {"dropout": dropout} for who in RIVALS}}
+    own = chosen(files, preset, minutes)
+    fitted = {"dropout": own["model"]["dropout"]}
+    by_hand = {who: {**RECIPES[who], **fitted, "vocab_size": VOCAB_SIZES[arguments.data]} for who in PEAKS}
+    fitted |= {field: own["optimizer"][field] for field in ("learning_rate", "weight_decay")}
+    fitted = {} if arguments.data == "tinystories" else fitted  # where tuning found them
+    modern = {who: {**best_modern(minutes, "copy" in who), **fitted} for who in NAMES if who.startswith("modern")}
+    course = merge(COURSE, {"model": {"vocab_size": VOCAB_SIZES[arguments.data]}})
+    recipes: dict[str, dict[str, Any]] = {"rhapsode": own, "course": course, **by_hand, **modern}
+    data: dict[int, Data] = {}  # by the size of the vocabulary
     keep_freed_memory()  # for the rivals too
     conditions = {"looks": looks, **about()}
     kept = read(name).get("runs", [])
 
-    def run(who: str, peak: float | None, seed: int) -> Result:
-        if who in RIVALS and peak is not None:
-            return rival(lambda: RIVALS[who](vocab_size, dropout), peak, data, minutes, seed, looks)
-        return ours(recipes[who], data, {"minutes": minutes}, seed, looks)
+    def run(who: str, recipe: dict[str, Any], seed: int) -> tuple[Data, Result]:
+        size = recipe["model"]["vocab_size"] if "model" in recipe else recipe["vocab_size"]
+        if size not in data:
+            data[size] = data_of(arguments.data, files, size)
+        texts = data[size]
+        if "model" in recipe:
+            return texts, ours(recipe, texts, {"minutes": minutes}, seed, looks)
+        kind = who.partition(",")[0]
+        return texts, train_rival(kind, recipe, texts.train, texts.valid, minutes, seed, looks)[1]
 
     for seed in range(arguments.seeds):
         for who in arguments.only or NAMES:
-            for peak in (arguments.peaks or [PEAKS[who]]) if who in RIVALS else [None]:
+            for peak in (arguments.peaks or [PEAKS[who]]) if who in PEAKS else [None]:
+                recipe = {**recipes[who], **({"peak": peak} if peak else {})}
                 ours_by = preset if who == "rhapsode" else None
                 key = dict(zip(KEY, (who, seed, peak, ours_by, torch.get_num_threads()), strict=True))
-                same = [r for r in kept if all(r[field] == key[field] for field in KEY)]
-                there = [r for r in same if r["looks"] >= looks and same_recipe(r["recipe"], recipes[who])]
-                if there and not arguments.again:
+                same = [r for r in kept if all(r[f] == key[f] for f in KEY) and same_recipe(r["recipe"], recipe)]
+                if any(r["looks"] >= looks for r in same) and not arguments.again:
                     continue
-                found = {**key, "recipe": recipes[who], **record(data, run(who, peak, seed)), **conditions}
+                found = {**key, "recipe": recipe, **record(*run(who, recipe, seed)), **conditions}
                 say(f"{who}, seed {seed}: {found['value']:.4f} after {found['seconds']} s")
-                kept = [r for r in kept if r not in same] + [found]
-                write(name, {"data": data.name, "unit": UNITS[data.name], "minutes": minutes, "runs": kept})
+                replaced = [r for r in same if r["commit"] == found["commit"]]
+                kept = [r for r in kept if r not in replaced] + [found]
+                write(name, {"data": arguments.data, "unit": UNITS[arguments.data], "minutes": minutes, "runs": kept})
+
+
+def chosen(files: dict[str, str], preset: str, minutes: float) -> dict[str, dict[str, Any]]:
+    """The recipe that `rhapsode train` chooses for a text, by section, but for its budget."""
+    reading = SourceConfig(split=files.get("cut", "auto"))
+    data = DataRequest((files["train"],), (files["valid"],), reading=reading)
+    recipe = choose_recipe(TrainingRequest(data, preset, {"train": {"minutes": minutes}})).recipe
+    return {name: fields for name, fields in recipe.to_dict().items() if name != "train"}
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -236,9 +209,9 @@ def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Markdown: who, at which peak rate, mean and spread over seeds, parameters and steps."""
+    """Markdown: who, at which peak rate, mean and spread over seeds, parameters, steps, commit; a row for a recipe."""
     print(f"{results['data']}, {results['minutes']:g} minutes of training, {results['unit']}\n")
-    print("| who | peak rate | mean | seeds | parameters | steps |\n|---|---|---|---|---|---|")
+    print("| who | peak rate | mean | seeds | parameters | steps | commit |\n|---|---|---|---|---|---|---|")
     rows: list[list[dict[str, Any]]] = []
     for run in sorted(results["runs"], key=lambda r: NAMES.index(r["name"])):
         of_run = [row for row in rows if alike(row[0], run)]
@@ -250,33 +223,34 @@ def print_table(results: dict[str, Any]) -> None:
         who, peak, preset = found[0]["name"], found[0]["peak"], found[0]["preset"]
         values = [r["value"] for r in found]
         rate = "its own" if peak is None else f"{peak:g}"
+        commits = ", ".join(sorted({r["commit"] for r in found}))
         steps = statistics.mean(r["steps"] for r in found)
         title = f"{who}, {preset}" if preset else who
-        size = f"{found[0]['parameters']:,} | {steps:,.0f}"
+        size = f"{found[0]['parameters']:,} | {steps:,.0f} | {commits}"
         print(f"| {title} | {rate} | {over_seeds(values)} | {len(values)} | {size} |")
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
-    """Loss over the minutes of training, everyone at the best rate, one seed; nothing where no run looked."""
+    """Loss over the minutes of training, everyone's best recipe, one seed; nothing where no run looked."""
     looked = [r for r in results["runs"] if len(r["curve"]) > 3]
     if not looked:
         return
     looked = [r for r in looked if r["seed"] == min(r["seed"] for r in looked)]
-    best = {r["name"]: r["peak"] for r in sorted(looked, key=lambda r: -r["value"])}  # the last of a name, the lowest
-    looked = [r for r in looked if r["peak"] == best[r["name"]]]
+    best = {r["name"]: r for r in sorted(looked, key=lambda r: -r["value"])}  # the last of a name, the lowest
     figure, axes = panels(file.stem, 1, 1, figsize=(7.5, 4.4))
     for who, colour, dash, marker in zip(NAMES, COLOURS, DASHES, MARKERS, strict=False):
-        for run in (r for r in looked if r["name"] == who):
-            minutes, values = zip(*((seconds / 60, value) for seconds, value in run["curve"]), strict=True)
-            axes.plot(minutes, values, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.6)
-            axes.annotate(
-                f"{LABELS[who]} {values[-1]:.3f}",
-                (minutes[-1], values[-1]),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour,
-            )
+        if who not in best:
+            continue
+        minutes, values = zip(*((seconds / 60, value) for seconds, value in best[who]["curve"]), strict=True)
+        axes.plot(minutes, values, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.6)
+        axes.annotate(
+            f"{LABELS.get(who, who)} {values[-1]:.3f}",
+            (minutes[-1], values[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
     axes.set(xlabel="minutes of training on two cores", ylabel=f"{results['unit']}, unseen text")
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= results["minutes"]])
     axes.set_xlim(0, results["minutes"] * 1.32)
@@ -291,7 +265,7 @@ def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, A
 
 def meaning(recipe: dict[str, Any]) -> tuple[Any, ...]:
     """The configs of a recipe but for its budget, defaults included."""
-    model = build(ModelConfig, {**recipe["model"], "vocab_size": 1})
+    model = build(ModelConfig, {"vocab_size": VOCAB_SIZES["tinystories"], **recipe["model"]})
     return model, build(OptimizerConfig, recipe["optimizer"]), build(BatchConfig, recipe["batch"])
 
 

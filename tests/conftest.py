@@ -63,7 +63,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Path:
     recipe = Recipe.from_sections(
         {
             "model": {"kind": "stacked", "embed_dim": 8, "hidden_dim": 10, "key_dim": 4, "value_dim": 6,
-                      "num_layers": 2, "num_heads": 2, "attention": "last", "pair_embeddings": 50},
+                      "num_layers": 2, "num_heads": 2, "attention": "last", "pair_embeddings": 50, "copy_dim": 3},
             "train": {"sequences": 40, "validations": 2},
             "batch": {"window": 8, "batch_size": 4},
         },

@@ -27,10 +27,17 @@ SECONDS = 120  # for one mutant, after which it counts as stuck
 EQUATIONS = "textbook/test_stacked.py::test_model_and_textbook_agree"
 LOSS = "textbook/test_stacked.py::test_loss_and_its_gradient_agree_with_the_textbook"
 DECODING = "textbook/test_stacked.py::test_decoding_and_scoring_agree_with_the_textbook"
+BLOCKS = "test_kernels_gated.py::test_values_and_gradients_equal_the_stepwise_equation"
 NAMES = "textbook/test_stacked.py::test_the_model_has_the_parameters_that_its_config_says"
 TRAINING = "textbook/test_stacked.py::test_a_whole_training_run_is_the_textbooks"
 CURVE = "golden/test_golden.py::test_twenty_steps_of_training_lose_what_they_lost"
+ENGINE = "decode/test_engine.py::test_what_a_request_gets_depends_on_nothing_else[kernel-plain]"
+SCORED = "decode/test_engine.py::test_what_was_written_is_scored_as_it_was_drawn"
 STORY = "golden/test_golden.py::test_an_old_run_writes_the_story_that_it_wrote"
+ALONE = "test_model.py::test_attention_alone_is_a_model_whose_recurrence_puts_out_nothing"
+LABELS = "studies/test_study_tasks.py::test_a_batch_has_steps_and_their_answers_and_no_answer_is_read"
+ANSWERS = "studies/test_study_tasks.py::test_answers_are_those_of_a_brute_force"
+COIN = "test_minimal_pairs.py::test_a_coin_gets_half_and_a_tie_is_half_a_point"
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,28 @@ class Mutant:
 
 
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
-LOOP, OPTIMIZER, WRITING = "training/loop.py", "training/optimizer.py", "decode/continuation.py"
+GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
+TASKS = "studies/tasks.py"
+LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
+REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
 MUTANTS = [
     Mutant("residual of the recurrent network", MODEL, "x = x + self._drop(y)", "x = self._drop(y)", EQUATIONS),
     Mutant("residual of attention", MODEL, "x = x + self._drop(a)", "x = self._drop(a)", EQUATIONS),
     Mutant("residual of the feed-forward", MODEL, "x = x + self._drop(self.f", "x = self._drop(self.f", EQUATIONS),
-    Mutant("gate's nonlinearity", MODEL, "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
+    Mutant("gate's nonlinearity", CELLS, "F.silu(self.gate(i))", "self.gate(i)", EQUATIONS),
     Mutant("feed-forward's square", NORM, "return positive.square()", "return positive", EQUATIONS),
     Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
     Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
     Mutant("norm's gradient along x", NORM, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
     Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
+    Mutant("what a gate keeps", GATED, "a[now], c[now], value=-1,", "a[now], c[now], value=0,", EQUATIONS),
+    Mutant("gradient through a gate", GATED, "torch.addcmul(g, *following, out=G)", "G.copy_(g)", LOSS),
+    Mutant("gradient across a block of steps", GATED, "torch.add(g, carried, out=G)", "G.copy_(g)", BLOCKS),
+    Mutant("how much is copied", COPYING, "weights * gate.sigmoid())", "weights)", EQUATIONS),
+    Mutant("key across a cut", COPYING, "else copies.next_key[:, None]", "else made[:, :1]", EQUATIONS),
+    Mutant("the copier's share", COPY_LOSS, "* scale[now], r, out=", "* scale[now], 0 * r, out=", LOSS),
+    Mutant("what was right to copy", COPY_LOSS, "c[..., None], value=-1)", "c[..., None], value=0)", LOSS),
     Mutant("pair hash's token itself", MODEL, "1_000_003 + tokens * 7_919", "1_000_003 + tokens", EQUATIONS),
     Mutant("pair hash's token before", MODEL, "(previous * 1_000_003", "(previous * 0", EQUATIONS),
     Mutant("pair across a cut", MODEL, "pair_rows(tokens, before, self", "pair_rows(tokens, None, self", DECODING),
@@ -97,7 +114,15 @@ MUTANTS = [
     Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
     Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
-    Mutant("text begins after </s>", WRITING, "ids = [tokenizer.eos_id, *tok", "ids = [*tok", STORY),
+    Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),
+    Mutant("page named by all ids before it", PREFIXES, "(before + np.array(ids", '(b"" + np.array(ids', ENGINE),
+    Mutant("memory of a slot's last text", TEXTS, "self.hidden[slot], self.len", "_, self.len", ENGINE),
+    Mutant("memory kept where a page ends", TEXTS, "self.hidden[slot].copy()", "self.hidden[slot]", ENGINE),
+    Mutant("logits of the text's own copies", "decode/native/head.h", "place[begin + i] + 1", "place[i] + 1", SCORED),
+    Mutant("attention alone keeps nothing", MODEL, "hidden = x[..., :0]", "hidden = x", ALONE),
+    Mutant("answers out of sight", "tokens/batches.py", "return ids[:, ::2].", "return ids[:, 1::2].", LABELS),
+    Mutant("the other half of a swap", TASKS, "held[rows, one], held[rows, other] =", "held[rows, one], _ =", ANSWERS),
+    Mutant("half a point for a tie", "minimal_pairs.py", "0.5 if good == bad", "1.0 if good == bad", COIN),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 
 from rhapsode import evaluation
 from rhapsode.api import load
-from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run
 from rhapsode.sources import open_source
@@ -60,7 +60,14 @@ def test_sample_i_draws_with_seed_plus_i(model: Model) -> None:
     alone = [model.generate(PROMPT, max_tokens=9, seed=4 + i)[0] for i in range(3)]
     assert [each.tokens for each in three] == [each.tokens for each in alone]
     config = SampleConfig(max_tokens=9, seed=4)
-    assert [each.text for each in three] == write_texts(model.network, model.tokenizer, PROMPT, config, 3)
+    assert [each.text for each in three] == write_texts(Engine(model.network, model.tokenizer), PROMPT, config, 3)
+
+
+def test_nothing_may_be_written(model: Model) -> None:
+    """Would catch a reason that is none, and a state that is not the prompt's."""
+    (out,) = model.generate(PROMPT, max_tokens=0)
+    assert (out.text, out.tokens, out.top(2), out.finish_reason) == ("", [], [], "length")
+    assert torch.equal(out.state.logits, model.read(PROMPT).logits)  # type: ignore[arg-type]
 
 
 def test_a_stream_joined_is_the_completion(model: Model) -> None:
@@ -143,13 +150,14 @@ def test_scores_each_and_together(model: Model) -> None:
 
 
 def test_scores_are_those_of_evaluate(model: Model, small: Any, tmp_path: Path) -> None:
-    """The same texts as a file; long ones in pieces too."""
-    texts = ["Once there was a cat. " * 90, *TEXTS[:2]]
+    """The same texts as a file; one that evaluate reads in two pieces, too."""
+    texts = ["Once there was a cat. " * 60, *TEXTS[:2]]
     (tmp_path / "texts.txt").write_text("\n".join(text.strip() for text in texts))
     store = prepare(open_source([str(tmp_path / "texts.txt")]), model.tokenizer, tmp_path)
     expected = evaluation.score(model.network, store)
     found = model.score([text.strip() for text in texts])
-    assert expected.num_tokens > 2 * evaluation.CHUNK
+    longest = len(model.tokenizer.encode(texts[0]))
+    assert evaluation.CHUNK < longest < evaluation.CHUNK + evaluation.CONTEXT
     assert (found.tokens, found.bytes) == (expected.num_tokens, expected.num_bytes)
     assert found.nats == pytest.approx(expected.nats, rel=1e-6)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-6)

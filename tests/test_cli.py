@@ -330,7 +330,7 @@ def test_generate_json(call: Call, trained: Path) -> None:
         (["--temperature", "-1"], "temperature must be >= 0"),
         (["--top-p", "0"], r"top_p must be in \(0, 1\]"),
         (["--samples", "0"], "number of samples must be >= 1"),
-        (["--max-tokens", "0"], "max_tokens must be >= 1"),
+        (["--max-tokens", "-1"], "max_tokens must be >= 0"),
         (["--stop", ""], "stop must not be an empty text"),
         (["--checkpoint", "first"], "checkpoint must be one of best, last"),
     ],

@@ -10,8 +10,9 @@ from typing import Any
 import asking
 import pytest
 
+from rhapsode.files import cache_root
 from rhapsode.run import Run
-from rhapsode.sources import SourceConfig, cache_root, open_source
+from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokens import prepare
 from rhapsode.training.data import open_data, reading_settings
 from rhapsode.training.start import TrainingRequest, begin, resume

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rhapsode
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore
+from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore
 from rhapsode.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +44,14 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert refused[-1] == "temperature must be >= 0, got -1"
 
 
+def test_the_example_of_decoding_runs(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    """Would catch a page about the engine that the engine has left behind."""
+    for line, code in examples(ROOT / "docs" / "decoding.md"):
+        names: dict[str, object] = {"model": rhapsode.load(tiny_run, device="cpu")}
+        exec(compile("\n" * (line - 1) + code, "decoding.md", "exec"), names)
+    assert len({each.split()[0] for each in capsys.readouterr().out.splitlines() if each}) >= 3
+
+
 @pytest.mark.slow
 def test_the_first_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
@@ -63,10 +71,11 @@ def test_the_page_has_an_example_of_everything() -> None:
     code = "\n".join(code for _, code in examples())
     text = PAGE.read_text(encoding="utf-8")
     functions = {name for name in rhapsode.__all__ if inspect.isfunction(getattr(rhapsode, name))}
-    assert functions == {"evaluate", "explain_preset", "import_course_model", "load", "prepare_store", "study", "train"}
+    named = {"check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "prepare_store"}
+    assert functions == named | {"study", "train"}
     for name in functions:
         assert f"rhapsode.{name}(" in code, name
-    for kind in (rhapsode.Model, Completion, NextToken, Scores, TextScore, AttentionMap, rhapsode.Recipe):
+    for kind in (rhapsode.Model, Completion, NextToken, Scores, TextScore, AttentionMap, CopyMap, rhapsode.Recipe):
         members = {
             name for name in (*vars(kind), *getattr(kind, "__dataclass_fields__", ())) if not name.startswith("_")
         }

@@ -29,7 +29,7 @@ def store_of(lengths: Sequence[int], has_text: bool = True, seed: int = 0) -> To
 
 
 def model_of(kind: str = "stacked") -> LanguageModel:
-    options = {"num_layers": 2, "dropout": 0.5, "pair_embeddings": 40} if kind == "stacked" else {}
+    options = {"num_layers": 2, "dropout": 0.5, "pair_embeddings": 40, "copy_dim": 5} if kind == "stacked" else {}
     model = build_model(ModelConfig(VOCAB, kind, 6, 7, 3, 5, "tanh", **options), seed=0)
     with torch.no_grad():
         for p in model.parameters():

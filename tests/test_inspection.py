@@ -27,10 +27,11 @@ CONFIGS = [
     ModelConfig(vocab_size=31, kind="stacked", embed_dim=6, hidden_dim=9, num_layers=2, attention="last",
                 feed_forward=1),
     ModelConfig(vocab_size=31, kind="stacked", embed_dim=6, hidden_dim=9, attention="none", tie_embeddings=True),
+    ModelConfig(vocab_size=31, kind="stacked", embed_dim=6, hidden_dim=9, cell="gated", gate=True, copy_dim=4),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "all", "last", "none"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "all", "last", "none", "copying"])
 def test_flops_are_those_of_the_matrices_and_of_attention(config: ModelConfig) -> None:
     """Oracles: each linear layer is applied once a token; PyTorch's counter tells what attention's products cost."""
     model, seen = build_model(config, seed=0), 11
@@ -42,16 +43,18 @@ def test_flops_are_those_of_the_matrices_and_of_attention(config: ModelConfig) -
             with FlopCounterMode(display=False) as counter:
                 (q[:, :, -1:] @ k.mT).softmax(-1) @ v
             attention += counter.get_total_flops()
-    assert flops_per_token(config, seen) == layers + attention
+    copying = 2 * config.copy_dim * seen  # a query and the keys; what the weights are summed for is no product
+    assert flops_per_token(config, seen) == layers + attention + copying
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "all", "last", "none"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["plain", "all", "last", "none", "copying"])
 def test_every_parameter_belongs_to_one_part(config: ModelConfig) -> None:
     model = build_model(config, seed=0)
     parts = parameters_by_part(model)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
     assert (parts["head"] == 0) == config.tie_embeddings
     assert (parts["feed-forward"] > 0) == (config.feed_forward > 0)
+    assert (parts["copy head"] > 0) == (config.copy_dim > 0)
 
 
 def test_the_weights_shown_are_the_weights_used() -> None:

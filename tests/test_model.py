@@ -1,6 +1,7 @@
 """The models: causality, rows, cuts, the loss; all sizes different, so that swapped arguments cannot hide."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,8 +26,12 @@ COPYING = ModelConfig(
     vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, cell="gated",
     gate=True, pair_embeddings=31, copy_dim=4,
 )  # fmt: skip
+ALONE = ModelConfig(
+    vocab_size=23, kind="stacked", embed_dim=6, hidden_dim=7, key_dim=3, value_dim=5, num_layers=2, num_heads=2,
+    cell="none", feed_forward=2, pair_embeddings=31,
+)  # fmt: skip
 CONFIGS = pytest.mark.parametrize(
-    "config", [PLAIN, STACKED, LAST, COPYING], ids=["plain", "stacked", "last", "copying"]
+    "config", [PLAIN, STACKED, LAST, COPYING, ALONE], ids=["plain", "stacked", "last", "copying", "alone"]
 )
 
 
@@ -52,6 +57,19 @@ def test_a_cut_changes_nothing(config: ModelConfig, cut: int) -> None:
         torch.autograd.grad(pieces, parameters, upstream), torch.autograd.grad(whole, parameters, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_attention_alone_is_a_model_whose_recurrence_puts_out_nothing() -> None:
+    """Would catch a block that leaves out more than its recurrence, or goes on keeping a hidden state."""
+    alone, tokens = made(ALONE)
+    elman, _ = made(replace(ALONE, cell="elman"))
+    silent = {name: torch.zeros_like(tensor) for name, tensor in elman.state_dict().items() if ".rnn.out." in name}
+    elman.load_state_dict({**elman.state_dict(), **alone.state_dict(), **silent})
+    (logits, state), (expected, _) = alone(tokens), elman(tokens)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    assert [block.hidden.shape for block in state.blocks] == [(3, 0)] * 2
+    with pytest.raises(ValueError, match="cell = 'none' needs attention"):
+        replace(ALONE, attention="none")
 
 
 @CONFIGS
@@ -140,6 +158,22 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
     torch.testing.assert_close(short.blocks[0].hidden, state.blocks[0].hidden)
 
 
+def test_recent_keeps_what_may_be_copied_of_the_last_tokens() -> None:
+    """Would catch keys of other tokens than the ids, and a lost key of the token to come."""
+    model, tokens = made(COPYING)
+    _, state = model(tokens)
+    assert state.copies is not None
+    short = state.recent(4).copies
+    assert short is not None
+    torch.testing.assert_close(short.keys, state.copies.keys[:, -4:])
+    torch.testing.assert_close(short.ids, tokens[:, -4:])
+    torch.testing.assert_close(short.next_key, state.copies.next_key)
+    p = model(tokens[:, :1], state.recent(4))[0][:, 0].exp()
+    longer = model(tokens[:, :1], state)[0][:, 0].exp()
+    torch.testing.assert_close(p.sum(-1), longer.sum(-1))
+    assert (p - longer).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -147,6 +181,9 @@ def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
         ({"activation": "gelu"}, "activation must be one of relu, tanh, got 'gelu'"),
         ({"dropout": 1.0, "kind": "stacked"}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"gate": True}, "gate = True needs kind = 'stacked'"),
+        ({"copy_dim": 8}, "copy_dim = 8 needs kind = 'stacked'"),
+        ({"copy_dim": -1, "kind": "stacked"}, "copy_dim must be at least 0, got -1"),
+        ({"cell": "gru", "kind": "stacked"}, "cell must be one of elman, gated, none, got 'gru'"),
     ],
 )
 def test_a_bad_config_names_the_field(fields: dict, message: str) -> None:

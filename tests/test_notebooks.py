@@ -21,7 +21,7 @@ from rhapsode.tokenizer import train_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "course.ipynb"
 NAMES = ("course", "quickstart", "research")
-QUIET = {"parameters", "memory", "load", "recipe", "probe-data"}  # cells that show nothing
+QUIET = {"parameters", "answer", "memory", "load", "recipe", "probe-data"}  # cells that show nothing
 SEQUENCES, LENGTH = 300, 128
 
 
@@ -176,8 +176,7 @@ def test_what_is_committed_is_the_same_everywhere(name: str) -> None:
     }
     sizes = {"course": 'SCALE = {"minutes": 20}', "quickstart": "TEXT = None", "research": "SEEDS = 3"}
     assert sizes[name] in source(notebook, "parameters")
-    if name != "course":
-        assert all(cell.outputs or cell.id in QUIET for cell in notebook.cells if cell.cell_type == "code")
+    assert all(cell.outputs or cell.id in QUIET for cell in notebook.cells if cell.cell_type == "code")
     assert NOTEBOOK.with_name(f"{name}.ipynb").stat().st_size < 1_500_000
     check_outputs(notebook, str(ROOT))
 

@@ -9,12 +9,12 @@ import pytest
 from asking import TINY, asked
 
 from rhapsode import storyworld
+from rhapsode.files import cache_root
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import build, merge, own_sections
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.run import Run
-from rhapsode.sources import cache_root
 from rhapsode.tokens import BatchConfig
 from rhapsode.training.start import begin, choose_recipe, resume
 

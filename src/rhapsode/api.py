@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, training_request
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
+from rhapsode.files import replacing
 from rhapsode.machine import choose_device
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
 from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
-from rhapsode.scoring import score_run
+from rhapsode.scoring import score_run, scored, tokens_to_score
 from rhapsode.seeds import check_seed
 from rhapsode.sources import SourceConfig, location_of
 from rhapsode.storyworld.source import STORYWORLD
@@ -316,12 +317,12 @@ def study(
 ) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
 
-    name: size, batch, sequences, temperature, all or grid. vary: of a grid, `field=value,value` texts; assignments:
-    `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into. out: the
-    study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the report too.
-    jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or `command srun -n1`
-    and the like, which gets a process onto another machine. storage: an address where models that train on other
-    machines keep their files, if those do not see `out`. The rest is as for `train`.
+    name: size, batch, sequences, temperature, all, tracking or grid. vary: of a grid, `field=value,value` texts;
+    assignments: `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into.
+    out: the study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the
+    report too. jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or
+    `command srun -n1` and the like, which gets a process onto another machine. storage: an address where models that
+    train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """
@@ -392,6 +393,59 @@ def _course_model(path: Path, folder: Path) -> tuple[LanguageModel, Tokenizer]:
     network = build_model(config, seed=0)
     network.load_state_dict(weights)
     return network, tokenizer
+
+
+def export_html(
+    model: Model | PathLike,
+    out: PathLike,
+    *,
+    float16: bool = False,
+    valid: Locations | None = None,
+    checkpoint: str = "best",
+    show: bool = False,
+) -> dict[str, Any]:
+    """Writes a model as one web page that writes stories offline, and measures what that costs.
+
+    model: a loaded one, or the path of a run. out: the file. Weights are packed as int8 with a scale per row, or with
+    float16 as that. valid: what the packed model is measured on; None: what the run was validated on; a model without
+    either is not measured.
+    Returns file, bytes, parameters, bytes_per_parameter (all but the page itself), and, where it was measured,
+    bits_per_byte of the model and bits_per_byte_packed. Raises ValueError where int8 costs LARGEST_RISE bits per byte
+    or more, and where the page cannot run the model's tokenizer; nothing is written then.
+    """
+    from rhapsode.export.html import offline_page
+    from rhapsode.export.network import packed_network, unpacked_network
+    from rhapsode.export.packed import LARGEST_RISE
+    from rhapsode.export.spelling import description
+
+    if not isinstance(model, Model):
+        model = load(model, checkpoint=checkpoint, device="cpu")
+    locations = data_of(valid, "valid")
+    if not isinstance(locations, tuple):
+        raise ValueError("valid names files: write the texts to a file first")
+    spelling = description(model.tokenizer)
+    packed = packed_network(model.network, float16)
+    copy = Model(unpacked_network(packed), model.tokenizer, model.run)
+    name = Path(out).stem if model.path is None else model.path.name
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    found: dict[str, Any] = {"file": os.fspath(out), "parameters": parameters}
+    with _talking(show):
+        if model.run is not None and (locations or "data" in model.run.about):
+            store, _ = tokens_to_score(model.run, locations, SourceConfig("auto"), True)
+            before, after = (scored(each.network, store).bits_per_byte for each in (model, copy))
+            if before is not None and after is not None:
+                if not float16 and after - before >= LARGEST_RISE:
+                    rise = f"int8 costs {after - before:.4f} bits per byte here"
+                    raise ValueError(f"{rise}, {LARGEST_RISE} are too many: export with --float16")
+                found |= {"bits_per_byte": before, "bits_per_byte_packed": after}
+        sample = max((each.tokens for each in copy.generate(temperature=0.5, max_tokens=200, n=4)), key=len)
+    end = model.tokenizer.token_text(model.tokenizer.eos_id)
+    about = {"id": name, "name": name, "parameters": parameters, "storyworld": False, "end": end, "sample": sample}
+    page, empty = offline_page(packed, spelling, about), offline_page(b"", {}, {})
+    with replacing(Path(out)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    size = len(page.encode())
+    return found | {"bytes": size, "bytes_per_parameter": (size - len(empty.encode())) / parameters}
 
 
 @contextmanager

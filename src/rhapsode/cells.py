@@ -11,7 +11,7 @@ from rhapsode.fold import side_by_side
 from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
 
-CELLS = ("elman", "gated")
+CELLS = ("elman", "gated", "none")
 
 
 class RNNCell(nn.Module):
@@ -55,11 +55,13 @@ class GatedCell(nn.Module):
 
     def project(self, input: Tensor) -> Tensor:
         """What a step's input decides: W_a i + b_a and W_c i + b_c side by side, (..., input_dim) -> (..., 2 H)."""
-        return F.linear(input, *side_by_side((self.keep, self.candidate)))
+        if torch.is_grad_enabled():  # one product, whose gradient to the input is one too; elsewhere joining costs more
+            return F.linear(input, *side_by_side((self.keep, self.candidate)))
+        return torch.cat((self.keep(input), self.candidate(input)), dim=-1)
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
-        """Projected inputs x (T, B, 2 H) -> hidden states (T, B, H)."""
-        return gated_recurrence(x, initial)
+        """Projected inputs x (T, B, 2 H), whose memory is used -> hidden states (T, B, H)."""
+        return gated_recurrence(x, initial, overwrite=True)
 
 
 class RNN(nn.Module):

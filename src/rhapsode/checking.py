@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.course import load_course_model
-from rhapsode.files import CHECKSUMS, digest_of_file, read_checksums
+from rhapsode.files import CHECKSUMS, cache_root, digest_of_file, read_checksums
 from rhapsode.model import ModelConfig
 from rhapsode.progress import silent
 from rhapsode.recorded import check_seal, read_sealed
 from rhapsode.run import CHECKPOINTS, Run, recorded_tokenizer
-from rhapsode.sources import cache_root
 from rhapsode.state import State
 from rhapsode.studies.directory import REPORT_TITLE, Study
 from rhapsode.tensors import metadata_in

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhapsode.fold import side_by_side
 from rhapsode.kernels.attention import attention_weights
-from rhapsode.kernels.loss import linear_cross_entropy
+from rhapsode.kernels.copying import copy_cross_entropy, mixed
 from rhapsode.state import Cache, CopyState
 
 OPEN = -2.0  # b_g of a fresh model: it copies with probability 0.12
@@ -43,8 +44,10 @@ class CopyHead(nn.Module):
     def extended(self, copies: CopyState | None, x: Tensor, tokens: Tensor) -> CopyState:
         """What may be copied once tokens (B, T) with the features x (B, T, width) are read, too."""
         made = self.key_transform(x)  # of the tokens that come after these
-        first = torch.zeros_like(made[:, :1]) if copies is None else copies.next_key[:, None]
-        keys = torch.cat((first, made[:, :-1]), dim=1)[:, None]  # (B, 1, T, d)
+        keys = torch.zeros_like(made[:, :1]) if copies is None else copies.next_key[:, None]
+        if made.shape[1] > 1:
+            keys = torch.cat((keys, made[:, :-1]), dim=1)
+        keys = keys[:, None]  # (B, 1, T, d)
         ids = tokens[:, None, :, None]
         cache = Cache(keys, ids) if copies is None else copies.cache.extended(keys, ids)
         return CopyState(cache, made[:, -1])
@@ -54,10 +57,24 @@ class CopyHead(nn.Module):
         return attention_weights(self.query_transform(x)[:, None], copies.cache.keys)[:, 0]
 
     def log_probabilities(self, logits: Tensor, x: Tensor, copies: CopyState) -> Tensor:
-        """log p_t (B, T, V) from the vocabulary's logits (B, T, V) and the features x (B, T, width)."""
-        weights, ids = self.places(x, copies), copies.ids
-        copied = torch.zeros_like(logits).scatter_add(2, ids[:, None].expand(weights.shape), weights)
-        return self._mixed(logits.log_softmax(-1), copied, self.gate(x))
+        """log p_t (B, T, V) from the vocabulary's logits (B, T, V) and the features x (B, T, width).
+
+        Never less than the logarithm of the smallest normal number: below -87 in float32 all are alike.
+        """
+        weights, gate = self.places(x, copies), self.gate(x)
+        p = logits.softmax(-1) * (-gate).sigmoid()
+        p = p.scatter_add(2, copies.ids[:, None].expand(weights.shape), weights * gate.sigmoid())
+        return p.clamp(min=torch.finfo(p.dtype).tiny).log()
+
+    def origins(self, logits: Tensor, x: Tensor, copies: CopyState, targets: Tensor) -> Tensor:
+        """(B, T, S): how probable it is that each target (B, T) was copied, and from which place; arguments as above.
+
+        Summed over the places, g c(target) / p(target): 0 where it stands at none of them.
+        """
+        weights, gate = self.places(x, copies), self.gate(x)
+        hits = weights.where(copies.ids[:, None] == targets[..., None], 0.0)
+        known = logits.log_softmax(-1).gather(2, targets[..., None])
+        return (F.logsigmoid(gate) + hits.log() - mixed(known, hits.sum(-1, keepdim=True), gate)).exp()
 
     def loss(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, copies: CopyState, reduction: str
@@ -66,18 +83,6 @@ class CopyHead(nn.Module):
 
         reduction and targets of -100 as in `LanguageModel.loss`.
         """
-        scored = targets != -100
-        of_vocabulary = linear_cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), "none")
-        hits = copies.ids[:, None] == targets[:, :, None]  # (B, T, S)
-        copied = (self.places(x, copies) * hits).sum(-1)
-        nats = -self._mixed(-of_vocabulary.view(targets.shape), copied, self.gate(x)[..., 0]).where(scored, 0.0)
-        if reduction == "none":
-            return nats
-        return nats.sum() / scored.sum() if reduction == "mean" else nats.sum()
-
-    @staticmethod
-    def _mixed(vocabulary: Tensor, copied: Tensor, gate: Tensor) -> Tensor:
-        """log((1 - g) exp(vocabulary) + g copied), g = sigmoid(gate); finite, gradients too, where copied is 0."""
-        found = copied > torch.finfo(copied.dtype).tiny  # below, 1 / copied is not finite
-        kept = vocabulary + F.logsigmoid(-gate)
-        return torch.logaddexp(kept, F.logsigmoid(gate) + copied.where(found, 1.0).log()).where(found, kept)
+        read = F.linear(x, *side_by_side((self.query_transform, self.gate)))  # one product, and one gradient to x
+        q, gate = read.split([self.query_transform.out_features, 1], dim=-1)
+        return copy_cross_entropy(x, weight, bias, q, copies.keys, gate[..., 0], copies.ids, targets, reduction)

@@ -7,7 +7,7 @@ tokens at least.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -150,40 +150,10 @@ def _score(
     return Score(nats, num_tokens, store.num_bytes, store.num_stories, store.unspelled_bytes, store.correction_bits)
 
 
-@torch.inference_mode()
-def token_nats(model: LanguageModel, sequences: Sequence[Sequence[int]], eos_id: int) -> list[np.ndarray]:
-    """The negative log-likelihood in nats of every id of every sequence, each sequence from a fresh state after </s>.
-
-    By the policy at the top of this file, as `score` does it: float64 arrays as long as the sequences, in their order.
-    The model is put into eval mode and back.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    found = [np.empty(len(sequence)) for sequence in sequences]
-    order = sorted((i for i in range(len(sequences)) if len(sequences[i])), key=lambda i: -len(sequences[i]))
-    try:
-        while order:
-            longest = len(sequences[order[0]])
-            count = max(1, BATCH_TOKENS // longest)
-            rows, order = order[:count], order[count:]
-            inputs = torch.full((len(rows), longest), eos_id)
-            targets = torch.full((len(rows), longest), IGNORED)
-            for row, i in enumerate(rows):
-                ids = torch.as_tensor(sequences[i], dtype=torch.int64)
-                inputs[row, 1 : len(ids)], targets[row, : len(ids)] = ids[:-1], ids
-            state: State | None = None
-            parts = []
-            for seen, expected in zip(inputs.split(CHUNK, 1), targets.split(CHUNK, 1), strict=True):
-                nats, state = model.loss(seen.to(device), expected.to(device), state, reduction="none")
-                state = state.recent(CONTEXT)
-                parts.append(nats.double().cpu())
-            whole = torch.cat(parts, dim=1).numpy()
-            for row, i in enumerate(rows):
-                found[i] = whole[row, : len(sequences[i])]
-    finally:
-        model.train(was_training)
-    return found
+def check_finite(finite: bool) -> None:
+    """Raises FloatingPointError where a model's numbers are none."""
+    if not finite:
+        raise FloatingPointError("the model's losses are not finite numbers: its weights overflow on this text")
 
 
 def padded_batches(store: TokenStore, first: int = 0, every: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -192,9 +162,10 @@ def padded_batches(store: TokenStore, first: int = 0, every: int = 1) -> Iterato
     first, every: of the batches those with the numbers first, first + every, and so on.
 
     Rows are padded on the right, where a causal model cannot feel it; padding is no target. A text is predicted
-    from its first token on, </s> standing before it; a list of ids from its second.
+    from its first token on, </s> standing before it; a list of ids from its second; of a labelled list, the answers.
     """
-    lengths = store.story_lengths() - (0 if store.has_text else 1)
+    lengths = store.story_lengths()
+    lengths = lengths // 2 if store.labelled else lengths - (0 if store.has_text else 1)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     begin, number = 0, 0
@@ -209,6 +180,9 @@ def padded_batches(store: TokenStore, first: int = 0, every: int = 1) -> Iterato
         for i, row in enumerate(rows):
             ids = store.story(row)
             n = lengths[row]
+            if store.labelled:
+                inputs[i, :n], targets[i, :n] = ids[::2], ids[1::2]
+                continue
             inputs[i, :n] = np.concatenate(([store.eos_id], ids[:-1])) if store.has_text else ids[:-1]
             targets[i, :n] = ids[-n:]
         yield inputs, targets

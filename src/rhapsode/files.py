@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 MAKING = ".making-"  # how the names of folders begin that are not whole yet
@@ -22,6 +23,13 @@ STALE_SECONDS = 3600.0
 CHECKSUMS = "SHA256SUMS"
 OURS = "# rhapsode: "  # how its first line begins, which says what the folder is
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+def cache_root() -> Path:
+    """The folder of what can be made again (token stores, downloads, the decoding kernel): $RHAPSODE_CACHE or the
+    user's."""
+    named = os.environ.get("RHAPSODE_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a computation runs on: device, processor, memory, and the commit of the code."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -48,6 +49,23 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or "unknown processor"
+
+
+def processor_features() -> str:
+    """What the CPU can do, as the system lists it; its name where the system lists nothing."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            return next(line for line in stream if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return processor()
+
+
+def memory_bytes() -> int | None:
+    """The memory of this machine in bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def commit() -> str | None:

@@ -52,8 +52,8 @@ class ModelConfig:
 
     embed_dim is the width of the embedding (and, stacked, of the residual stream); key_dim and value_dim are per
     head; feed_forward is the inner width as a multiple of embed_dim, 0 for none; attention says which blocks attend;
-    pair_embeddings is the number of rows of the table of token pairs, 0 for none; cell is the recurrence, elman or
-    gated (which has no activation); copy_dim is the size of a copy head's keys, 0 for none.
+    pair_embeddings is the number of rows of the table of token pairs, 0 for none; cell is the recurrence: elman,
+    gated (which has no activation), or none (attention alone); copy_dim is the size of a copy head's keys, 0 for none.
     Raises ValueError naming the field, the value and what is allowed.
     """
 
@@ -92,6 +92,8 @@ class ModelConfig:
                 raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.cell == "none" and self.attention == "none":
+            raise ValueError("cell = 'none' needs attention: without both, a model sees one token")
         if self.kind == "plain":
             for field in STACKED_ONLY:
                 if getattr(self, field) != ModelConfig.__dataclass_fields__[field].default:
@@ -150,9 +152,10 @@ class Block(nn.Module):
         super().__init__()
         width = config.embed_dim
         self.dropout = config.dropout
-        self.rnn_norm = RMSNorm(width)
-        self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate, config.cell)
-        if isinstance(self.rnn.cell, RNNCell):
+        recurs = config.cell != "none"
+        self.rnn_norm = RMSNorm(width) if recurs else None
+        self.rnn = RNN(width, config.hidden_dim, width, config.activation, config.gate, config.cell) if recurs else None
+        if self.rnn is not None and isinstance(self.rnn.cell, RNNCell):
             with torch.no_grad():  # near the identity (Le et al. 2015): it remembers before it has learnt what
                 self.rnn.cell.h2h.weight.mul_(1 - KEPT).diagonal().add_(KEPT)
         self.attention_norm = RMSNorm(width) if attends else None
@@ -170,8 +173,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, BlockState]:
         """x (B, T, E), this block's state or None -> (x, state), same shapes."""
-        hidden, y = self.rnn(self.rnn_norm(x), state and state.hidden)
-        x = x + self._drop(y)
+        hidden = x[..., :0]  # what a block without a recurrence keeps: nothing
+        if self.rnn is not None and self.rnn_norm is not None:
+            hidden, y = self.rnn(self.rnn_norm(x), state and state.hidden)
+            x = x + self._drop(y)
         cache = None
         if self.attention is not None and self.attention_norm is not None:
             a, cache = self.attention(self.attention_norm(x), state and state.cache)
@@ -321,6 +326,7 @@ class StackedModel(LanguageModel):
             after.append(block_state)
         x, copies = self.norm(x), None
         if self.copy_head is not None:
+            x = x.contiguous()  # once, for four products; the recurrence left it time-major
             copies = self.copy_head.extended(state.copies if state else None, x, tokens)
         return x, State(tuple(after), last, copies)
 

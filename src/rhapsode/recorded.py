@@ -137,6 +137,7 @@ RUN_SCHEMA: Mapping[str, Schema] = {
     "threads?": int,
     "floor_bits_per_byte?": (float, NoneType),
     "request?": {"data": [str], "preset": (str, NoneType)},
+    "storyworld?": str,
     "data?": {
         "locations": [str],
         "source": dict,
@@ -149,6 +150,7 @@ RUN_SCHEMA: Mapping[str, Schema] = {
     "study?": str,
     "id?": str,
     "checkpoints?": [str],
+    "task?": str,
 }
 
 
@@ -161,7 +163,9 @@ def check_run(about: dict[str, Any], file: Path) -> None:
         if "valid" not in about["data"] and "held_out" not in about["data"]:
             raise ValueError(f"{where}: the field data.held_out is missing")
     if "request" in about or "study" in about:
-        check_schema(about, {"optimizer": dict, "train": dict, "batch": dict, "tokenizer": str}, where)
+        check_schema(about, {"optimizer": dict, "train": dict, "batch": dict}, where)
+        if "task" not in about:  # whose ids are no text
+            check_schema(about, {"tokenizer": str}, where)
     for i, entry in enumerate(about.get("plan", [])):
         if len(entry) != 2 or min(entry) < 0 or entry[1] < 1:
             raise ValueError(f"{where}: plan[{i}] must be [step, number of steps], got {entry}")

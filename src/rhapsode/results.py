@@ -10,6 +10,7 @@ from typing import Any
 from rhapsode.state import State
 
 MOST_SHOWN = 200  # tokens of a side of an attention map in a notebook
+LEAST_SHOWN = 0.001  # of the probability that a token was copied from a place
 
 
 def check_count(k: int) -> None:
@@ -45,30 +46,22 @@ class Completion:
     tokens: list[int]
     log_probabilities: list[float]
     finish_reason: str
-    _read_again: Callable[[], tuple[State, Any, Callable[[int], str]]] = field(repr=False, compare=False)
+    _read: Callable[[], State] = field(repr=False, compare=False)
+    _top: Callable[[int], list[list[NextToken]]] = field(repr=False, compare=False)
 
     @cached_property
-    def _again(self) -> tuple[State, Any, Callable[[int], str]]:
-        return self._read_again()
-
-    @property
     def state(self) -> State:
         """The model's memory after the prompt and the new tokens, to continue from; made when it is first asked for."""
-        return self._again[0]
+        return self._read()
 
     def top(self, k: int = 5) -> list[list[NextToken]]:
         """For each new token the k likeliest that could have stood there, the likeliest first.
 
-        The text is read again for it in one block: equal to `log_probabilities` but for rounding. Raises ValueError
-        where k is below 1.
+        The text is read again for it; what it says of a token that was drawn is what `log_probabilities` says. Raises
+        ValueError where k is below 1.
         """
         check_count(k)
-        _, log_probabilities, piece = self._again
-        likeliest = log_probabilities.topk(min(k, log_probabilities.shape[-1]))
-        return [
-            [NextToken(id, piece(id), value) for id, value in zip(ids, values, strict=True)]
-            for ids, values in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ]
+        return self._top(k)
 
     def __str__(self) -> str:
         return self.prompt + self.text
@@ -168,6 +161,34 @@ class AttentionMap:
         if count < len(self.tokens):
             parts.append(f"<p>the first {count} of {len(self.tokens):,} tokens</p>")
         return "".join(parts) or "<p>this model has no attention</p>"
+
+
+@dataclass(frozen=True)
+class CopyMap:
+    """What a model with a copy head copied while it read a text, and from where.
+
+    tokens: as tables show them, the </s> before the text first (T of them). gates: of each, how much the model wanted
+    to copy before it saw which token came; probabilities: how probable it then is that this one was copied and not
+    chosen from the vocabulary (0 for the first). sources: where from, likeliest first, as pairs of a place in tokens
+    and a probability, which sum to that of the token, but for places of less than LEAST_SHOWN.
+    """
+
+    tokens: list[str]
+    gates: list[float]
+    probabilities: list[float]
+    sources: list[list[tuple[int, float]]]
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for place, token in enumerate(self.tokens[1:], start=1):
+            share, title = self.probabilities[place], ""
+            if self.sources[place]:
+                source, most = self.sources[place][0]
+                where = f"{share:.0%} copied, {most:.0%} from token {source}: {self.tokens[source]}"
+                title = f' title="{html.escape(where)}"'
+            shown = html.escape(token.replace("▁", " "))
+            parts.append(f'<span{title} style="background:rgba(0,114,178,{0.5 * share:.2f})">{shown}</span>')
+        return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
 
 
 def _heat_map(tokens: Sequence[str], weights: Sequence[Sequence[float]]) -> str:

@@ -187,6 +187,18 @@ class Run:
             sweep(self.path, ("run.json", "last.safetensors", "best.safetensors"))
             yield
 
+    def is_training(self) -> bool:
+        """Whether a process holds the run to train in it."""
+        try:
+            if not (self.path / ".lock").exists():
+                return False
+            with held(self.path, ""):
+                return False
+        except BlockingIOError:
+            return True
+        except OSError:  # gone meanwhile, or another user's
+            return False
+
     def save_last(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Commits a checkpoint; metrics.jsonl reaches the disk before it does."""
         more: dict[str, str] = {}
@@ -377,7 +389,7 @@ def held(directory: Path, taken: str) -> Iterator[None]:
     """Holds a directory for this process; BlockingIOError saying that it is `taken` where another one does."""
     lock = FileLock(directory / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.1)  # `is_training` of another process holds it for a moment
     except Timeout:
         raise BlockingIOError(f"{directory}: {taken}; wait for it or stop it") from None
     try:

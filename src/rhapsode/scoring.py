@@ -1,12 +1,13 @@
 """A run's model on data: scores on any text, and on storyworld all that storyworld can tell of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from rhapsode import storyworld
-from rhapsode.decode import SampleConfig, write_texts
-from rhapsode.evaluation import POLICY, Score, score
+from rhapsode.decode import Engine, SampleConfig, write_texts
+from rhapsode.evaluation import POLICY, Score, check_finite, score
 from rhapsode.model import LanguageModel
 from rhapsode.progress import bar
 from rhapsode.run import Run
@@ -46,16 +47,20 @@ def score_run(
         splits = STORYWORLD_SPLITS if data[0] == STORYWORLD else (data[0],)
         sources = [source for name in splits if isinstance(source := open_source([name]), GeneratedSource)]
         return about | on_stories(run, model, sources, generate, sampling)
+    store, name = tokens_to_score(run, data, reading, as_trained)
+    return about | {"data": name} | score_fields(scored(model, store))
+
+
+def tokens_to_score(run: Run, data: Sequence[str], reading: SourceConfig, as_trained: bool) -> tuple[TokenStore, str]:
+    """The data in the run's tokens, and what they are called; by default what the run was validated on."""
     if data:
         source = open_source(data, reading, EVALUATION, _read_as_in(run, as_trained))
-        store, name = prepare(source, run.tokenizer), source.description
-    elif "data" not in run.about:
+        return prepare(source, run.tokenizer), source.description
+    if "data" not in run.about:
         raise ValueError(
             f"{run.path}: has no data of its own: name the data to score, rhapsode evaluate {run.path} DATA"
         )
-    else:
-        store, name = resume(run.path, as_begun=True).valid, "the run's own validation data"
-    return about | {"data": name} | score_fields(scored(model, store))
+    return resume(run.path, as_begun=True).valid, "the run's own validation data"
 
 
 def _read_as_in(run: Run, as_trained: bool) -> SourceConfig | None:
@@ -87,7 +92,7 @@ def on_stories(
     generated = None
     if generate:
         with bar("writing stories", None, "tokens") as advance:
-            texts = write_texts(model, tokenizer, "", sampling, generate, advance)
+            texts = write_texts(Engine(model, tokenizer), "", sampling, generate, advance)
         generated = judge.check_stories(texts, *_trained_on(run))
     return judge.summary(excesses, recall, chance, generated)
 
@@ -102,9 +107,11 @@ def _trained_on(run: Run) -> tuple[int, str, int]:
 
 
 def scored(model: Any, store: TokenStore) -> Score:
-    """`evaluation.score` with a progress bar."""
+    """`evaluation.score` with a progress bar; FloatingPointError where the loss is not a finite number."""
     with bar("scoring", store.num_tokens, "tokens") as advance:
-        return score(model, store, advance)
+        result = score(model, store, advance)
+    check_finite(math.isfinite(result.nats))
+    return result
 
 
 def score_fields(result: Score) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class CopyState(NamedTuple):
     next_key: Tensor
 
     @property
+    def keys(self) -> Tensor:
+        """The keys (B, S, copy_dim) of the tokens that may be copied."""
+        return self.cache.keys[:, 0]
+
+    @property
     def ids(self) -> Tensor:
         """The tokens (B, S) that may be copied."""
         return self.cache.values[:, 0, :, 0]

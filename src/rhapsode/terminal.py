@@ -16,6 +16,7 @@ CURES = {
     errno.EACCES: "; change its permissions, or choose another directory",
     errno.EPERM: "; change its permissions, or choose another directory",
 }
+LONGEST_LINE = 2000  # characters of an error
 EXIT_STOPPED = 130  # what a shell expects after Ctrl-C
 JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and many emoji fall apart
 
@@ -110,5 +111,10 @@ def told(error: BaseException) -> str:
     """An exception as one line for a user: of an OSError the file first, then what is wrong with it."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         cure = CURES.get(error.errno or 0, "")
-        return literal(f"{os.fsdecode(error.filename)}: {error.strerror}{cure}")
-    return literal(str(error) or type(error).__name__)
+        return _shortened(literal(f"{os.fsdecode(error.filename)}: {error.strerror}{cure}"))
+    return _shortened(literal(str(error) or type(error).__name__))
+
+
+def _shortened(line: str) -> str:
+    """A line with its middle left out where it would fill the screen, as with a text of the user's in it."""
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

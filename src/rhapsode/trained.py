@@ -1,6 +1,11 @@
-"""A trained model in use: it writes, streams, scores, reads, continues from a state, and shows where it looks."""
+"""A trained model in use: it writes, streams, scores, reads, continues from a state, and shows where it looks.
+
+All of its numbers but the attention weights come from the decoding engine, as those of the server do: they are equal to
+the bit, whatever is computed at once.
+"""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -8,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rhapsode.decode import SampleConfig, read_text, write
-from rhapsode.decode.continuation import read_tokens
-from rhapsode.evaluation import token_nats
+from rhapsode.decode import Alternative, Engine, SampleConfig, prompt_ids, read_ids, read_text, score_ids, write
+from rhapsode.inspection import copy_map
 from rhapsode.inspection import read as look
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
-from rhapsode.results import AttentionMap, Completion, NextToken, Scores, TextScore, check_count
+from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore, check_count
 from rhapsode.run import Run
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
@@ -31,6 +34,8 @@ class Model:
 
     def __init__(self, network: LanguageModel, tokenizer: Tokenizer, run: Run | None = None) -> None:
         self.network, self.tokenizer, self.run = network.eval(), tokenizer, run
+        self._engine: Engine | None = None
+        self._weights: list[tuple[int, int]] = []  # those that the engine has
 
     @property
     def path(self) -> Path | None:
@@ -65,6 +70,13 @@ class Model:
         count = sum(parameter.numel() for parameter in self.network.parameters())
         return f"<rhapsode.Model {self.path or ''}: {self.network.config.kind}, {count:,} parameters, {self.device}>"
 
+    def _decoding(self) -> Engine:
+        """An engine with the weights that the network has now."""
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.network.parameters()]
+        if self._engine is None or weights != self._weights:
+            self._engine, self._weights = Engine(self.network, self.tokenizer), weights
+        return self._engine
+
     # -- writing -------------------------------------------------------------------------------------------------
 
     def generate(
@@ -95,14 +107,14 @@ class Model:
         before = self._usable(state)
         texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
         log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
-        reasons = [""] * n
-        for token in write(self.network, self.tokenizer, self._checked(prompt), config, n, before):
-            texts[token.sample] += token.text
-            ids[token.sample].append(token.id)
-            log_probabilities[token.sample].append(token.log_probability)
-            reasons[token.sample] = FINISH_REASONS.get(token.ended or "", "")
+        reasons = ["length"] * n  # where there is no token at all
+        for sample, token in write(self._decoding(), self._checked(prompt), config, n, before):
+            texts[sample] += token.text
+            ids[sample].append(token.id)
+            log_probabilities[sample].append(token.log_probability)
+            reasons[sample] = FINISH_REASONS.get(token.ended or "", "")
         return [
-            Completion(prompt, *parts, _read_again=self._reader(prompt, parts[1], before))
+            Completion(prompt, *parts, *self._reader(prompt, parts[1], before))
             for parts in zip(texts, ids, log_probabilities, reasons, strict=True)
         ]
 
@@ -124,7 +136,7 @@ class Model:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
         prompt, before = self._checked(prompt), self._usable(state)
-        return (token.text for token in write(self.network, self.tokenizer, prompt, config, 1, before) if token.text)
+        return (token.text for _, token in write(self._decoding(), prompt, config, 1, before) if token.text)
 
     @staticmethod
     def _checked(text: str) -> str:
@@ -137,7 +149,7 @@ class Model:
         return text
 
     def _usable(self, state: State | None) -> State | None:
-        """The state on this model's device; ValueError where it is another model's or nothing was read to it."""
+        """The state; ValueError where it is another model's or nothing was read to it."""
         if state is None:
             return None
         if state.fingerprint != self.fingerprint:
@@ -146,22 +158,29 @@ class Model:
             raise ValueError(
                 "a state to continue from must hold exactly one text: take it from model.read or Completion.state"
             )
-        return state.apply(lambda tensor: tensor.to(self.device))
+        return state
 
-    def _reader(self, prompt: str, ids: list[int], before: State | None) -> Callable[[], tuple[State, Any, Any]]:
-        """What makes a completion's state, log-probabilities (T, V) and names of tokens when they are wanted."""
+    def _own(self, state: State) -> State:
+        """A state of the engine as this model's, beside its weights."""
+        return replace(state.apply(lambda tensor: tensor.to(self.device)), fingerprint=self.fingerprint)
 
-        @torch.inference_mode()
-        def read_again() -> tuple[State, Tensor, Callable[[int], str]]:
-            start = read_text(self.network, self.tokenizer, prompt, before)
-            assert start.logits is not None
-            tokens = torch.tensor([ids], device=self.device)
-            logits, _ = self.network(tokens, start)
-            after = read_tokens(self.network, tokens, start)
-            rows = torch.cat((start.logits[:, None], logits[:, :-1]), dim=1)[0].double().log_softmax(-1).cpu()
-            return replace(after, fingerprint=self.fingerprint), rows, self._piece
+    def _reader(
+        self, prompt: str, ids: list[int], before: State | None
+    ) -> tuple[Callable[[], State], Callable[[int], list[list[NextToken]]]]:
+        """What makes a completion's state, and the likeliest tokens in each of its places, when they are wanted."""
+        given = prompt_ids(self.tokenizer, prompt, before)
 
-        return read_again
+        def state() -> State:
+            return self._own(read_ids(self._decoding(), [*given, *ids], before))
+
+        def top(k: int) -> list[list[NextToken]]:
+            scores = score_ids(self._decoding(), [[*given, *ids]], before, top=k)[0][len(given) :]
+            return [self._next(score.top) for score in scores]
+
+        return state, top
+
+    def _next(self, alternatives: Sequence[Alternative]) -> list[NextToken]:
+        return [NextToken(id, self._piece(id), value) for id, value in alternatives]
 
     def _piece(self, id: int) -> str:
         """How tables show a token; an id that the vocabulary skips by its number."""
@@ -174,23 +193,20 @@ class Model:
 
     def read(self, text: str = "", state: State | None = None) -> State:
         """The memory after a text, to continue from as often as one likes; state: what stands before the text."""
-        after = read_text(self.network, self.tokenizer, self._checked(text), self._usable(state))
-        return replace(after, fingerprint=self.fingerprint)
+        return self._own(read_text(self._decoding(), self._checked(text), self._usable(state)))
 
     def next_tokens(self, text: str = "", k: int = 5, state: State | None = None) -> list[NextToken]:
         """The k likeliest next tokens after a text, the likeliest first; ValueError where k is below 1."""
         check_count(k)
-        logits = self.read(text, state).logits
-        assert logits is not None
-        likeliest = logits[0].double().log_softmax(-1).cpu().topk(min(k, logits.shape[1]))
-        return [
-            NextToken(id, self._piece(id), value)
-            for id, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        ]
+        before = self._usable(state)
+        ids = prompt_ids(self.tokenizer, self._checked(text), before)
+        (scores,) = score_ids(self._decoding(), [[*ids, self.tokenizer.eos_id]], before, top=k)  # the last may be any
+        return self._next(scores[-1].top)
 
     def score(self, texts: str | Sequence[str], *, per_token: bool = False, end: bool = True) -> Scores:
-        """How well the model expects texts, each from a fresh state, as `rhapsode evaluate` scores stories.
+        """How well the model expects texts, each from a fresh state and with all of its own beginning in sight.
 
+        `rhapsode evaluate` sees a little less of texts beyond 1,024 tokens, and sums in another order: equal otherwise.
         per_token: keep each token's log-probability. end: whether the end of the text is scored as a token after it.
         Raises ValueError where there is no text, or nothing in one to score.
         """
@@ -203,19 +219,22 @@ class Model:
         for text, sequence in zip(texts, ids, strict=True):
             if not sequence:
                 raise ValueError(f"nothing to score in the text {text!r}")
-        found = token_nats(self.network, ids, self.tokenizer.eos_id)
+        found = score_ids(self._decoding(), [[self.tokenizer.eos_id, *each] for each in ids])
+        log_probabilities = [
+            [score.log_probability for score in each if score.log_probability is not None] for each in found
+        ]
         lost = self.tokenizer.corrections(texts, spelled)
         return Scores(
             [
                 TextScore(
-                    float(nats.sum()),
+                    -math.fsum(scores),
                     len(sequence),
                     len(text.encode()),
                     loss.num_bytes,
                     loss.bits + 1 if loss.bits else 0,
-                    (-nats).tolist() if per_token else None,
+                    scores if per_token else None,
                 )
-                for text, sequence, nats, loss in zip(texts, ids, found, lost, strict=True)
+                for text, sequence, scores, loss in zip(texts, ids, log_probabilities, lost, strict=True)
             ]
         )
 
@@ -223,6 +242,13 @@ class Model:
         """Where the model looks while it reads a text: every head of every part that attends."""
         reading = look(self.network, self.tokenizer, self._checked(text), 1)
         return AttentionMap(reading.tokens, {name: heads.numpy() for name, heads in reading.attention.items()})
+
+    def copies(self, text: str) -> CopyMap:
+        """What the model copied while it read a text, and from where.
+
+        Raises ValueError for an empty text, and where the model has no copy head (`copy_dim` is 0).
+        """
+        return copy_map(self.network, self.tokenizer, self._checked(text))
 
 
 FINISH_REASONS = {"end of text": "stop", "stop": "stop", "length": "length"}

@@ -57,6 +57,7 @@ def test_a_folder_of_our_own_is_read_as_transformers_reads_it(kind: str, tmp_pat
     """split_special_tokens of the folder's config, and cleaning up, which transformers leaves out for BPE."""
     transformers = pytest.importorskip("transformers")
     train_tokenizer(["Tom the cat saw a red hat . </s>" * 9], kind, 300).save(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()  # the change below is meant
     config = tmp_path / "tokenizer_config.json"
     for cleaned in (False, True):
         old, new = f": {str(not cleaned).lower()},", f": {str(cleaned).lower()},"

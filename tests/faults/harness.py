@@ -106,8 +106,12 @@ def run_part(name: str, results: Path, seed: int, small: bool, minutes: float, o
             record["complete"] = False
             break
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="rhapsode-faults-") as folder:
-            tally = run(seed, Path(folder))
+        try:
+            with tempfile.TemporaryDirectory(prefix="rhapsode-faults-") as folder:
+                tally = run(seed, Path(folder))
+        except NotHere as reason:
+            record["not_here"] = f"{unit}: {reason}"
+            continue
         seconds = round(time.monotonic() - started, 1)
         record["units"].append({"name": unit, **asdict(tally), "seconds": seconds})
         record["seconds"] = round(record["seconds"] + seconds, 1)

@@ -4,18 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import disk_images
 import every_write
 import kills
+import large
+import numbers_at_the_edge
 import power_cut
 import pytest
-from harness import Tally, Unit
+import two_at_once
+import whole_processes
+from harness import PARTS, NotHere, Tally, Unit, run_part
 
 import rhapsode.files
 
 SEED = 0
 
 
-def all_survive(tally: Tally) -> None:
+def all_survive(unit: Unit, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        tally = unit[1](SEED, folder)
+    except NotHere as reason:
+        pytest.skip(str(reason))
     assert tally.tries
     assert tally.lost == []
     assert tally.survived == tally.tries
@@ -28,25 +38,25 @@ def ids(units: list[Unit]) -> Any:
 @ids(every_write.units(small=True))
 def test_every_write_fails_once(unit: Unit, tmp_path: Path) -> None:
     """Would catch a file that is lost or half there, a message without a way out, and litter."""
-    all_survive(unit[1](SEED, tmp_path))
+    all_survive(unit, tmp_path)
 
 
 @ids(damage.units(small=True))
 def test_damage(unit: Unit, tmp_path: Path) -> None:
     """Would catch a flipped bit that is another number, and a traceback."""
-    all_survive(unit[1](SEED, tmp_path))
+    all_survive(unit, tmp_path)
 
 
 @ids(kills.units(small=True))
 def test_kills_inside_every_kind_of_write(unit: Unit, tmp_path: Path) -> None:
     """Would catch what only works if the process lives on: a half file with its name, litter, another end."""
-    all_survive(unit[1](SEED, tmp_path))
+    all_survive(unit, tmp_path)
 
 
 @ids(power_cut.units(small=True))
 def test_power_cuts(unit: Unit, tmp_path: Path) -> None:
     """Would catch what is announced as saved before it is on the disk: contents, and names in folders."""
-    all_survive(unit[1](SEED, tmp_path))
+    all_survive(unit, tmp_path)
 
 
 @pytest.mark.parametrize("forgotten", ["sync_directory", "_sync"])
@@ -56,3 +66,69 @@ def test_the_simulated_disk_notices_what_is_not_flushed(
     """Would catch a simulated disk that forgets nothing, on which every program would pass."""
     monkeypatch.setattr(rhapsode.files, forgotten, lambda path: None)
     assert power_cut.cut_training(40, 0, SEED, tmp_path).lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [disk_images, whole_processes], ids=["disks", "processes"])
+def test_real_disks_and_processes(module: Any, tmp_path: Path) -> None:
+    """Would catch what a simulation cannot know: journals, delayed allocation, C code that writes."""
+    try:
+        units = module.units(small=True)
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    for unit in units:
+        all_survive(unit, tmp_path / unit[0].split()[0])
+
+
+@ids(numbers_at_the_edge.units(small=True))
+def test_numbers_at_the_edge(unit: Unit, tmp_path: Path) -> None:
+    """Would catch a model that is spoilt in silence, and a seed that does not decide all."""
+    all_survive(unit, tmp_path)
+
+
+@pytest.mark.slow
+@ids(two_at_once.units(small=True))
+def test_several_processes_at_once(unit: Unit, tmp_path: Path) -> None:
+    """Would catch two that write into one directory, and a cache that only one process can use."""
+    all_survive(unit, tmp_path)
+
+
+@pytest.mark.slow
+@ids(large.units(small=True))
+def test_large_and_long(unit: Unit, tmp_path: Path) -> None:
+    """Would catch memory that grows with the text, with a line, with the number of files or of lines."""
+    all_survive(unit, tmp_path)
+
+
+def test_a_part_is_resumed_and_reports_what_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a unit that is run twice, one that is left out, and a loss that is not written down."""
+    ran: list[str] = []
+
+    def unit(name: str, problem: str | None) -> Unit:
+        def run(seed: int, folder: Path) -> Tally:
+            ran.append(f"{name} {seed} {folder.is_dir()}")
+            tally = Tally()
+            tally.note(problem)
+            return tally
+
+        return name, run
+
+    class Module:
+        @staticmethod
+        def units(small: bool) -> list[Unit]:
+            return [unit("a", None), unit("b", "all gone"), unit("c", None)]
+
+    monkeypatch.setattr("harness.import_module", lambda name: Module)
+    assert list(PARTS)
+    begun = run_part("writes", tmp_path, 3, True, 60.0, only="a")
+    assert not begun["complete"]
+    ended = run_part("writes", tmp_path, 3, True, 60.0)
+    assert ended["complete"]
+    assert ran == ["a 3 True", "b 3 True", "c 3 True"]
+    assert [(each["name"], each["tries"], each["survived"], each["lost"]) for each in ended["units"]] == [
+        ("a", 1, 1, []),
+        ("b", 1, 0, ["all gone"]),
+        ("c", 1, 1, []),
+    ]
+    run_part("writes", tmp_path, 4, True, 60.0, only="c")
+    assert ran[3:] == ["c 4 True"]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rhapsode import storyworld
-from rhapsode.decode import SampleConfig, write
+from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.model import ModelConfig
 from rhapsode.recipe import OptimizerConfig, Recipe, TrainConfig
 from rhapsode.run import Run
@@ -92,7 +92,7 @@ def story() -> dict[str, Any]:
     """What the run writes after the prompt: the text, its ids, and the natural log-probability of each."""
     run = Run.open(RUN)
     config = SampleConfig(max_tokens=MAX_TOKENS, temperature=0)
-    written = list(write(run.load_model(), run.tokenizer, PROMPT, config))
+    written = [token for _, token in write(Engine(run.load_model(), run.tokenizer), PROMPT, config)]
     return {
         "prompt": PROMPT,
         "text": "".join(token.text for token in written),

@@ -19,7 +19,7 @@ from rhapsode.storyworld import Accuracy, Story, judge, report
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import prepare
 
-STACKED = {"kind": "stacked", "num_layers": 3, "num_heads": 2, "attention": "last", "gate": True, "feed_forward": 1}
+STACKED = {"kind": "stacked", "num_layers": 3, "num_heads": 2, "attention": "last", "gate": True, "copy_dim": 3}
 
 
 @pytest.fixture(scope="module")

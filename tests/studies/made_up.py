@@ -15,7 +15,7 @@ Losses = Callable[[Cell], tuple[float, float, float]]  # (training, validation, 
 
 def made_up_losses(cell: Cell) -> tuple[float, float, float]:
     """Larger models, more steps: lower losses; larger models: more time."""
-    width, steps = cell.sections["model"]["hidden_dim"], cell.sections["train"]["sequences"] / 128
+    width, steps = cell.sections["model"].get("hidden_dim", 128), cell.sections["train"]["sequences"] / 128
     train = 2.0 + 8 / math.log(width) + 2 / math.log(2 + steps) - 2.7 + 0.001 * (cell.seed % 3)
     return train, train + 0.05 + 0.0137, width * steps / 700
 
@@ -76,7 +76,7 @@ def made_up_result(cell: Cell, train_loss: float, valid_loss: float, seconds: fl
         "points": points,
         "seconds": seconds,
         "epochs": points[-1]["sequences"] / 11_812,
-        "parameters": 1_000 * cell.sections["model"]["hidden_dim"],
+        "parameters": 1_000 * cell.sections["model"].get("hidden_dim", 128),
         "threads": 1,
         "threads_begun": 1,
         "completions": completions if cell.completions else [],

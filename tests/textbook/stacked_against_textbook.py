@@ -66,13 +66,13 @@ def made_up_state(config: ModelConfig, rows: int) -> tuple[State, stacked.State]
     return State(tuple(fast), fast_token, copies), stacked.State(tuple(own), token, own_copies)
 
 
-def made_up_copies(config: ModelConfig, rows: int) -> tuple[CopyState, stacked.Copies]:
+def made_up_copies(config: ModelConfig, rows: int) -> tuple[CopyState, stacked.CopyState]:
     """What a copy head keeps after SEEN tokens that nobody read, twice."""
     rng = np.random.default_rng(5)
     keys, next_key = rng.standard_normal((rows, SEEN, config.copy_dim)), rng.standard_normal((rows, config.copy_dim))
     ids = rng.integers(0, config.vocab_size, (rows, SEEN))
     cache = Cache(torch.tensor(keys[:, None], requires_grad=True), torch.tensor(ids[:, None, :, None]))
-    own = stacked.Copies(tape.Leaf(keys), tape.Leaf(next_key[:, None]), ids)
+    own = stacked.CopyState(tape.Leaf(keys), tape.Leaf(next_key[:, None]), ids)
     return CopyState(cache, torch.tensor(next_key, requires_grad=True)), own
 
 

@@ -12,7 +12,7 @@ from rhapsode.textbook.explain import app, page
 
 NAMES = (
     *("convolution", "parameters", "unrolling", "backpropagation", "tape", "attention", "temperature"),
-    *("rmsnorm", "residual", "pairs", "muon"),
+    *("rmsnorm", "residual", "pairs", "copying", "muon"),
 )
 
 
@@ -138,6 +138,21 @@ def test_residual_and_no_residual_differ_in_a_stack():
     assert float(lengths[-1][1]) < 1e-5
 
 
+def test_copying_of_the_users_numbers():
+    """Equal scores on `a b a`, g = 1/2, three equal words: p(a) = 1/6 + 1/3, of which two thirds were copied."""
+    given = ("--tokens", "0 1 0", "--scores", "0 0 0", "--logits", "1 1 1", "--gate", "0", "--names", "a b c")
+    text = explain("copying", *given, "--target", "0")
+    assert "ℓ = -log(0.5·0.3333 + 0.5·0.6667) = -log 0.5 = 0.6931" in text
+    assert "it stands at: 1, 3" in text
+    assert "r = g c(y) / p(y) = 0.6667 " in text
+    assert "dℓ/du   = g - r = -0.1667" in text
+    assert "dℓ/ds_n = r (A_n - ρ_n) = (-0.1111, 0.2222, -0.1111)" in text
+    assert "The largest difference from central differences is below 1e-8." in text
+    nowhere = explain("copying", *given, "--target", "2")
+    assert "it stands at: nowhere" in nowhere
+    assert "dℓ/ds_n = r (A_n - ρ_n) = (0, 0, 0)" in nowhere
+
+
 def test_pairs_of_the_users_tokens():
     """Row of (2, 1) among 10: 2,000,006 + 7,919 = 2,007,925. Cut between them, the 1 would be taken for (0, 1)."""
     text = explain("pairs", "--tokens", "2 1", "--rows", "10")
@@ -222,6 +237,10 @@ def test_numbers_from_a_file_and_from_standard_input(tmp_path):
         (["pairs", "--vocabulary", "0"], "vocabulary must be between 1 and 2000, got 0"),
         (["pairs", "--rows", "0"], "rows must be >= 1, got 0"),
         (["pairs", "--cut", "7"], "cut must be between 0 and 6, got 7"),
+        (["copying", "--scores", "1 2"], "scores: one for each of the 5 tokens is needed, got 2"),
+        (["copying", "--tokens", "1 1 1 1 5"], "tokens must be >= 0 and below 5, the number of logits, got 5"),
+        (["copying", "--target", "-1"], "target must be >= 0 and below 5, the number of logits, got -1"),
+        (["copying", "--names", "a b"], "names: one for each of the 5 logits is needed, got 2"),
         (["muon", "--coefficients", "1 2"], "coefficients must be three numbers a b c, got 2"),
         (["muon", "--coefficients", "9 9 9"], "coefficients (9, 9, 9): the iteration grows without end"),
         (["muon", "--steps", "0"], "steps must be between 1 and 100, got 0"),

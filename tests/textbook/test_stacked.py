@@ -158,10 +158,10 @@ def test_decoding_and_scoring_agree_with_the_textbook(cut: int) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("copy_dim", [0, 3])
-def test_loss_and_its_gradient_agree_with_the_textbook(copy_dim: int, tied: bool) -> None:
+@pytest.mark.parametrize("fields", [{"feed_forward": 2}, {"cell": "gated", "copy_dim": 3}], ids=["elman", "gated"])
+def test_loss_and_its_gradient_agree_with_the_textbook(fields: dict[str, Any], tied: bool) -> None:
     """Would catch a fused loss that reads another head, or other features, than the logits do."""
-    fast, own, config = both(gate=True, feed_forward=2, pair_embeddings=13, tie_embeddings=tied, copy_dim=copy_dim)
+    fast, own, config = both(gate=True, pair_embeddings=13, tie_embeddings=tied, **fields)
     tokens = tokens_of(config, length=T + 1)
     nats, _ = fast.loss(torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:]))
     nats.backward()

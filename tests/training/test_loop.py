@@ -40,6 +40,7 @@ MODELS = {
         "feed_forward": 1,
         "dropout": 0.2,
         "pair_embeddings": 50,
+        "copy_dim": 3,
     },
 }
 

@@ -11,14 +11,18 @@ from typing import Any
 import typer
 
 from rhapsode import __version__
+from rhapsode.cli.chat import chat
 from rhapsode.cli.check import check
 from rhapsode.cli.evaluate import evaluate
+from rhapsode.cli.export import export
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
 from rhapsode.cli.plan import plan
 from rhapsode.cli.prepare import prepare
+from rhapsode.cli.serve import serve
 from rhapsode.cli.study import app as study_app
+from rhapsode.cli.tell import tell
 from rhapsode.cli.train import story, train
 from rhapsode.terminal import EXIT_STOPPED, ToldElsewhere, discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
@@ -30,14 +34,18 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(generate)
+app.command()(chat)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(export)
 app.command()(prepare)
 app.command()(plan)
 app.command()(bench)
 app.command()(check)
 app.command("import")(import_)
 app.command()(story)
+app.command()(tell)
 app.command()(corpus)
 app.add_typer(explain_app, name="explain")
 app.add_typer(study_app, name="study")
@@ -98,6 +106,12 @@ def main() -> None:
         if debug:
             raise
         print(f"rhapsode: {told(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        what = literal(str(error).splitlines()[0] if str(error) else "not enough of it")
+        print(f"rhapsode: memory ran out ({what}); choose a smaller model, batch_size or window", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rhapsode: stopped", file=sys.stderr)

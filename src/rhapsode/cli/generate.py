@@ -31,7 +31,7 @@ def generate(
     from rhapsode.terminal import print_json, print_text
     from rhapsode.threads import fixed_threads
 
-    prompt = _read(prompt)
+    prompt = read_prompt(prompt)
     with fixed_threads(threads):
         model = load(run, checkpoint=checkpoint, device=device)
         sampling = {
@@ -65,7 +65,7 @@ def generate(
     print_json({"prompt": prompt, "samples": texts})
 
 
-def _read(prompt: str) -> str:
+def read_prompt(prompt: str) -> str:
     """The prompt, also where the locale is not UTF-8 but its bytes are; ValueError where they are no text."""
     if prompt == "-":
         try:

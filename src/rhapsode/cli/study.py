@@ -44,7 +44,7 @@ FIELD = typer.Option(None, help=FIELD_HELP)
 
 
 def _add(name: str, help_text: str) -> None:
-    """Adds a command for one of the course's studies, or for all of them."""
+    """Adds a command for a study that needs no more than a name."""
 
     @app.command(name, help=help_text)
     def command(
@@ -81,6 +81,7 @@ _add("batch", "Batch size 32, 64, 128, 256: losses against sequences seen, and t
 _add("sequences", "Final losses after 10,000, 20,000, 50,000 and 100,000 sequences.")
 _add("temperature", "The large model: its losses and time, and what it writes at temperature 0, 0.3 and 0.8.")
 _add("all", "All four in one report; cells that two of them share are trained once.")
+_add("tracking", "What Elman, gated and attention alone keep track of, beyond the lengths that they are trained on.")
 
 ASKED = (
     *("data", "valid", "tokenizer", "vocab_size", "scale", "minutes", "seeds", "seed", "assignments"),

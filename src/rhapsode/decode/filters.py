@@ -22,10 +22,13 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one."""
+    """Keeps the fewest tokens, the likeliest first, whose probabilities reach p together; at least one.
+
+    Of equally likely ones those with lower ids come first.
+    """
     if p == 1:
         return logits
-    ordered, order = logits.sort(descending=True)
+    ordered, order = logits.sort(descending=True, stable=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # what the likelier ones have reached
     return logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p), -torch.inf)

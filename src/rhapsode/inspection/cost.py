@@ -23,7 +23,7 @@ def flops_by_part(config: ModelConfig, context: int) -> dict[str, int]:
     E, H, heads = config.embed_dim, config.hidden_dim, config.num_heads
     width = E if stacked else H  # what the recurrence puts out and attention reads
     inputs = E + H if config.cell == "elman" else 2 * E
-    recurrence = 2 * H * (inputs + width + (E if config.gate else 0))
+    recurrence = 0 if config.cell == "none" else 2 * H * (inputs + width + (E if config.gate else 0))
     head_sizes = 2 * config.key_dim + 2 * config.value_dim  # queries, keys; values, output transform
     seen = 2 * heads * context * (config.key_dim + config.value_dim)
     attention = 2 * heads * width * head_sizes + seen
@@ -74,9 +74,10 @@ def cost_table(model: LanguageModel) -> Table:
     table.add_row("all", f"{total:,}", "", f"{sum(flops.values()):,}")
     cached = config.num_heads * (config.key_dim + config.value_dim)
     attending = {"all": config.num_layers, "last": 1, "none": 0}[config.attention]
+    hidden = 0 if config.cell == "none" else 4 * config.num_layers * config.hidden_dim
     kept = 4 * attending * cached + (4 * config.copy_dim + 8 if config.copy_dim else 0)  # an id has 8 bytes
     table.caption = (
-        f"weights {4 * total / 1e6:.1f} MB; state {4 * config.num_layers * config.hidden_dim:,} bytes plus"
+        f"weights {4 * total / 1e6:.1f} MB; state {hidden:,} bytes plus"
         f" {kept:,} per token; FLOPs of a forward pass that attends to {COUNTED_CONTEXT} tokens,"
         " training takes three times as many"
     )

@@ -5,6 +5,7 @@
     attention.py    causal attention, with what a cache holds in front
     norm.py         RMSNorm, squared ReLU
     loss.py         cross-entropy of a linear map, without all logits at once
+    copying.py      the same, mixed with the probability that the target was copied
 
 Which form is used is decided by the device of the tensors (`FORMS`). `with form("plain"):` makes all of them plain, for
 what cannot look into hand-written gradients: export, graph capture, second derivatives.

@@ -21,6 +21,8 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """The weights of `attend`, (..., T, S); each row sums to 1."""
     T, S, key_dim = q.shape[-2], k.shape[-2], q.shape[-1]
     scores = q @ k.mT / math.sqrt(key_dim)
+    if T == 1:  # it sees all of them
+        return scores.softmax(-1)
     return scores.masked_fill(~visible(T, S, q.device), -torch.inf).softmax(-1)
 
 

@@ -24,13 +24,18 @@ def linear_cross_entropy(
     Targets of -100 are left out. reduction `mean` (over the scored ones; nan if there are none), `sum`, or `none`:
     one number a target, 0 where it is left out. `backward` is possible once.
     """
-    rows = max(FEWEST_CHUNK_ROWS, CHUNK_LOGITS // len(weight))
+    rows = chunk_rows(len(weight))
     if not is_fast(x):
         return F.cross_entropy(F.linear(x, weight, bias), targets, reduction=reduction)
     if reduction == "none" or not hasattr(F, "linear_cross_entropy"):
         return _chunked(x, weight, bias, targets, reduction, rows)
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows) if len(x) > rows else None
     return F.linear_cross_entropy(x, weight, targets, linear_bias=bias, reduction=reduction, options=options)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """How many tokens' logits exist at once."""
+    return max(FEWEST_CHUNK_ROWS, CHUNK_LOGITS // vocab_size)
 
 
 def _chunked(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, reduction: str, rows: int) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rhapsode.sources import hub
 from rhapsode.sources.cutting import Piece
-from rhapsode.sources.files import cache_root, shown
+from rhapsode.sources.files import shown
 from rhapsode.sources.folders import EVALUATION, TRAINING, Found, files_in
 from rhapsode.sources.guessing import Guess, recognise
 from rhapsode.sources.records import Record
@@ -38,7 +38,6 @@ __all__ = [
     "Record",
     "Source",
     "SourceConfig",
-    "cache_root",
     "files_state",
     "is_place",
     "is_remote",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import platformdirs
 import zstandard
 
 from rhapsode.files import naming
@@ -39,15 +38,11 @@ MARKS = {
 }
 
 CHUNK_BYTES = 1 << 20
+PACKED_BYTES = 1 << 11  # of zstandard that are unpacked at once: to 64 MB at most, whatever is in them
+LONGEST_RECORD = 1 << 28  # bytes of a line of JSON, characters of an item of a list or of a cell of a table
 LARGEST_WINDOW = 1 << 31  # bytes of memory, all that `zstd --long=31` needs; the library alone stops at 1 << 27
 
 OnRead = Callable[[float], None]
-
-
-def cache_root() -> Path:
-    """The folder of what can be made again (token stores, downloads): $RHAPSODE_CACHE or the user's."""
-    named = os.environ.get("RHAPSODE_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("rhapsode")
 
 
 @dataclass(frozen=True)
@@ -98,23 +93,27 @@ class _Zstd(io.RawIOBase):
     def __init__(self, compressed: BinaryIO) -> None:
         self.compressed = compressed
         self.frame: zstandard.ZstdDecompressionObj | None = None
-        self.left, self.ready = b"", memoryview(b"")
+        self.packed, self.place, self.ready = b"", 0, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            data = self.left or self.compressed.read(CHUNK_BYTES // 8)
+            if self.place == len(self.packed):
+                self.packed, self.place = self.compressed.read(CHUNK_BYTES // 8), 0
+            data = self.packed[self.place : self.place + PACKED_BYTES]
+            self.place += len(data)
             if not data:
                 if self.frame is not None:
                     raise EOFError("the file ends in the middle of a frame")
                 return 0
             if self.frame is None:
                 self.frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
-            self.ready, self.left = memoryview(self.frame.decompress(data)), b""
+            self.ready = memoryview(self.frame.decompress(data))
             if self.frame.eof:
-                self.left, self.frame = self.frame.unused_data, None
+                self.place -= len(self.frame.unused_data)
+                self.frame = None
         count = min(len(buffer), len(self.ready))
         buffer[:count] = self.ready[:count]
         self.ready = self.ready[count:]

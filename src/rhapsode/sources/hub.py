@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from rhapsode.files import write_text
+from rhapsode.files import cache_root, write_text
 from rhapsode.progress import say
-from rhapsode.sources.files import cache_root, format_of_name
+from rhapsode.sources.files import format_of_name
 from rhapsode.sources.folders import EVALUATION, SPLIT_WORDS, words_of
 
 SHORT_NAMES = {"tinystories": "roneneldan/TinyStories"}

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rhapsode.sources.files import InputFile, OnRead, open_bytes, read_chunks
+from rhapsode.sources.files import LONGEST_RECORD, InputFile, OnRead, open_bytes, read_chunks
 from rhapsode.sources.guessing import is_cut_short
 from rhapsode.sources.tables import read_table, shape_of
 
 MOST_NAMED = 20  # fields in an error
+PARQUET_ROWS = 128  # of Parquet, where a small file can hold large texts many times over
 
 
 class Record(NamedTuple):
@@ -101,8 +102,10 @@ def _ids(value: list | np.ndarray, where: str) -> np.ndarray:
 def _read_jsonl(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[tuple[Any, str]]:
     offset = 0
     with open_bytes(file, on_read) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_RECORD + 1), b""), start=1):
             where = f"{file.name}, line {number}"
+            if len(line) > LONGEST_RECORD:
+                raise ValueError(f"{where}: {_TOO_LONG}; cut the text into several, or give it as a .txt file")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -178,6 +181,8 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
         if at_end:
             raise bad(f"the file ends where {expected} was expected", len(buffer))
         line += buffer.count("\n", 0, begin)
+        if len(buffer) - begin > LONGEST_RECORD:
+            raise ValueError(f"{file.name}, item {number + 1}: {_TOO_LONG}; cut the text, or give it as a .txt file")
         # As much again as is held: a long element is then tried a few times, not once per chunk.
         held, begin, wanted = buffer[begin:], 0, len(buffer) - begin
         fresh = [held]
@@ -189,6 +194,7 @@ def _read_json(file: InputFile, field: str, on_read: OnRead | None) -> Iterator[
         buffer = "".join(fresh)
 
 
+_TOO_LONG = f"longer than {LONGEST_RECORD >> 20} MiB, which is the most for one record"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -211,7 +217,7 @@ def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterat
                 raise ValueError(f"{file.name}: no column {field!r}; there are: {there} (choose one with --field)")
             bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     row += 1
                     nested = isinstance(value, dict) or column != field

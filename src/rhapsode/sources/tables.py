@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from rhapsode.sources.files import InputFile, OnRead, read_chunks
+from rhapsode.sources.files import LONGEST_RECORD, InputFile, OnRead, read_chunks
 
-LONGEST_CELL = 1 << 28  # characters
 SAMPLE_ROWS = 200
 LONGEST_NAME = 100  # characters of a column's name; what is longer is a text in a table without names
 _NUMBER = re.compile(r"[\s\d.,:;/%+eE-]*")
@@ -25,7 +24,7 @@ class TableShape:
 
 def shape_of(file: InputFile) -> TableShape:
     """Looks at the beginning of a table; raises ValueError where the first row cannot be names of columns."""
-    first = next((line for line in _lines(read_chunks(file)) if line.strip()), "")
+    first = next((line for line in _lines(read_chunks(file), file.name) if line.strip()), "")
     outside = re.sub(r'"[^"]*"', "", first)
     delimiter = "\t" if file.format == "tsv" else max(",;\t|", key=outside.count)
     quoted = file.format == "csv" or _is_quoted(file, delimiter)
@@ -85,8 +84,8 @@ def _rows(
     on_read: OnRead | None = None,
 ) -> Iterator[tuple[list[str], int]]:
     """Yields (cells, number of the line where they begin) of rows that are not blank; with columns, after the first."""
-    csv.field_size_limit(LONGEST_CELL)  # for the whole process; nothing else in it reads CSV
-    lines = _lines(read_chunks(file, on_read))
+    csv.field_size_limit(LONGEST_RECORD)  # for the whole process; nothing else in it reads CSV
+    lines = _lines(read_chunks(file, on_read), file.name)
     if quoted:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
     else:
@@ -115,11 +114,16 @@ def _rows(
         seen = True
 
 
-def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    rest = ""
+def _lines(chunks: Iterator[str], name: str) -> Iterator[str]:
+    held: list[str] = []  # of a line that goes on, which is joined once
+    length = 0
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split("\n")
+        *lines, rest = chunk.split("\n")
         for line in lines:
-            yield f"{line}\n"
-    if rest:
-        yield rest
+            yield "".join([*held, line, "\n"])
+            held, length = [], 0
+        held, length = [*held, rest] if rest else held, length + len(rest)
+        if length > LONGEST_RECORD:
+            raise ValueError(f"{name}: a line of more than {LONGEST_RECORD:,} characters; is it a table?")
+    if held:
+        yield "".join(held)

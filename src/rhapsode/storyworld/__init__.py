@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhapsode.storyworld import evaluation, parsing, sampling
+from rhapsode.storyworld import beginnings, evaluation, parsing, sampling
 from rhapsode.storyworld.corpus import fingerprint, load_grammar
 from rhapsode.storyworld.distribution import SPLITS, Distribution, Entropy
 from rhapsode.storyworld.evaluation import (
@@ -58,6 +58,7 @@ __all__ = [
     "TokenDistribution",
     "TokenDistributions",
     "accuracy",
+    "beginning_labels",
     "chance",
     "check_generated",
     "clozes",
@@ -210,6 +211,17 @@ def labels(text: str) -> tuple[Reference, ...]:
     if parsed.error is not None:
         raise ValueError(f"not a story: {parsed.error}")
     return tuple(references(parsed.derivations[0], _open_mentions()))
+
+
+def beginning_labels(text: str, split: str = "train") -> tuple[Reference, ...]:
+    """The labelled references in the beginning of a story, as far as the text is one.
+
+    What a reference means hangs on what stands before it alone, so the labels are those of a story that begins so.
+    """
+    story, followed = beginnings.finish(_distribution(split), text)
+    # A word that the text breaks off, or makes into another one, is no reference yet.
+    last = followed if followed == len(text) else followed - 1
+    return tuple(reference for reference in labels(story) if reference.end <= last)
 
 
 def check_generated(texts: Iterable[str], training: Iterable[str] = ()) -> GeneratedReport:

@@ -104,7 +104,7 @@ class _Hypothesis:
         return float(self.weights.sum())
 
 
-class _Filter:
+class StoryFilter:
     """Reads the beginning of a story symbol by symbol; `hypotheses` are all that begin with what was read.
 
     spell: a fragment's symbols, None's are those of the end.
@@ -240,7 +240,7 @@ class TokenPredictor:
     def along(self, prefix: str | Sequence[int]) -> TokenDistributions:
         """See `rhapsode.storyworld.next_tokens_along`."""
         ids = tuple(self.tokenizer.encode(prefix) if isinstance(prefix, str) else map(int, prefix))
-        stories = _Filter(self.distribution, self._spell)
+        stories = StoryFilter(self.distribution, self._spell)
         rows = [self._row(stories.hypotheses)]
         for number, id in enumerate(ids):
             before = stories.hypotheses
@@ -278,7 +278,7 @@ class TokenPredictor:
         return hypothesis.start + self.tokenizer.spans(hypothesis.fragment)[hypothesis.read][0]
 
     def _after_text(self, prefix: str) -> TokenDistribution:
-        stories = _Filter(self.distribution, lambda fragment: tuple(map(ord, fragment or "")))
+        stories = StoryFilter(self.distribution, lambda fragment: tuple(map(ord, fragment or "")))
         for position, character in enumerate(prefix):
             if not stories.read(ord(character)):
                 raise ValueError(self._text_departure(prefix, position, stories.hypotheses))

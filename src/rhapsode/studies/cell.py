@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rhapsode.decode import SampleConfig, write
+from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.machine import device_name
 from rhapsode.recipe import Recipe
 from rhapsode.run import Run
@@ -29,6 +29,8 @@ from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
 from rhapsode.studies.storage import get_cell, get_study, put_cell
+from rhapsode.studies.tasks import TASKS
+from rhapsode.studies.tracking import REFERENCE_STORIES, answers_right, references_right, task_stores
 from rhapsode.terminal import EXIT_STOPPED
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
@@ -50,14 +52,19 @@ def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None)
     """
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
-    tokenizer = study.tokenizer()
-    train_store, valid_store = study.stores()
-    view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
+    tokenizer: Tokenizer | None = None
+    if cell.task in TASKS:
+        train_store, view = task_stores(cell.task, cell.sections)
+    else:
+        tokenizer = study.tokenizer()
+        train_store, valid_store = study.stores()
+        view = valid_view(valid_store, about["valid_stories"], study.plan.valid_tokens, study.request.seed)
     if (path / "run.json").exists():
         run = Run.open(path)
     else:
-        recipe = Recipe.from_sections(cell.sections, tokenizer.vocab_size)
+        recipe = Recipe.from_sections(cell.sections, train_store.vocab_size)
         more = {"study": study.identity(cell), "threads": threads, "device": device_name(study.device)}
+        more |= {"task": cell.task} if cell.task in TASKS else {}
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
@@ -68,7 +75,9 @@ def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None)
 
     outcome = _train_when_free(run, train_store, view, study.device, copy)
     if outcome.ended != "interrupted":
-        study.finish(cell, _result(run, outcome, cell, train_store, threads, study.device))
+        result = _result(run, outcome, cell, train_store, threads, study.device)
+        asked = min(REFERENCE_STORIES, about["valid_stories"] or REFERENCE_STORIES)
+        study.finish(cell, result | ({"tracking": _tracking(run, cell, asked)} if cell.task else {}))
     if storage is not None:
         put_cell(path, storage)
     return outcome.ended
@@ -101,6 +110,7 @@ def _result(
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")
+    engine = Engine(model, run.tokenizer)
     batches_per_epoch = Batcher(train_store, run.config("batch", BatchConfig), cell.seed).batches_per_epoch
     return {
         "ended": outcome.ended,
@@ -112,13 +122,19 @@ def _result(
         "threads_begun": run.about["threads"],
         "device": device_name(device),
         "device_begun": run.about.get("device", "cpu"),
-        "completions": [_completions(model, run.tokenizer, t, cell.seed) for t in TEMPERATURES]
-        if cell.completions
-        else [],
+        "completions": [_completions(engine, t, cell.seed) for t in TEMPERATURES] if cell.completions else [],
     }
 
 
-def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int) -> dict[str, Any]:
+def _tracking(run: Run, cell: Cell, asked: int) -> dict[str, Any]:
+    """How many of the task's answers are right, and how far; asked: of how many stories the references are."""
+    model = run.load_model("last")
+    if cell.task in TASKS:
+        return answers_right(model, cell.task, cell.seed) | {"trained": cell.sections["batch"]["window"]}
+    return references_right(model, run.tokenizer, asked, cell.sections["batch"]["window"])
+
+
+def _completions(engine: Engine, temperature: float, seed: int) -> dict[str, Any]:
     """Completions of PROMPT at a temperature: the first texts, and the numbers of each of them all.
 
     At temperature 0 nothing is drawn: all completions are one, so one is made.
@@ -128,11 +144,11 @@ def _completions(model: Any, tokenizer: Tokenizer, temperature: float, seed: int
     texts = [""] * count
     ids: list[list[int]] = [[] for _ in range(count)]
     log_probabilities: list[list[float]] = [[] for _ in range(count)]
-    for written in write(model, tokenizer, PROMPT, config, count):
-        texts[written.sample] += written.text
-        log_probabilities[written.sample].append(written.log_probability)
-        if written.id != tokenizer.eos_id:
-            ids[written.sample].append(written.id)
+    for sample, written in write(engine, PROMPT, config, count):
+        texts[sample] += written.text
+        log_probabilities[sample].append(written.log_probability)
+        if written.id != engine.tokenizer.eos_id:
+            ids[sample].append(written.id)
     return {
         "temperature": temperature,
         "texts": texts[:SHOWN],

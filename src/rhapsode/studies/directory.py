@@ -109,6 +109,7 @@ class Study:
         data = self.about["data"]
         parts = [cell.sections, cell.completions, self.about["valid_stories"], self.plan.valid_tokens]
         parts += [data["train_fingerprint"], data["valid_fingerprint"], self.about["tokenizer_fingerprint"]]
+        parts += [cell.task] if cell.task else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def result(self, cell: Cell) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from typing import Any
 from rhapsode.recipe import BUDGETS
 from rhapsode.recipe.changes import SECTIONS, Sections, build, merge, parse_value, read_assignments, section_of
 from rhapsode.seeds import check_seed
+from rhapsode.studies.tasks import BOXES, COUNT
+from rhapsode.studies.tracking import TRACKED, models_of, recipe_of
 from rhapsode.terminal import literal
 
 # The course's recipe on the package's own data and batches: 128 tokens of each story, Adam at a constant rate.
@@ -34,13 +36,18 @@ RECIPE: Sections = {
 }
 
 COURSE = ("size", "batch", "sequences", "temperature")
-STUDIES = (*COURSE, "all", "grid")
+STUDIES = (*COURSE, "all", "grid", "tracking")
 TITLES = {
     "size": "Model size",
     "batch": "Batch size",
     "sequences": "Number of sequences",
     "temperature": "The large model and temperature",
     "grid": "Grid",
+    "tracking": "Keeping track",
+    "parity": "Parity",
+    "counter": f"A counter modulo {COUNT}",
+    "boxes": f"Swapping objects between {BOXES} boxes",
+    "references": "Storyworld's references",
 }
 Values = dict[str, Any]
 
@@ -105,15 +112,20 @@ class StudyRequest:
             raise ValueError(
                 f"--vary works only with `rhapsode study grid`; {self.study} varies what the course varied"
             )
+        if self.study == "tracking" and (self.data or self.valid):
+            raise ValueError("tracking makes its own data: tasks, and storyworld for references; give it none")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. sections: the fields of its configs. completions: whether it is to write texts at the end."""
+    """One training. sections: the fields of its configs. completions: whether it is to write texts at the end. task:
+    what of TRACKED it is trained for and asked about; the empty text for one that is trained on the study's data alone.
+    """
 
     name: str
     sections: Sections
     completions: bool = False
+    task: str = ""
 
     @property
     def seed(self) -> int:
@@ -164,7 +176,11 @@ def plan_of(request: StudyRequest, scale: float = 1.0) -> StudyPlan:
     fixed = read_assignments(request.assignments)
     base = merge(RECIPE, fixed)
     plan = StudyPlan(())
-    for name in COURSE if request.study == "all" else (request.study,):
+    parts = {"all": COURSE, "tracking": TRACKED}.get(request.study, (request.study,))
+    for name in parts:
+        if name in TRACKED:
+            plan = _with_part(plan, name, models_of(name), merge(recipe_of(name), fixed), fixed, request, scale)
+            continue
         settings = _grid(request.vary) if name == "grid" else SETTINGS[name]
         plan = _with_part(plan, name, settings, base, fixed, request, scale)
     return plan
@@ -180,8 +196,9 @@ def _with_part(
     scale: float,
 ) -> StudyPlan:
     cells = dict(plan.cells)
-    known = {json.dumps(cell.sections, sort_keys=True): cell.name for cell in cells.values()}
-    fields = tuple(next(iter(settings.values())))
+    task = name if name in TRACKED else ""
+    known = {json.dumps([cell.task, cell.sections], sort_keys=True): cell.name for cell in cells.values()}
+    fields = tuple(dict.fromkeys(key for values in settings.values() for key in values))
     made = []
     for label, values in settings.items():
         over: Sections = {}
@@ -200,9 +217,9 @@ def _with_part(
             first, alike = cell, itertools.count(2)
             while cell in cells and cells[cell].sections != sections:  # `a|b` beside `a b`
                 cell = f"{first}-{next(alike)}"
-            cell = known.setdefault(json.dumps(sections, sort_keys=True), cell)
+            cell = known.setdefault(json.dumps([task, sections], sort_keys=True), cell)
             completions = name == "temperature" or (cell in cells and cells[cell].completions)
-            cells[cell] = Cell(cell, sections, completions)
+            cells[cell] = Cell(cell, sections, completions, task)
             names.append(cell)
         made.append(Setting(_label(name, label, values, scale), values, tuple(names)))
     return replace(plan, parts=(*plan.parts, Part(name, fields, tuple(made))), cells=cells)

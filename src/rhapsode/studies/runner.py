@@ -21,9 +21,10 @@ from rich.table import Table
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import SECONDS_BETWEEN_LINES, console, say
 from rhapsode.studies.directory import Study
-from rhapsode.studies.engines import CellEngine, CellAtWork
+from rhapsode.studies.engines import CellAtWork, CellEngine
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.storage import get_cell
+from rhapsode.studies.tasks import TASKS
 from rhapsode.training import Interrupted
 
 SECONDS_BETWEEN_LOOKS = 0.25
@@ -108,7 +109,7 @@ def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage
 
 def _job(study: Study, cell: Cell) -> _Job:
     train, batch = cell.sections["train"], cell.sections["batch"]
-    vocab_size = study.about["vocab_size"]
+    vocab_size = TASKS[cell.task].vocab_size if cell.task in TASKS else study.about["vocab_size"]
     model = build_model(ModelConfig(**{**cell.sections["model"], "vocab_size": vocab_size}), seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sequences = train.get("sequences") or train.get("tokens", 0) / batch["window"]

@@ -17,6 +17,8 @@ from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recipe.changes import build
 from rhapsode.studies.data import valid_view
 from rhapsode.studies.plans import Cell, StudyPlan
+from rhapsode.studies.tasks import TASKS
+from rhapsode.studies.tracking import LENGTH, REFERENCE_STORIES, REFERENCES, TEST_SEQUENCES, TESTED, task_stores
 from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Optimizers
@@ -29,6 +31,7 @@ MARGIN = 0.85  # of the time is planned with: other programs want the machine to
 VALIDATION_SHARE = 0.3  # of the time, at most, unless the number of validation stories was named
 FEWEST_VALID_STORIES = 100
 SMALLEST_SCALE = 1e-5
+REFERENCES_COST = 25  # of asking about a story, in scorings of it
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def fit_scale(
 
 def _shape(cell: Cell) -> str:
     """Cells of one shape take the same time for a step."""
-    return json.dumps([cell.sections["model"], cell.sections["batch"], cell.sections["optimizer"]], sort_keys=True)
+    parts = [cell.sections["model"], cell.sections["batch"], cell.sections["optimizer"], cell.task]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _paces(plan: StudyPlan, train_store: TokenStore, valid_store: TokenStore, device: str) -> dict[str, Pace]:
@@ -120,6 +124,9 @@ def _paces(plan: StudyPlan, train_store: TokenStore, valid_store: TokenStore, de
 def _pace(
     cell: Cell, train_store: TokenStore, few: TokenStore, start: float, device: str, threads: ThreadChooser
 ) -> Pace:
+    if cell.task in TASKS:
+        few_sequences = {**cell.sections["train"], "sequences": cell.sections["batch"]["batch_size"]}
+        train_store, few = task_stores(cell.task, {**cell.sections, "train": few_sequences})
     config = ModelConfig(**{**cell.sections["model"], "vocab_size": train_store.vocab_size})
     model = build_model(config, seed=0).to(device)
     optimizers = Optimizers(model, build(OptimizerConfig, cell.sections["optimizer"]))
@@ -139,7 +146,11 @@ def _pace(
     score(model, few)
     story = (time.monotonic() - began) / few.num_stories
     ending = 64 * story * cell.completions + times[0]  # completions are as many tokens; the first step is slow
-    return Pace(sorted(times[1:])[(len(times) - 1) // 2], story, start + ending)
+    if cell.task:
+        ending += story * (
+            REFERENCE_STORIES * REFERENCES_COST if cell.task == REFERENCES else TEST_SEQUENCES * TESTED / LENGTH
+        )
+    return Pace(sorted(times[1:])[(len(times) - 1) // 2], 0.0 if cell.task in TASKS else story, start + ending)
 
 
 def _seconds(cell: Cell, pace: Pace, train_store: TokenStore, valid_stories: int) -> float:

@@ -25,6 +25,7 @@ from rhapsode.textbook import (
 )
 from rhapsode.textbook.explain import attention as attention_examples
 from rhapsode.textbook.explain import convolution as convolution_examples
+from rhapsode.textbook.explain import copying as copying_examples
 from rhapsode.textbook.explain import muon as muon_examples
 from rhapsode.textbook.explain import pairs as pairs_examples
 from rhapsode.textbook.explain import recurrent as recurrent_examples
@@ -42,7 +43,7 @@ CHAPTERS: dict[ModuleType, tuple[Callable[[], WorkedExample], ...]] = {
     residual: (residual_examples.rmsnorm, residual_examples.residual),
     pairs: (pairs_examples.pairs,),
     gated: (),
-    copying: (),
+    copying: (copying_examples.copying,),
     stacked: (),
     optimizer: (muon_examples.muon,),
 }

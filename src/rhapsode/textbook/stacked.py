@@ -77,7 +77,7 @@ class BlockState:
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopyState:
     """What a copy head keeps: keys (B, S, d) and next_key (B, 1, d), modules, and the tokens (B, S) of the keys."""
 
     keys: Module
@@ -92,7 +92,7 @@ class State:
 
     blocks: tuple[BlockState, ...]
     token: np.ndarray | None = None
-    copies: Copies | None = None
+    copies: CopyState | None = None
 
     def detached(self, tokens: int | None = None) -> "State":
         """The same numbers as constants, on no tape: gradients end here. Of keys and values, the last `tokens`."""
@@ -105,7 +105,7 @@ class State:
         if self.copies is not None:
             keys = self.copies.keys.output[:, -tokens:] if tokens else self.copies.keys.output
             kept = self.copies.tokens[:, -tokens:] if tokens else self.copies.tokens
-            copies = Copies(Leaf(keys), Leaf(self.copies.next_key.output), kept)
+            copies = CopyState(Leaf(keys), Leaf(self.copies.next_key.output), kept)
         return State(tuple(blocks), self.token, copies)
 
 
@@ -206,8 +206,8 @@ class StackedModel:
         return self.psi(Add(here, before).apply_forward(tape)).apply_forward(tape)
 
     def _copy(
-        self, tape: Tape, logits: Module, x: Module, tokens: np.ndarray, before: Copies | None
-    ) -> tuple[Module, Copies]:
+        self, tape: Tape, logits: Module, x: Module, tokens: np.ndarray, before: CopyState | None
+    ) -> tuple[Module, CopyState]:
         """log p (B, T, V) of the vocabulary's logits and the features x (B, T, E), and what the copy head keeps."""
         (B, T), V = tokens.shape, logits.output.shape[-1]
         q = self._linear(tape, "copy_head.query_transform", x)
@@ -221,7 +221,7 @@ class StackedModel:
         copied = Attention(q, keys, Leaf(one_hot(tokens, V)), causal=True).apply_forward(tape)
         gate = Sigmoid(self._linear(tape, "copy_head.gate", x)).apply_forward(tape)
         p = Mix(gate, Softmax(logits).apply_forward(tape), copied).apply_forward(tape)
-        return Log(p).apply_forward(tape), Copies(keys, Slice(after, T - 1, T, axis=1).apply_forward(tape), tokens)
+        return Log(p).apply_forward(tape), CopyState(keys, Slice(after, T - 1, T, axis=1).apply_forward(tape), tokens)
 
     def _attention(self, tape: Tape, at: str, u: Module, state: BlockState | None) -> tuple[Module, Module, Module]:
         """The outputs (B, T, E), and the keys and values so far, those of the state first."""

@@ -20,7 +20,8 @@ from rhapsode.files import check_checksums, write_checksums, write_text
 from rhapsode.tokenizer import definition as rules
 from rhapsode.tokenizer.corrections import Corrections, corrections
 from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTE_OF_PIECE
-from rhapsode.tokenizer.stream import TextStream
+from rhapsode.tokenizer.naming import distinct_names
+from rhapsode.tokenizer.stream import Spelling, TextStream
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "[EOS]", "<|end_of_text|>", "<|im_end|>")
@@ -87,12 +88,28 @@ class Tokenizer:
         unknowns_are_seen = unk is not None and self._vocab.get(unk) == self.unk_id
         self._lacks_only_unknowns = rules.lacks_only_unknowns(definition) and unknowns_are_seen and not spellings
         self._ids_of_word: dict[str, bytes] = {}
+        self._spellings: dict[Spelling, str] = {}  # of ids in streams
         self._kept_characters = 0
         self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
         self._falls_back = rules.falls_back_to_bytes(definition)
         self._spells_bytes = self._falls_back or rules.is_byte_level(definition)
         roles = [self.eos_id, self.pad_id, self.unk_id]
         self.fingerprint = hashlib.sha256(f"{self._tokenizer.to_str()}{roles}".encode()).hexdigest()
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The parsed tokenizer.json of what is in use."""
+        return json.loads(self._tokenizer.to_str())
+
+    @property
+    def pieces(self) -> list[str]:
+        """By id, what the vocabulary calls each token; "" for an id that it skips."""
+        return [self._piece_of_id.get(id, "") for id in range(self.vocab_size)]
+
+    @property
+    def no_text(self) -> list[int]:
+        """The ids that `decode` leaves out: ends, padding, unknown."""
+        return sorted(self._skipped)
 
     def _special_id(self, role: str, special: dict[str, str], usual: Sequence[str], name: str) -> int | None:
         if role in special:
@@ -307,6 +324,12 @@ class Tokenizer:
             piece = self._bytes(id).decode("utf-8", errors="surrogateescape")
         return "".join(map(_printable, piece))
 
+    @cached_property
+    def names(self) -> dict[int, str]:
+        r"""The name of each id of the vocabulary, no two alike: its text, `bytes:\xe2` where that is broken."""
+        byte_level = self._spells_bytes and not self._falls_back
+        return distinct_names(self._piece_of_id, self._bytes if byte_level else None, self._skipped)
+
     def _bytes(self, id: int) -> bytes:
         """What a token spells where each spells bytes; a piece with foreign characters spells itself."""
         piece = self._piece_of_id.get(id, "")
@@ -319,7 +342,7 @@ class Tokenizer:
     def stream(self) -> TextStream:
         """A decoder that takes ids one at a time."""
         bytes_of = self._bytes if self._spells_bytes else None
-        return TextStream(self.decode, bytes_of, self._skipped)
+        return TextStream(self.decode, bytes_of, self._skipped, self._spellings)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, and SHA256SUMS of them.
@@ -382,7 +405,7 @@ def _tokens(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not a JSON object")

@@ -60,10 +60,11 @@ def words_stand_alone(definition: dict[str, Any]) -> bool:
         return False
     if before is None:
         return kind(definition) == "characters"
-    return before in (_as_json(SPACES_LEAD), _as_json(LOW_LINES_LEAD)) or _is_gpt2(before)
+    return before in (as_definition(SPACES_LEAD), as_definition(LOW_LINES_LEAD)) or is_gpt2(before)
 
 
-def _is_gpt2(pre_tokenizer: dict[str, Any]) -> bool:
+def is_gpt2(pre_tokenizer: dict[str, Any]) -> bool:
+    """Whether a text is cut into words as GPT-2 does, with no blank put before it."""
     gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     return {key: pre_tokenizer.get(key) for key in gpt2} == gpt2
 
@@ -76,9 +77,9 @@ def holds_every_text(definition: dict[str, Any], vocab: dict[str, int]) -> bool:
     if is_byte_level(definition):
         model = definition["model"]
         plain = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
-        is_whole = model.get("type") == "BPE" and plain and _is_gpt2(before)
+        is_whole = model.get("type") == "BPE" and plain and is_gpt2(before)
         return is_whole and all(character in vocab for character in BYTE_OF_CHARACTER)
-    whole = before == _as_json(SPACES_LEAD) and falls_back_to_bytes(definition)
+    whole = before == as_definition(SPACES_LEAD) and falls_back_to_bytes(definition)
     return whole and all(piece in vocab for piece in bytes_besides(vocab))
 
 
@@ -124,7 +125,8 @@ def without_beginning(definition: dict[str, Any], inside_word: bool = False) -> 
     return changed
 
 
-def _as_json(pre_tokenizer: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
+def as_definition(pre_tokenizer: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
+    """How a tokenizer.json says it."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel())
     tokenizer.pre_tokenizer = pre_tokenizer
     return dict(json.loads(tokenizer.to_str())["pre_tokenizer"])

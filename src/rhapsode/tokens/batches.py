@@ -28,7 +28,8 @@ class BatchConfig:
     window: T, the number of input tokens of a row; the targets are the T tokens one further on.
     batch_size: B, the number of rows.
     form: `stream`: windows cut from all stories joined; `first`: the first T + 1 tokens of each story (the
-        course's form), shorter stories padded with </s>, their padding not scored.
+        course's form), shorter stories padded with </s>, their padding not scored. Of labelled stories (see TokenStore)
+        the first T ids and their answers, always in the form `first`.
     carry_state: stream only: row b of a batch continues row b of the batch before.
     shuffle: a new seeded order in each epoch; False: the order of the file.
     """
@@ -79,6 +80,8 @@ class Batcher:
         self._ids = np.asarray(store.tokens) if isinstance(store.tokens, np.ndarray) else store.tokens
         self._begins = np.asarray(store.offsets[store.indices])
         self._lengths = np.asarray(store.story_lengths())
+        if store.labelled and config.form != "first":
+            raise ValueError(f"stories whose ids have answers need form first, got form {config.form}")
         if config.form == "stream":
             self.batches_per_epoch = store.num_tokens // full
             have, fits = f"{store.num_tokens:,} tokens", store.num_tokens // config.window
@@ -91,7 +94,8 @@ class Batcher:
             self.batches_per_epoch = fits // config.batch_size
             have, smaller = f"{fits:,} stories of two tokens or more", "choose other data"
             need = f"batch_size {config.batch_size} needs as many stories"
-            targets = np.minimum(self._lengths[self._usable] - 1, config.window)
+            there = self._lengths[self._usable]
+            targets = np.minimum(there // 2 if store.labelled else there - 1, config.window)
             self.tokens_per_batch = config.batch_size * float(targets.mean()) if fits else 0.0  # padding left out
         if self.batches_per_epoch == 0:
             advice = f"batch_size {fits} would fit" if fits else smaller
@@ -177,8 +181,10 @@ class Batcher:
         config = self.config
         stories = self._stories[places]
         lengths = self._lengths[stories, None]
-        place = np.arange(config.window + 1)
+        place = np.arange(2 * config.window if self.store.labelled else config.window + 1)
         ids = self._ids[self._begins[stories, None] + np.minimum(place, lengths - 1)].astype(np.int64)
         beyond = place >= lengths
+        if self.store.labelled:
+            return ids[:, ::2].copy(), np.where(beyond, IGNORED, ids)[:, 1::2].copy()
         inputs = np.where(beyond, self.store.eos_id, ids)[:, :-1]
         return inputs.copy(), np.where(beyond, IGNORED, ids)[:, 1:].copy()

@@ -17,10 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from rhapsode.files import CHECKSUMS, MAKING, check_checksums, make_directory, making, write_checksums, write_text
+from rhapsode.files import (
+    CHECKSUMS,
+    MAKING,
+    cache_root,
+    check_checksums,
+    make_directory,
+    making,
+    write_checksums,
+    write_text,
+)
 from rhapsode.progress import say
 from rhapsode.recorded import read_versioned
-from rhapsode.sources import Source, cache_root
+from rhapsode.sources import Source
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
@@ -29,7 +38,7 @@ from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
 IDS_VERSION, TRAINING_VERSION = 1, 2
-ATTEMPTS = 3  # to make a store that others remove
+ATTEMPTS = 5  # to make a store that others remove
 TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 
 
@@ -41,7 +50,8 @@ class TokenStore:
     hold and the bits of the corrections that give them (see tokenizer/corrections.py). indices: which stories of
     the file this view holds, ascending. num_stories, num_tokens, num_bytes, unspelled_bytes count what the view
     holds; correction_bits, too, with the bit that ends each story's corrections, 0 where there are none at all.
-    has_text: False for stores of given id lists, whose stories do not end with eos_id.
+    has_text: False for stores of given id lists, whose stories do not end with eos_id. labelled: whether each story is
+    a list of ids with answers, id, answer, id, answer: an answer is what is expected after its id, and is not read.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class TokenStore:
         self.eos_id: int = about["eos_id"]
         self.vocab_size: int = about["vocab_size"]
         self.has_text: bool = about["has_text"]
+        self.labelled: bool = about.get("labelled", False)
         self.description: str = about["description"]
         self.num_stories = len(self.indices)
         whole = self.num_stories == len(byte_counts)
@@ -284,9 +295,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
             write_checksums(temporary, folder.name, files)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.is_dir():
-            return
-        if isinstance(error, FileNotFoundError) and error.filename == str(folder):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another process was faster
+        if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
             return  # the cache was cleaned meanwhile; the caller looks again
         if not str(error.filename or "").startswith(str(folder)):
             raise  # of the source

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rhapsode import storyworld
+from rhapsode.files import cache_root
 from rhapsode.progress import say
 from rhapsode.recorded import read_config
 from rhapsode.sources import (
@@ -19,7 +20,6 @@ from rhapsode.sources import (
     FileSource,
     Source,
     SourceConfig,
-    cache_root,
     files_state,
     is_place,
     is_remote,

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from rhapsode.decode import SampleConfig, write_texts
+from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import Score, Worker, score
 from rhapsode.files import AppendedFile
 from rhapsode.machine import keep_freed_memory
@@ -295,8 +295,7 @@ class _Training:
         self._tell(self._validated(train_loss, valid))
         sample = None
         if "tokenizer" in self.run.about and self.config.prompt and group.leads:
-            text = write_texts(self.model.eval(), self.run.tokenizer, self.config.prompt, SAMPLE)[0]
-            self.model.train()
+            text = write_texts(Engine(self.model, self.run.tokenizer), self.config.prompt, SAMPLE)[0]
             sample = f"{self.config.prompt}{text}"
             self._tell("    " + " ".join(sample.split()), sample=True)
         self.happened(Validated(progress.step, train_loss, loss, valid.bits_per_byte, better, sample))

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rhapsode.machine import memory_bytes
+from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import BUDGETS, Recipe
 from rhapsode.recipe.changes import Sections, merge
@@ -15,6 +19,8 @@ from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
 from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.training.plan import first_plan
+
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,31 @@ def begin(request: TrainingRequest, out: Path) -> Ready:
     data, recipe = chosen.data, chosen.recipe
     batcher = Batcher(data.train, recipe.batch, recipe.train.seed)
     first_plan(recipe.train, recipe.optimizer.warmup_steps, batcher)  # raises what training would
+    _check_memory(recipe.model)
     asked = request.data.recorded() | {"preset": preset_of(request)}
     more = {"data": data.about, "request": asked, "floor_bits_per_byte": data.floor_bits_per_byte}
     return Ready(create_run(out, recipe, data.tokenizer, more), data.train, data.valid)
 
 
-def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer, more: dict[str, Any]) -> Run:
-    """A run directory for this recipe, with whatever else is to stand in its run.json."""
-    return Run.create(out, {**recipe.to_dict(), "tokenizer": tokenizer.fingerprint, **more}, tokenizer)
+def _check_memory(config: ModelConfig) -> None:
+    """Raises ValueError where the model alone, with its gradient and its optimiser's state, is more than there is."""
+    try:
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in build_model(config).parameters())
+    except (TypeError, RuntimeError):
+        count = 2**63  # beyond all numbers
+    needed, there = BYTES_PER_PARAMETER * count, memory_bytes()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"a model of {count:,} parameters needs {needed / 1e9:,.1f} GB of memory to train, this machine has"
+            f" {there / 1e9:,.1f}; choose a smaller embed_dim, hidden_dim or vocabulary"
+        )
+
+
+def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer | None, more: dict[str, Any]) -> Run:
+    """A run directory for this recipe, with whatever else is to stand in its run.json; no tokenizer: for bare ids."""
+    spelled = {"tokenizer": tokenizer.fingerprint} if tokenizer is not None else {}
+    return Run.create(out, {**recipe.to_dict(), **spelled, **more}, tokenizer)
 
 
 def choose_recipe(request: TrainingRequest) -> Chosen:

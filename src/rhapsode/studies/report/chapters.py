@@ -7,10 +7,11 @@ from typing import Any
 
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import TITLES, Part, Setting, value_text
-from rhapsode.studies.report import sentences
+from rhapsode.studies.report import sentences, tracking
 from rhapsode.studies.report.figures import MOST_LINES, Figure, Line, dots, lines
 from rhapsode.studies.report.markdown import markdown_table, one_line
 from rhapsode.studies.statistics import Measured, measured
+from rhapsode.studies.tracking import REFERENCES, TRACKED
 
 COURSE_CAVEAT = (
     "The course's numbers come from one GPU and from its full data set, which is not this one; losses on"
@@ -124,6 +125,7 @@ def chapter_of(study: Study, part: Part) -> Chapter:
         "sequences": _sequences,
         "temperature": _temperature,
         "grid": _grid,
+        **dict.fromkeys(TRACKED, _tracking),
     }
     return make[part.name](study, part, found)
 
@@ -253,6 +255,15 @@ def _grid(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
     whiskers = [_finals(name, (), values) for name, values in (("training", train), ("validation", valid))]
     figures.append(dots("grid-final", "Final loss of each setting", LOSS, whiskers, labels))
     return Chapter(part.name, TITLES["grid"], told, figures, [_table(part, found)])
+
+
+def _tracking(study: Study, part: Part, found: list[Outcomes]) -> Chapter:
+    unit, span = ("words", "{} words after it was told") if part.name == REFERENCES else ("steps", "after {} steps")
+    said = tracking.chapter_sentences(found, span)
+    said += [] if part.name == REFERENCES else tracking.verdicts(found)  # of references, nobody is right about all
+    header, *rows = tracking.rows_of(found)
+    table = Table(f"Answers right, by {unit}", header, rows)
+    return Chapter(part.name, TITLES[part.name], said, [tracking.figure_of(part.name, found, unit)], [table])
 
 
 def _marginal(name: str, found: list[Outcomes]) -> str:

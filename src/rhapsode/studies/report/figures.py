@@ -18,6 +18,7 @@ from rhapsode.files import replacing, write_text
 
 MOST_LINES = len(COLOURS)
 WIDTH, HEIGHT = 7.0, 4.4  # inches
+MARK_COLOUR = "#7F7F7F"
 PNG_DOTS_PER_INCH = 150
 
 
@@ -55,9 +56,19 @@ class Figure:
 
 
 def lines(
-    name: str, title: str, x_label: str, y_label: str, drawn: Sequence[Line], legend: str = "", log_x: bool = False
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    drawn: Sequence[Line],
+    legend: str = "",
+    log_x: bool = False,
+    mark: tuple[float, str] | None = None,
 ) -> Figure:
-    """A plot of lines. Raises ValueError for none, or for more than can be told apart."""
+    """A plot of lines; mark: a place on the x-axis, and what is there.
+
+    Raises ValueError for no line, or for more than can be told apart.
+    """
     if not 0 < len(drawn) <= MOST_LINES:
         raise ValueError(f"a plot has 1 to {MOST_LINES} lines, got {len(drawn)}")
     with _drawing(name):
@@ -67,6 +78,8 @@ def lines(
             axes.plot(line.x, line.y, label=line.label, linewidth=1.8, **style)
             if line.low:
                 axes.fill_between(line.x, line.low, line.high, color=COLOURS[i], alpha=0.15, linewidth=0)
+        if mark is not None:
+            axes.axvline(mark[0], label=mark[1], color=MARK_COLOUR, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         if log_x:
             _log_ticks(axes, sorted({x for line in drawn for x in line.x}))
         else:

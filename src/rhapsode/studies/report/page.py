@@ -11,7 +11,7 @@ from typing import Any
 
 from rhapsode.files import write_text
 from rhapsode.studies.directory import Study, devices_of
-from rhapsode.studies.plans import TITLES, value_text
+from rhapsode.studies.plans import TITLES, Part, value_text
 from rhapsode.studies.report import sentences
 from rhapsode.studies.report.chapters import Table, chapters_of
 from rhapsode.studies.report.markdown import markdown_table, one_line
@@ -80,6 +80,13 @@ def title_of(study: Study) -> str:
 
 def how_to_read(study: Study) -> list[str]:
     """How to read the numbers, in sentences."""
+    if study.request.study == "tracking":
+        return [
+            "A guesser is right by chance alone; answers are those of the last checkpoint.",
+            "Losses are in nats per answer, in the references' part per token.",
+            "Seconds count training only, not validation and start-up.",
+            sentences.one_seed(study.request.seeds),
+        ]
     validations = {cell.sections["train"]["validations"] for cell in study.plan.cells.values()}
     count = validations.pop() if len(validations) == 1 else None
     share = "tenth of the run" if count == 10 else f"1/{count} of the run" if count else "stretch of the run"
@@ -127,15 +134,20 @@ def settings_table(study: Study, facts: dict[str, str]) -> Table:
     about, request = study.about, study.request
     first = next(iter(study.plan.cells.values())).sections
     varied = {name for part in study.plan.parts for name in part.fields}
+    everywhere = [cell.sections for cell in study.plan.cells.values()]
     constants = ", ".join(
         f"{name} {value_text(value)}"
         for section in ("model", "optimizer", "train", "batch")
         for name, value in first[section].items()
         if name not in varied | {"prompt", "seed"} and value != ""
+        if all(sections[section].get(name) == value for sections in everywhere)
     )
     data = about["data"]
     valid = f"{data['valid_stories_there']:,} stories, {about['valid_sequences']:,} scored"
     source = f"{data['description']} ({data['num_stories']:,} stories)"
+    tracks = request.study == "tracking"
+    if tracks:
+        source = f"for each task, sequences drawn anew; for references, {source}"
     results = study.results()
     used = sorted({result["threads"] for result in results} | {result["threads_begun"] for result in results})
     rows = [
@@ -143,6 +155,7 @@ def settings_table(study: Study, facts: dict[str, str]) -> Table:
         ["validation data", f"{data['valid_description']} ({valid})"],
         ["tokenizer", f"{about['tokenizer_kind']}, {about['vocab_size']:,} tokens"],
         ["the same in all cells", constants],
+        *([f"in {part.name}", _common_fields(study, part)] for part in study.plan.parts if tracks),
         ["scale", _scale(study)],
         ["seeds", f"{request.seeds}, starting at {request.seed}"],
         ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
@@ -151,6 +164,17 @@ def settings_table(study: Study, facts: dict[str, str]) -> Table:
         *([name, value] for name, value in facts.items()),
     ]
     return Table("Settings", ("what", "value"), rows)
+
+
+def _common_fields(study: Study, part: Part) -> str:
+    """The fields of a part's cells that are not varied, but for those of the model."""
+    sections = study.plan.cells[part.settings[0].cells[0]].sections
+    return ", ".join(
+        f"{name} {value_text(value)}"
+        for section in ("optimizer", "train", "batch")
+        for name, value in sections[section].items()
+        if name not in ("prompt", "seed", "validations")
+    )
 
 
 def _scale(study: Study) -> str:

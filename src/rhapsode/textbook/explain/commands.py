@@ -260,6 +260,32 @@ def pairs(
 
 
 @app.command()
+def copying(
+    tokens: Annotated[str | None, _vector("Ids of the tokens so far.")] = None,
+    scores: Annotated[str | None, _vector("s_n, one for each token.")] = None,
+    logits: Annotated[str | None, _vector("z, one for each word of the vocabulary.")] = None,
+    gate: Annotated[str | None, typer.Option(metavar="NUMBER", help="u; g = σ(u) is how much is copied.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="ID", help="y, the word that comes.")] = None,
+    names: Annotated[str | None, typer.Option(metavar="WORDS", help="A name for each word.")] = None,
+    numbers: Numbers = None,
+    html: Page = None,
+) -> None:
+    """A copy head: one prediction, a mixture of the vocabulary and of the tokens so far, its loss and gradients."""
+    from rhapsode.textbook.explain import copying as examples
+    from rhapsode.textbook.explain import inputs as read
+
+    given = {
+        "tokens": (read.integers, tokens),
+        "scores": (read.vector, scores),
+        "logits": (read.vector, logits),
+        "gate": (read.real, gate),
+        "target": (read.integer, target),
+        "names": (read.words, names),
+    }
+    _show(examples.copying, given, numbers, html)
+
+
+@app.command()
 def muon(
     update: Annotated[str | None, _matrix("U, the gradient after its momentum.")] = None,
     steps: Annotated[str | None, typer.Option(metavar="N", help="Steps of the iteration.")] = None,

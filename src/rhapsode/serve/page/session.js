@@ -1,0 +1,286 @@
+// What the reader has before them: a model, the tree of stories, the settings, and where they look. Knows no element;
+// says with events what changed: `model`, `path`, `token`, `busy`, `cursor`, `settings`, `facts`, `failed`.
+
+import { bitsOf } from "./dom.js";
+import { Tree } from "./tree.js";
+
+export const SETTINGS = {
+  temperature: 0.8,
+  top_k: 0,
+  top_p: 1,
+  min_p: 0,
+  repetition_penalty: 1,
+  max_tokens: 200,
+  n: 1,
+  seed: 0,
+};
+const END = "∎ the end"; // what the token that ends a story is called here
+const TOLD = 40; // tokens of a place, the likeliest
+
+export class Session extends EventTarget {
+  tree = new Tree();
+  settings = { ...SETTINGS };
+  cursor = 0; // a token of the path, or its length: what comes next
+  given = 0; // how many tokens at the path's beginning a person typed
+  failure = null;
+  facts = null; // storyworld's: what the true distribution gives each token, and the references
+  #looks = new Map();
+  #writing = null;
+
+  constructor(source) {
+    super();
+    this.source = source;
+  }
+
+  // What went wrong, and what tries it again; null where all is well.
+  fail(failure) {
+    this.failure = failure;
+    this.say("failed", failure);
+  }
+
+  say(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  get path() {
+    return this.tree.path();
+  }
+
+  get text() {
+    return this.path.map(({ text }) => text).join("");
+  }
+
+  get busy() {
+    return this.#writing !== null;
+  }
+
+  get ended() {
+    return this.path.at(-1)?.ends ?? false;
+  }
+
+  // -- reading ------------------------------------------------------------------------------------------------------
+
+  // The tokens of a text or of ids, each with its surprise in bits.
+  async tokens(what) {
+    const { tokens, log_probabilities: found } = await this.source.inspect({
+      model: this.model.id,
+      ...what,
+      truth: false,
+    });
+    return tokens.map((token, i) => ({ ...token, bits: bitsOf(found[i]), ends: token.piece === this.model.end }));
+  }
+
+  // What the model thought before token i of the path came, and what it kept after it: {before, after}.
+  async look(i, top = TOLD) {
+    const tokens = this.path.map(({ id }) => id),
+      key = `${i} ${top}`;
+    if (!this.#looks.has(key)) {
+      const positions = i < tokens.length ? [i, i + 1] : [i];
+      const request = { model: this.model.id, tokens, positions, top };
+      this.#looks.set(
+        key,
+        this.source.inspect(request).then(({ positions: [before, after = null] }) => {
+          for (const each of [...before.next, ...(before.truth?.next ?? [])])
+            if (each.piece === this.model.end) each.piece = END;
+          return { before, after };
+        }),
+      );
+      this.#looks.get(key).catch(() => this.#looks.delete(key));
+    }
+    return this.#looks.get(key);
+  }
+
+  // -- going on ---------------------------------------------------------------------------------------------------
+
+  async choose(model) {
+    if (model === this.model) return;
+    const text = this.text;
+    this.model = model;
+    this.say("model");
+    this.tree = new Tree();
+    if (text) await this.begin(text, false);
+  }
+
+  // A story of its own that begins with a prompt; whether the model writes on.
+  async begin(prompt, writes = true) {
+    const read = await this.#tried(
+      async () => {
+        const tokens = prompt ? await this.tokens({ text: prompt }) : [];
+        this.tree.add(null, 0, tokens);
+        this.#changed(tokens.length, tokens.length);
+      },
+      () => this.begin(prompt, writes),
+    );
+    if (read && writes) await this.write();
+  }
+
+  // A finished story, by its ids.
+  async open(ids) {
+    this.tree.add(null, 0, await this.tokens({ tokens: ids }));
+    this.#changed(0);
+  }
+
+  // The path up to token i, then another token; the model writes on from there.
+  async branch(i, id) {
+    if (this.busy) return;
+    const read = await this.#tried(
+      async () => {
+        const ids = [...this.path.slice(0, i).map((token) => token.id), id];
+        const tokens = await this.tokens({ tokens: ids });
+        this.tree.add(this.tree.current, i, tokens.slice(i));
+        this.#changed(i);
+      },
+      () => this.branch(i, id),
+    );
+    if (read) await this.write();
+  }
+
+  // The path as a person rewrote it: what they left of its beginning is shared.
+  async edit(text) {
+    if (text === this.text) return;
+    await this.#tried(
+      async () => {
+        const tokens = await this.tokens({ text }),
+          path = this.path;
+        const same = tokens.findIndex(({ id }, i) => id !== path[i]?.id);
+        const at = same < 0 ? tokens.length : same;
+        this.tree.add(this.tree.current, at, tokens.slice(at));
+        this.#changed(at);
+      },
+      () => this.edit(text),
+    );
+  }
+
+  // Writes on where the path ends: in the current branch, or in as many new ones as there are samples.
+  async write() {
+    if (this.busy || this.ended) return;
+    const tokens = this.path.map(({ id }) => id),
+      { n } = this.settings,
+      from = this.tree.current,
+      at = tokens.length;
+    const branches =
+      n === 1 && from !== null ? [from] : Array.from({ length: n }, () => this.tree.add(from, at, []).id);
+    this.tree.current = branches[0];
+    this.samples = n > 1 ? branches : [];
+    this.facts = null;
+    this.#writing = new AbortController();
+    this.say("busy");
+    if (n > 1 || from === null) this.say("path");
+    await this.#tried(
+      () =>
+        this.source.write(
+          { model: this.model.id, tokens, ...this.settings },
+          (token) => {
+            const { sample, log_probability, ended } = token;
+            const added = {
+              id: token.id,
+              text: token.text,
+              piece: token.piece ?? token.text,
+              bits: bitsOf(log_probability),
+              ends: ended === "stop",
+            };
+            this.tree.append(branches[sample], added);
+            this.#looks.clear();
+            this.say("token", { branch: branches[sample], token: added });
+          },
+          this.#writing.signal,
+        ),
+      () => this.write(),
+    );
+    this.#writing = null;
+    this.say("busy");
+    this.#know();
+  }
+
+  stop() {
+    this.#writing?.abort();
+  }
+
+  walk(id) {
+    if (this.busy) return;
+    this.tree.current = id;
+    this.#changed(this.path.length);
+  }
+
+  prune(id) {
+    if (this.busy) return;
+    this.tree.prune(id);
+    this.#changed(this.path.length);
+  }
+
+  point(cursor) {
+    this.cursor = Math.max(0, Math.min(cursor, this.path.length));
+    this.say("cursor");
+  }
+
+  set(settings) {
+    Object.assign(this.settings, settings);
+    this.say("settings");
+  }
+
+  #changed(cursor, given = 0) {
+    this.given = given;
+    this.facts = null;
+    this.samples = [];
+    this.cursor = cursor;
+    this.#looks.clear();
+    this.say("path");
+    this.#know();
+  }
+
+  // What storyworld knows of the path; kept only if the path is still the same when the answer comes.
+  async #know() {
+    if (!this.model.storyworld || this.busy || !this.source.serves) return;
+    const path = this.path,
+      tokens = path.map(({ id }) => id);
+    const found = await this.source.inspect({ model: this.model.id, tokens, truth: true }).catch(() => null);
+    if (!found || this.busy || this.path.length !== path.length) return;
+    this.facts = found;
+    this.say("facts");
+  }
+
+  async #tried(what, again) {
+    try {
+      await what();
+      this.fail(null);
+      return true;
+    } catch (error) {
+      if (error.name !== "AbortError") this.fail({ message: error.message, again });
+      return false;
+    }
+  }
+
+  // -- keeping ------------------------------------------------------------------------------------------------------
+
+  get state() {
+    return {
+      version: 1,
+      model: this.model.id,
+      settings: this.settings,
+      cursor: this.cursor,
+      text: this.text,
+      tree: this.tree.toJSON(),
+    };
+  }
+
+  // As a link or a file has it. Of another model's story only the text can be read.
+  async restore(state, models) {
+    const model = models.find(({ id }) => id === state.model);
+    this.model = model ?? this.model;
+    for (const name in SETTINGS) if (Number.isFinite(state.settings[name])) this.settings[name] = state.settings[name];
+    this.say("settings");
+    await this.#tried(
+      async () => {
+        if (model)
+          this.tree = await Tree.fromJSON(state.tree, (ids) => (ids.length ? this.tokens({ tokens: ids }) : []));
+        else this.tree.add(null, 0, await this.tokens({ text: String(state.text) }));
+        this.#changed(Math.min(state.cursor || 0, this.path.length));
+        if (!model)
+          this.fail({
+            message: `This was written with another model, ${state.model}: its text, as this one reads it`,
+          });
+      },
+      () => this.restore(state, models),
+    );
+  }
+}

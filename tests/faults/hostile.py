@@ -1,0 +1,90 @@
+"""Hostile input by a coverage-guided fuzzer, atheris: so many inputs for each parser of parsers.py.
+
+    python tests/faults/hostile.py PARSER INPUTS SEED FOLDER       one parser, in a process of its own
+
+Each input may take SECONDS and the process MEGABYTES, or the fuzzer ends with the input that did. What else is wrong is
+collected, and the fuzzer goes on.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import MOST_SHOWN, NotHere, Tally, Unit
+
+INPUTS = 100_000
+SLOW = {"model.pt": 20_000, "a prompt": 20_000, "the command line": 20_000}  # milliseconds an input
+SMALL = 500
+SECONDS, MEGABYTES, LONGEST = 20, 4096, 1 << 16
+
+
+def units(small: bool) -> list[Unit]:
+    try:
+        import atheris  # noqa: F401
+    except ImportError:
+        raise NotHere("atheris is not installed: pip install -r tests/faults/requirements.lock") from None
+    from parsers import PARSERS
+
+    return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in PARSERS]
+
+
+def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Tally:
+    command = [sys.executable, __file__, name, str(inputs), str(seed), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder)
+    report = folder / "report.json"
+    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {"tries": 0, "lost": {}}
+    tally = Tally(found["tries"], found["tries"] - sum(found["lost"].values()))
+    tally.lost = [f"{name}: {what} ({count} times)" for what, count in found["lost"].items()][:MOST_SHOWN]
+    if result.returncode or found["tries"] < inputs:
+        end = [line for line in result.stderr.splitlines() if "ERROR" in line or "Error" in line][-1:]
+        tally.lost.append(f"{name}: the fuzzer ended with {result.returncode} after {found['tries']:,}: {end}")
+    coverage = re.findall(r"cov: (\d+)", result.stderr)
+    tally.facts = {"taken": found.get("taken", 0), "refused": found.get("refused", 0)}
+    tally.facts |= {"coverage": int(coverage[-1]) if coverage else 0}
+    return tally
+
+
+def main(arguments: list[str]) -> None:
+    import atheris
+
+    name, inputs, seed, folder = arguments[0], int(arguments[1]), arguments[2], Path(arguments[3])
+    with atheris.instrument_imports(include=["rhapsode", "json", "tomllib", "zipfile", "csv"]):
+        import parsers
+    corpus = folder / "corpus"
+    corpus.mkdir(exist_ok=True)
+    for number, data in enumerate(parsers.good(name)):
+        (corpus / f"good-{number}").write_bytes(data)
+        parsers.feed(name, data)  # what has to be made for it is made before the clock runs
+    counts = {"taken": 0, "refused": 0}
+    lost: dict[str, int] = {}
+
+    def report() -> None:
+        tries = sum(counts.values()) + sum(lost.values())
+        (folder / "report.json").write_text(json.dumps({"tries": tries, "lost": lost, **counts}))
+
+    def one(data: bytes) -> None:
+        try:
+            counts[parsers.feed(name, data)] += 1
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {str(error)[:150]}"
+            lost[what] = lost.get(what, 0) + 1
+            if lost[what] == 1:
+                (folder / f"lost-{len(lost)}").write_bytes(data)
+        tries = sum(counts.values()) + sum(lost.values())
+        if tries % 1000 == 0 or tries >= inputs:
+            report()
+
+    options = [f"-runs={inputs}", f"-seed={int(seed) + 1}", f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
+    options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={folder}/"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,222 @@
+"""Large and long: each in a process of its own, whose memory is measured and bounded.
+
+Sizes at full size: 10 GB of text (less where the disk has no room for three times that), one line of 1 GB, a million
+files, a prompt of 100,000 tokens, the metrics of a million steps.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import NotHere, Tally, Unit
+from material import material, new_run, trained
+
+BASE_MEGABYTES = 900  # of a process that has imported everything, prepared a small text and drawn a picture
+BLOCK = 4_000_000  # bytes that are written at once
+
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+from rhapsode.progress import silent
+begun = time.monotonic()
+with silent():
+    found = {}
+    try:
+        exec(sys.argv[1])
+    except (ValueError, OSError) as error:
+        found["refused"] = str(error)
+found["seconds"] = round(time.monotonic() - begun, 2)
+found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(json.dumps(found))
+"""
+PREPARE = """
+from rhapsode.sources import SourceConfig, open_source
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import prepare
+source = open_source([sys.argv[2]], SourceConfig(split=sys.argv[5]))
+store = prepare(source, Tokenizer.load(Path(sys.argv[3])), Path(sys.argv[4]))
+found |= {"stories": store.num_stories, "bytes": store.num_bytes, "tokens": store.num_tokens}
+"""
+PROMPT = """
+import rhapsode
+model = rhapsode.load(sys.argv[2])
+text = Path(sys.argv[3]).read_text()
+found["tokens"] = len(model.tokenizer.encode(text))
+verbs = sys.argv[4].split()
+if "generate" in verbs:
+    found["written"] = len(model.generate(text, max_tokens=3)[0].tokens)
+if "stream" in verbs:
+    found["streamed"] = len(list(model.stream(text, max_tokens=3)))
+if "score" in verbs:
+    found["nats"] = model.score(text).nats
+if "next_tokens" in verbs:
+    found["likeliest"] = model.next_tokens(text)[0].id
+if "read" in verbs:
+    found["seen"] = int(model.read(text).ids.shape[1])
+if "attention" in verbs:
+    found["maps"] = len(model.attention(text).weights)
+if "inspect" in verbs:
+    from rhapsode.inspection import draw_reading, next_token_tables, read
+    reading = read(model.network, model.tokenizer, text, 3)
+    found["tables"] = len(list(next_token_tables(reading)))
+    found["pictures"] = len(draw_reading(reading, Path(sys.argv[5])))
+"""
+METRICS = """
+from rhapsode.run import Run
+found["lines"] = len(Run.open(Path(sys.argv[2])).metrics())
+"""
+VERBS = ("generate", "stream", "score", "next_tokens", "read", "attention", "inspect")
+
+
+def units(small: bool) -> list[Unit]:
+    gigabytes = 0.005 if small else 10.0
+    return [
+        ("text", partial(large_text, gigabytes)),
+        ("one line", partial(one_line, 0.005 if small else 1.0)),
+        ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
+        ("a prompt", partial(long_prompt, 2_000 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
+        ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),
+    ]
+
+
+def _child(code: str, *arguments: str | Path) -> dict[str, Any]:
+    command = [sys.executable, "-c", CHILD, code, *map(str, arguments)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "RHAPSODE_CACHE": "/nonexistent"}
+    )
+    assert result.returncode == 0, f"ended with {result.returncode}: {result.stderr[-300:]}"
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _needs(folder: Path, gigabytes: float) -> None:
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise NotHere(f"needs {gigabytes:,.0f} GB of disk, {free:,.0f} are free")
+
+
+def large_text(gigabytes: float, seed: int, folder: Path) -> Tally:
+    """Paragraphs of numbered words, a few million different ones; all of it must be in the store."""
+    _needs(folder, 3 * gigabytes)
+    made, draw, tally = material(folder / "made"), random.Random(seed), Tally()
+    file = folder / "large.txt"
+    words = [text for text in made.texts.read_text().split() if text.isalpha()]
+    written = stories = 0
+    with file.open("w", encoding="utf-8") as stream:
+        while written < gigabytes * 1e9:
+            part = [f"{' '.join(draw.choices(words, k=60))} {stories + i}" for i in range(BLOCK // 500)]
+            written += sum(len(text.encode()) for text in part)
+            stories += len(part)
+            stream.write("\n\n".join(part) + "\n\n")
+
+    def check() -> None:
+        found = _child(PREPARE, file, made.folder / "tokenizer", folder / "cache", "paragraph")
+        tally.facts = {"gigabytes": round(written / 1e9, 2), **found}
+        assert found["bytes"] == written, f"{found['bytes']:,} of {written:,} bytes"
+        assert found["stories"] == stories, f"{found['stories']:,} of {stories:,} stories"
+        assert found["megabytes"] < BASE_MEGABYTES + 24 * stories / 1e6, f"{found['megabytes']:,} MB of memory"
+
+    tally.note_of(check, f"{gigabytes} GB")
+    return tally
+
+
+def one_line(gigabytes: float, seed: int, folder: Path) -> Tally:
+    """As text it is one long story; as a record it is refused by name where it is longer than records may be."""
+    _needs(folder, 4 * gigabytes)
+    made, tally = material(folder / "made"), Tally()
+    size = int(gigabytes * 1e9)
+    bodies = {
+        "line.txt": ("", ""),
+        "line.jsonl": ('{"text": "', '"}\n'),
+        "line.json": ('["', '"]'),
+        "line.csv": ('text\n"', '"\n'),
+    }
+    for name, (begin, end) in bodies.items():
+        file = folder / name
+        with file.open("w") as stream:
+            stream.write(begin)
+            for _ in range(size // 1_000_000):
+                stream.write("once upon a time " * 58_823 + "a")
+            stream.write(end)
+
+        def check(file: Path = file) -> None:
+            found = _child(PREPARE, file, made.folder / "tokenizer", folder / f"cache-{file.suffix}", "line")
+            tally.facts[file.name] = found
+            if size > 1 << 28 and file.suffix != ".txt":
+                assert file.name in found["refused"], found
+            else:
+                assert found["stories"] == 1, found
+            assert found["megabytes"] < BASE_MEGABYTES + 8 * (min(size, 1 << 28) >> 20), f"{found['megabytes']:,} MB"
+
+        tally.note_of(check, f"{gigabytes} GB in {name}")
+        file.unlink()
+    return tally
+
+
+def many_files(count: int, seed: int, folder: Path) -> Tally:
+    """A folder of so many small stories."""
+    _needs(folder, 3 * count * 4096 / 1e9)
+    made, tally = material(folder / "made"), Tally()
+    written = 0
+    for i in range(count):
+        place = folder / "stories" / f"{i // 1000:04}"
+        if i % 1000 == 0:
+            place.mkdir(parents=True)
+        text = f"Story number {i} is short."
+        (place / f"{i}.txt").write_text(text)
+        written += len(text)
+
+    def check() -> None:
+        found = _child(PREPARE, folder / "stories", made.folder / "tokenizer", folder / "cache", "file")
+        tally.facts = {"files": count, **found}
+        assert (found["stories"], found["bytes"]) == (count, written), found
+        assert found["megabytes"] < BASE_MEGABYTES + 3 * count / 1000, f"{found['megabytes']:,} MB of memory"
+
+    tally.note_of(check, f"{count:,} files")
+    return tally
+
+
+def long_prompt(tokens: int, verbs: Sequence[str], seed: int, folder: Path) -> Tally:
+    made, tally = material(folder / "made"), Tally()
+    run = trained(made, new_run(made, folder / "run"))
+    file, text = folder / "prompt.txt", "Once upon a time there lived an old fox. "
+    per_text = len(made.tokenizer.encode(text))
+    file.write_text(text * (tokens // per_text + 1))
+    for verb in verbs:
+
+        def check(verb: str = verb) -> None:
+            found = _child(PROMPT, run.path, file, verb, folder / "pictures")
+            tally.facts[verb] = found
+            if "refused" in found:  # where it cannot be: with the number of tokens that can
+                assert "tokens" in found["refused"], found
+            assert found["megabytes"] < BASE_MEGABYTES + tokens / 50, f"{found['megabytes']:,} MB of memory"
+
+        tally.note_of(check, f"{verb}, {tokens:,} tokens")
+    return tally
+
+
+def many_metrics(lines: int, seed: int, folder: Path) -> Tally:
+    """A run of a million steps as it writes them (100 reports, and 1,000 validations); and that many lines."""
+    made, tally = material(folder / "made"), Tally()
+    run = new_run(made, folder / "run")
+    entry = {"event": "train", "step": 0, "sequences": 0, "tokens": 0, "seconds": 0.5, "train_loss": 2.0}
+    entry |= {"gradient_norm": 1.25, "rate": 0.5}
+    for what, count, most in (("as written", 1_100, 1.0), ("lines", lines, 1.0 + 20 * lines / 1e6)):
+        with run.metrics_path.open("w") as stream:
+            for step in range(count):
+                stream.write(json.dumps(entry | {"step": step, "tokens": 1000 * step}) + "\n")
+
+        def check(what: str = what, count: int = count, most: float = most) -> None:
+            found = _child(METRICS, run.path)
+            tally.facts[what] = found
+            assert found["lines"] == count, found
+            assert found["megabytes"] < BASE_MEGABYTES + 2 * lines / 1000, f"{found['megabytes']:,} MB of memory"
+
+        tally.note_of(check, f"{count:,} lines of metrics")
+    return tally

@@ -1,0 +1,287 @@
+"""All that Rhapsode parses, each as a function of bytes that feeds them to it as a user would.
+
+Whatever the bytes are, it must return or raise a ValueError or OSError that is one printable line. `seeds` gives good
+input of each, from which a fuzzer starts.
+"""
+
+import atexit
+import gzip
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import zstandard
+from material import Material, course_model, finished_study, material, new_run, trained, using_cache
+
+import rhapsode
+from rhapsode.cli import main
+from rhapsode.course import load_course_model
+from rhapsode.files import CHECKSUMS, read_checksums
+from rhapsode.progress import silent
+from rhapsode.recipe.changes import read_assignments, read_toml
+from rhapsode.run import Run
+from rhapsode.sources import SourceConfig, open_source
+from rhapsode.sources.hub import parse_address
+from rhapsode.state import State
+from rhapsode.studies.directory import Study
+from rhapsode.terminal import literal, told
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class Parser:
+    """parse: takes the bytes; seeds: good input."""
+
+    parse: Callable[[bytes], Any]
+    seeds: Callable[[], list[bytes]]
+
+
+@cache
+def made() -> Material:
+    """Whatever the parsers need around the bytes, made once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="rhapsode-hostile-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return material(folder)
+
+
+@cache
+def _run_path() -> Path:
+    return trained(made(), new_run(made(), made().folder / "run")).path
+
+
+@cache
+def _study_path() -> Path:
+    finished_study(made(), made().folder / "study")
+    return made().folder / "study"
+
+
+def _scratch(name: str, data: bytes) -> Path:
+    file = made().folder / name
+    file.write_bytes(data)
+    return file
+
+
+def _source(name: str, **config: Any) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> None:
+        source = open_source([str(_scratch(name, data))], SourceConfig(**config))
+        for _, _ in zip(source.stories(), range(1000), strict=False):
+            pass
+
+    return parse
+
+
+def _in_run(name: str, use: Callable[[Run], Any]) -> Callable[[bytes], Any]:
+    """A file of a run replaced."""
+
+    def parse(data: bytes) -> None:
+        file = _run_path() / name
+        before = file.read_bytes()
+        file.write_bytes(data)
+        try:
+            use(Run.open(_run_path()))
+        finally:
+            file.write_bytes(before)
+
+    return parse
+
+
+def _checkpoint(run: Run) -> None:
+    found = run.load("last")
+    assert found is not None
+    run.check_fits(found.tensors)
+
+
+def _tokenizer(data: bytes) -> None:
+    folder = made().folder / "hostile-tokenizer"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(data)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size < 10**6:
+        tokenizer.decode(tokenizer.encode("Once upon a time, </s> there was"))
+
+
+def _tokenizer_seeds() -> list[bytes]:
+    return [(made().folder / "tokenizer" / "tokenizer.json").read_bytes()]
+
+
+def _study(data: bytes) -> None:
+    folder = made().folder / "hostile-study"
+    folder.mkdir(exist_ok=True)
+    (folder / "study.json").write_bytes(data)
+    Study.open(folder).results()
+
+
+def _store(data: bytes) -> None:
+    (good,) = (made().cache / "tokens").glob("store-*")
+    folder = made().folder / good.name
+    if not folder.exists():
+        shutil.copytree(good, folder)
+        (folder / CHECKSUMS).unlink()
+    (folder / "store.json").write_bytes(data)
+    TokenStore.open(folder).story(0)
+
+
+def _store_seeds() -> list[bytes]:
+    return [next((made().cache / "tokens").glob("store-*/store.json")).read_bytes()]
+
+
+def _sums(data: bytes) -> None:
+    _scratch(CHECKSUMS, data)
+    read_checksums(made().folder)
+
+
+@cache
+def _model() -> rhapsode.Model:
+    return rhapsode.load(_run_path())
+
+
+def _prompt(data: bytes) -> None:
+    """As a text, with whatever surrogates the bytes make, and as it comes from a command line."""
+    for text in (data.decode("utf-8", "surrogateescape"), data.decode("utf-16-le", "surrogatepass")):
+        model = _model()
+        ids = model.tokenizer.encode(model._checked(text))
+        assert model.tokenizer.decode(ids) == text
+        model.generate(text, max_tokens=2)
+        if text:
+            assert model.score(text).nats >= 0
+        model.next_tokens(text)
+
+
+def _toml(data: bytes) -> None:
+    read_toml(_scratch("config.toml", data))
+
+
+def _assignments(data: bytes) -> None:
+    read_assignments(data.decode("utf-8", "surrogateescape").split("\0"))
+
+
+def _command_line(data: bytes) -> None:
+    """Arguments as the shell hands them over, behind a verb that reads only."""
+    words = data.decode("utf-8", "surrogateescape").split("\0")
+    verbs = ("generate", "evaluate", "inspect", "check", "corpus", "version")
+    verb = verbs[len(data) % len(verbs)]
+    argv = ["rhapsode", verb, *([str(_run_path())] if verb in verbs[:4] else []), *words]
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    assert code in (None, 0, 1, 2, 130), code
+    assert "Traceback" not in err.getvalue()
+
+
+def _state_seeds() -> list[bytes]:
+    file = made().folder / "state.safetensors"
+    _model().read("Once upon").save(file)
+    return [file.read_bytes()]
+
+
+def _parquet_seeds() -> list[bytes]:
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Once upon a time.", "The end."]}), buffer)
+    return [buffer.getvalue()]
+
+
+RECORDS = b'{"text": "Once upon a time", "n": 1}\n{"text": "there \\ud83d\\ude00 was"}\n'
+PARSERS: dict[str, Parser] = {
+    "text": Parser(_source("a.txt"), lambda: [b"One story.\n\nAnother one.\n", b"a<|endoftext|>b"]),
+    "JSON": Parser(
+        _source("a.json"), lambda: [b'["one", "two"]', b'[{"text": "one"}, {"text": null}]', b"[[1, 2], [3]]"]
+    ),
+    "JSON Lines": Parser(_source("a.jsonl"), lambda: [RECORDS, b"[1, 2]\n[3]\n", b'"a"\n"b"\n']),
+    "a file of unknown kind": Parser(_source("stories"), lambda: [RECORDS, b"One.\n\nTwo.\n", b"a,b\n1,2\n"]),
+    "CSV": Parser(_source("a.csv"), lambda: [b'text,n\n"Once, upon",1\nThe end,2\n', b"a;text\n1;one\n"]),
+    "TSV": Parser(_source("a.tsv"), lambda: [b"text\tn\nOnce upon\t1\n"]),
+    "Parquet": Parser(_source("a.parquet"), _parquet_seeds),
+    "gzip": Parser(_source("a.jsonl.gz"), lambda: [gzip.compress(RECORDS, mtime=0)]),
+    "zstandard": Parser(_source("a.jsonl.zst"), lambda: [zstandard.compress(RECORDS), zstandard.compress(RECORDS) * 2]),
+    "tokenizer.json": Parser(_tokenizer, _tokenizer_seeds),
+    "a checkpoint": Parser(
+        _in_run("last.safetensors", _checkpoint), lambda: [(_run_path() / "last.safetensors").read_bytes()]
+    ),
+    "a saved state": Parser(lambda data: State.load(_scratch("hostile.safetensors", data)), _state_seeds),
+    "run.json": Parser(
+        _in_run("run.json", lambda run: run.load_model()), lambda: [(_run_path() / "run.json").read_bytes()]
+    ),
+    "metrics.jsonl": Parser(
+        _in_run("metrics.jsonl", Run.metrics), lambda: [(_run_path() / "metrics.jsonl").read_bytes()]
+    ),
+    "study.json": Parser(_study, lambda: [(_study_path() / "study.json").read_bytes()]),
+    "store.json": Parser(_store, _store_seeds),
+    "SHA256SUMS": Parser(_sums, lambda: [b"# rhapsode: a tokenizer\n" + b"0" * 64 + b"  tokenizer.json\n"]),
+    "model.pt": Parser(
+        lambda data: load_course_model(_scratch("model.pt", data)),
+        lambda: [course_model(made(), made().folder / "good.pt").read_bytes()],
+    ),
+    "TOML": Parser(_toml, lambda: [b'[model]\nhidden_dim = 8\nactivation = "tanh"\n[train]\nsequences = 100\n']),
+    "--set": Parser(_assignments, lambda: [b"hidden_dim=8\0train.sequences=10", b"carry_state=true"]),
+    "a Hub address": Parser(
+        lambda data: parse_address("hub:" + data.decode("utf-8", "replace")),
+        lambda: [b"org/name@main:train", b"tinystories"],
+    ),
+    "a prompt": Parser(_prompt, lambda: [b"Once upon a time", "👩‍👩‍👧 שלום".encode(), "a b\0c".encode("utf-16-le")]),
+    "the command line": Parser(
+        _command_line, lambda: [b"--json", b"Once\0--max-tokens\0003", b"--seed\0-1", b"--help"]
+    ),
+}
+
+
+def feed(name: str, data: bytes) -> str:
+    """Feeds a parser; returns `taken` or `refused`, raises whatever else it does."""
+    with silent(), using_cache(made().cache):
+        here = os.getcwd()
+        os.chdir(made().folder)
+        try:
+            PARSERS[name].parse(data)
+        except (ValueError, OSError) as error:
+            line = told(error)
+            assert line == literal(line), f"not one printable line: {line!r}"
+            assert len(line) < 5000, f"a message of {len(line):,} characters"
+            return "refused"
+        finally:
+            os.chdir(here)
+    return "taken"
+
+
+def good(name: str) -> list[bytes]:
+    """Good input of a parser."""
+    with silent(), using_cache(made().cache):
+        return PARSERS[name].seeds()
+
+
+def mutated(data: bytes, change: list[tuple[int, int, int]]) -> bytes:
+    """The data with some changes, each (what, where, with what): a byte replaced, put in, cut out, a part doubled."""
+    for what, where, value in change:
+        where %= len(data) + 1
+        if what == 0:
+            data = data[:where] + bytes([value % 256]) + data[where + 1 :]
+        elif what == 1:
+            data = data[:where] + bytes([value % 256]) + data[where:]
+        elif what == 2:
+            data = data[:where] + data[where + value % 64 :]
+        elif what == 3:
+            data = data[: where + value % 64] + data[where:]
+        else:
+            data = data[:where] + WORDS[value % len(WORDS)] + data[where:]
+    return data
+
+
+WORDS = [b"null", b"-1", b"1e999", b"NaN", b"[" * 5000, b'{"a":', b"\xff\xfe", b"\x00", b"9" * 5000, b'"', b"\\ud800",
+         b"99999999999999999999", b"\xef\xbb\xbf", b"\x1b[2J", b"true", b",,", b"../../etc", "é".encode(), b"\r\n",
+         json.dumps({"model": {}}).encode()]  # fmt: skip

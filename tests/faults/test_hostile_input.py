@@ -1,0 +1,189 @@
+"""Hostile input: whatever is parsed is taken, or refused in one printable line; nothing in it is run."""
+
+import gzip
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from parsers import PARSERS, feed, good, mutated
+
+from rhapsode.course import load_course_model
+from rhapsode.sources import open_source
+from rhapsode.tensors import unpack_tensors
+from rhapsode.terminal import literal, literal_lines, print_text
+
+CHANGES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6)
+SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 60, "Parquet": 80, "study.json": 60}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_hostile_input_is_taken_or_refused(name: str) -> None:
+    """Would catch a traceback of any kind, and a message that a terminal obeys or that fills the screen."""
+    seeds = good(name)
+    for seed in seeds:
+        feed(name, seed)
+
+    @settings(max_examples=SLOW.get(name, 120), derandomize=True, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.one_of(st.builds(mutated, st.sampled_from(seeds), CHANGES), st.binary(max_size=200)))
+    def check(data: bytes) -> None:
+        feed(name, data)
+
+    check()
+
+
+class Harmful:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_nothing_in_a_model_file_is_run(tmp_path: Path) -> None:
+    """Would catch a model.pt that starts a program: as a whole, in an archive, and as a part of a module."""
+    marker, file = tmp_path / "was-run", tmp_path / "model.pt"
+    harmful = Harmful(marker)
+    module = torch.nn.Linear(2, 2)
+    module.extra = harmful
+    for save in (
+        lambda: file.write_bytes(pickle.dumps(harmful)),
+        lambda: torch.save(harmful, file),
+        lambda: torch.save({"weights": torch.zeros(2), "more": harmful}, file),
+        lambda: torch.save(module, file),
+        lambda: torch.save(harmful, file, _use_new_zipfile_serialization=False),
+    ):
+        save()
+        with pytest.raises(ValueError, match=r"model\.pt: not a model\.pt"):
+            load_course_model(file)
+    assert not marker.exists()
+
+
+def header(text: str, data: bytes = bytes(64)) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode() + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,1000000000000]}}'),
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}'),
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,32]}}'),
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[16,32]}}'),
+        header('{"a":{"dtype":"F32","shape":[-4],"data_offsets":[0,-16]}}'),
+        header('{"a":{"dtype":"F32","shape":[99999999999,99999999999],"data_offsets":[0,16]}}'),
+        header('{"__metadata__":[1,2]}'),
+    ],
+    ids=["huge header", "past the end", "overlap", "gap", "duplicate", "negative", "overflow", "metadata"],
+)  # fmt: skip
+def test_hostile_headers_of_tensors(content: bytes) -> None:
+    """Would catch memory that is taken because a header asks for it, and tensors that share bytes."""
+    with pytest.raises(ValueError):
+        unpack_tensors(content, "progress", format_version="1")
+
+
+def bomb(kind: str, megabytes: int) -> bytes:
+    """Letters without an end, packed to a thousandth or less."""
+    block = b"a" * 1_000_000
+    if kind == "gzip":
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9) as stream:
+            for _ in range(megabytes):
+                stream.write(block)
+        return buffer.getvalue()
+    packer = zstandard.ZstdCompressor(level=19).compressobj()
+    return b"".join([*(packer.compress(block) for _ in range(megabytes)), packer.flush()])
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("gzip", "gz"), ("zstd", "zst")])
+def test_bombs_are_read_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+) -> None:
+    """Would catch a small file that takes all memory: as text it streams, as one line of JSON it is refused."""
+    monkeypatch.setattr("rhapsode.sources.records.LONGEST_RECORD", 1 << 24)
+    packed = bomb(kind, 100)
+    assert len(packed) < 200_000
+    text, lines = tmp_path / f"a.txt.{suffix}", tmp_path / f"a.jsonl.{suffix}"
+    text.write_bytes(packed)
+    lines.write_bytes(packed)
+    tracemalloc.start()
+    length = sum(len(piece.text) for piece in open_source([str(text)]).pieces())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert length == 100_000_000
+    assert peak < 180_000_000
+    with pytest.raises(ValueError, match="line 1: longer than 256 MiB"):
+        next(iter(open_source([str(lines)]).pieces()))
+
+
+def test_a_packed_model_file_is_refused(tmp_path: Path) -> None:
+    """Would catch an archive whose parts unpack to more than the memory there is."""
+    file = tmp_path / "model.pt"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", bytes(50_000_000))
+    with pytest.raises(ValueError, match="it is packed, which PyTorch never does"):
+        load_course_model(file)
+
+
+ESCAPES = "\x1b]0;title\x07 \x1b[2J \x9b31m \u202e right \u2066 to left \r over \x00 \x7f"
+
+
+def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a story, a file's name or a model's text that clears the screen or types a command."""
+    shown = literal_lines(f"a\n{ESCAPES}\tb")
+    assert shown.startswith("a\n\\x1b]0;title\\x07 \\x1b[2J \\x9b31m \\u202e right")
+    assert shown.endswith("\tb")
+    assert all(character.isprintable() or character in "\n\t" for character in shown)
+    for plain in ("日本語\n", "שלום", "👩\u200d👩\u200d👧", "e\u0301\n\n"):
+        assert literal_lines(plain) == plain
+    assert literal(ESCAPES).isprintable()
+
+    class Screen(io.StringIO):
+        tty = True
+
+        def isatty(self) -> bool:
+            return self.tty
+
+    for tty, expected in ((True, literal_lines(ESCAPES)), (False, ESCAPES)):
+        screen = Screen()
+        screen.tty = tty
+        monkeypatch.setattr(sys, "stdout", screen)
+        print_text(ESCAPES, end="")
+        monkeypatch.undo()
+        assert screen.getvalue() == expected
+
+
+def test_a_model_beyond_memory_is_refused(tmp_path: Path) -> None:
+    """Would catch a traceback of the allocator where a config asks for more than there is."""
+    file = tmp_path / "a.txt"
+    file.write_text("One story.\n\nAnother one, of more words.\n")
+    command = [
+        sys.executable,
+        "-m",
+        "rhapsode",
+        "train",
+        str(file),
+        "--out",
+        str(tmp_path / "run"),
+        "--vocab-size",
+        "258",
+    ]
+    command += ["--set", "embed_dim=2000000000", "--set", "window=4", "--set", "batch_size=1", "--sequences", "4"]
+    environment = {**os.environ, "RHAPSODE_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "GB of memory to train, this machine has" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

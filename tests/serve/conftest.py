@@ -1,0 +1,83 @@
+"""A server in a thread of the tests' own process, so that they can look behind it, and the model that it serves."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+httpx = pytest.importorskip("httpx", reason="needs the clients of the extra [dev]")
+pytest.importorskip("fastapi", reason="needs the extra [serve]")
+
+import rhapsode  # noqa: E402
+from rhapsode.serve.server import RunServer, ServerConfig  # noqa: E402
+
+
+class Served:
+    """A server that runs. api: an HTTP client of it; server: what is behind it; call: runs a function in its loop."""
+
+    def __init__(self, server: RunServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server, self.loop = server, loop
+        self.url = server.address
+        self.api = httpx.Client(base_url=self.url, timeout=60)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        async def inside() -> Any:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(inside(), self.loop).result(timeout=10)
+
+    def complete(self, **fields: Any) -> dict[str, Any]:
+        """The answer to a completion, which must be one."""
+        answer = self.api.post("/v1/completions", json=fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refused(self, status: int, path: str = "/v1/completions", **fields: Any) -> dict[str, Any]:
+        """The error that a request gets."""
+        answer = self.api.post(path, json=fields)
+        assert answer.status_code == status, answer.text
+        assert answer.json().keys() == {"error"}
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+        return answer.json()["error"]
+
+
+@contextmanager
+def serving(*runs: Path, **options: Any) -> Iterator[Served]:
+    """A server of some runs on a free port, for as long as the block lasts."""
+    server = RunServer(ServerConfig(runs=runs, port=0, **options))
+    started: threading.Event = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        started.set()
+        await server.run()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    started.wait(10)
+    served = Served(server, loops[0])
+    try:
+        yield served
+    finally:
+        served.api.close()
+        loops[0].call_soon_threadsafe(server.end)
+        thread.join(40)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def served(tiny_run: Path) -> Iterator[Served]:
+    """The server that most tests share; nothing in it is changed."""
+    with serving(tiny_run) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def model(tiny_run: Path) -> rhapsode.Model:
+    """The same model through the Python API."""
+    return rhapsode.load(tiny_run, device="cpu")

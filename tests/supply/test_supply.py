@@ -1,0 +1,126 @@
+"""What Rhapsode is made of, and whom it talks to: nobody, unless a command says so."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import licences
+import lock
+import pytest
+
+ROOT = lock.ROOT
+ENTRY = re.compile(
+    r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ; [^\\\n]*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n?)+)", re.M
+)
+COUNTING = """
+import json, sys
+connections = []
+
+def heard(event, arguments):
+    if event in ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        connections.append([event, str(arguments[-1])[:80]])
+
+sys.addaudithook(heard)
+from rhapsode.cli import main
+codes = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["rhapsode", *words]
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code)
+print(json.dumps([codes, connections]))
+"""
+
+
+def test_the_lock_has_the_digest_of_every_file() -> None:
+    """Would catch a package that is installed as whatever the registry gives, and one that is not pinned at all."""
+    text = lock.LOCK.read_text(encoding="utf-8")
+    entries = {
+        licences.normal(name): (version, digests.count("--hash")) for name, version, digests in ENTRY.findall(text)
+    }
+    assert entries.keys() == {licences.normal(name) for name in lock.pinned(text)}
+    assert all(count for _, count in entries.values())
+    assert "torch" not in entries
+    for requirement in lock.wanted():
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        assert name is not None
+        assert licences.normal(name[0]) in entries, f"{requirement} is not in requirements.lock; run `make lock`"
+    many = sum(count > 10 for _, count in entries.values())
+    assert many > 20  # wheels of other systems too
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    """Would catch tests that pass with other versions than those that people get."""
+    pins = {licences.normal(name): version for name, version in lock.pinned(lock.LOCK.read_text()).items()}
+    found = {name: version for name, version in licences.installed().items() if name != licences.TORCH}
+    assert len(found) > 80
+    assert {name: version for name, version in found.items() if pins[name] != version} == {}
+    torch = re.search(r"^TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert licences.installed()["torch"].split("+")[0] == torch[1]
+
+
+def test_every_licence_is_on_the_page() -> None:
+    """Would catch a package whose licence nobody has read."""
+    rows = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text(), re.MULTILINE))
+    for name in licences.installed():
+        assert rows.get(name) == licences.licence_of(name), (
+            f"{name}: python tests/supply/licences.py > docs/licences.md"
+        )
+        assert rows[name] != "not said" or name in ("nvidia",), name
+    assert not [name for name, licence in rows.items() if re.search(r"\bA?GPL", licence)]
+
+
+def verbs(folder: Path) -> list[list[str]]:
+    """One of everything that needs no network, on little text."""
+    (folder / "a.txt").write_text("Once upon a time there was a fox.\n\nThe end of the other story is here.\n" * 40)
+    small = ["--set", "embed_dim=4", "--set", "hidden_dim=4", "--set", "window=8", "--set", "batch_size=2"]
+    train = ["train", "a.txt", "--out", "run", "--sequences", "16", "--threads", "1", "--vocab-size", "270", *small]
+    study = ["study", "grid", "a.txt", "--vary", "learning_rate=0.001", "--out", "study", "--threads", "1"]
+    study += ["--vocab-size", "270", "--set", "sequences=8", *small]
+    return [
+        train,
+        [*train, "--resume"],
+        ["generate", "run", "Once", "--max-tokens", "3"],
+        ["evaluate", "run"],
+        ["inspect", "run", "--text", "Once upon"],
+        ["check", "run"],
+        ["corpus", "1"],
+        ["explain", "attention"],
+        study,
+    ]
+
+
+def test_nothing_talks_to_anybody(tmp_path: Path) -> None:
+    """Would catch telemetry, a look for a newer version, a name that is resolved: counted in Python, and by the system.
+
+    With strace every connection of every process is seen, those of the study's cells and of C code too.
+    """
+    environment = {**os.environ, "RHAPSODE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COUNTING, json.dumps(verbs(tmp_path))]
+    trace = tmp_path / "trace"
+    if (
+        shutil.which("strace")
+        and not subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode
+    ):
+        command = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=connect,sendto,bind", *command]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    codes, connections = json.loads(result.stdout.splitlines()[-1])
+    assert [code or 0 for code in codes] == [0] * len(verbs(tmp_path)), result.stderr[-2000:]
+    assert connections == []
+    if trace.exists():
+        assert not re.findall(r"AF_INET6?", trace.read_text())
+
+
+@pytest.mark.parametrize("promise", re.findall(r"`(tests/[^`]+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+def test_what_is_promised_is_tested(promise: str) -> None:
+    """Would catch a promise whose test is gone."""
+    file, _, name = promise.partition("::")
+    assert (ROOT / file).is_file(), promise
+    assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), promise

@@ -1,0 +1,374 @@
+"""Side by side: what is looked for, what is missing, what counts as there, and lanes that end when they should."""
+
+import importlib
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsode.recipe import Recipe
+from rhapsode.recipe.changes import merge, read_assignments
+from rhapsode.recipe.presets import PRESETS
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    report = importlib.import_module("report")
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+# Looking for modern's sizes
+
+
+def bowl(config: dict[str, Any]) -> float:
+    """A loss whose lowest value is at a width of 224, two layers, a rate of 0.01; nothing else matters."""
+    return 1 + abs(math.log2(config["width"] / 224)) + abs(config["layers"] - 2) + abs(config["learning_rate"] - 0.01)
+
+
+def played(tuning: Any, runs: int, loss: Any = bowl) -> tuple[dict[str, Any], dict[str, float], int]:
+    """A search with at most so many runs: the best, all values, and how many rounds of at most two there were."""
+    values: dict[str, float] = {}
+    rounds = 0
+    while True:
+        best, following = tuning.search(tuning.START, tuning.SPACE, values)
+        if not following or len(values) >= runs:
+            return best, values, rounds
+        assert len(following) <= 2
+        rounds += 1
+        for config in following:
+            assert tuning.key_of(config) not in values  # nothing is tried twice
+            values[tuning.key_of(config)] = loss(config)
+
+
+def test_the_search_finds_the_bottom_and_ends_there() -> None:
+    """Would catch a search that stops one step early, or walks back and forth."""
+    tuning = module("tuning")
+    best, values, rounds = played(tuning, 100)
+    assert (best["width"], best["layers"], best["learning_rate"]) == (224, 2, 0.01)
+    assert bowl(best) == min(values.values())
+    assert len(values) <= 36
+    assert rounds < 0.7 * len(values)  # mostly two at once
+    for field, steps in tuning.SPACE.items():  # no neighbour is better, and all were tried
+        for config in tuning.neighbours(best, field, steps):
+            assert values[tuning.key_of(config)] >= bowl(best)
+
+
+def test_the_search_goes_on_from_its_results() -> None:
+    """Would catch hours that are run again: stopped anywhere, it asks for what it would have asked for."""
+    tuning = module("tuning")
+    best, values, _ = played(tuning, 100)
+    count = 0
+    while count < len(values):
+        _, following = tuning.search(tuning.START, tuning.SPACE, dict(list(values.items())[:count]))
+        assert [tuning.key_of(config) for config in following] == list(values)[count : count + len(following)]
+        count += len(following)
+    assert tuning.search(tuning.START, tuning.SPACE, values) == (best, [])
+
+
+def test_training_that_diverged_is_never_the_best() -> None:
+    tuning = module("tuning")
+    best, _, _ = played(tuning, 100, lambda config: math.inf if config["learning_rate"] > 0.02 else bowl(config))
+    assert best["learning_rate"] <= 0.02
+
+
+def test_what_cannot_be_is_not_tried() -> None:
+    """Would catch a run that ends in an error after the machine was waited for: 8 heads of an odd size."""
+    tuning = module("tuning")
+    config = {**tuning.START, "width": 96, "heads": 4}
+    assert [each["heads"] for each in tuning.neighbours(config, "heads", tuning.SPACE["heads"])] == [2, 8]
+    assert tuning.neighbours({**config, "heads": 8}, "width", (90, 96, 100)) == []
+
+
+def test_the_best_modern_is_that_of_the_nearest_budget() -> None:
+    """Would catch a rival that is run as it was first guessed, while a better one is known."""
+    tuning = module("tuning")
+    assert tuning.best_modern(10, True) == tuning.START
+    other = {**tuning.START, "width": 160}
+    for minutes, config, value in ((10.0, tuning.START, 0.9), (10.0, other, 0.8), (2.0, tuning.START, 1.2)):
+        tuning.keep({"minutes": minutes, "who": "modern, copy head", "recipe": config, "value": value, "steps": 9,
+                     "tokens": 90, "seconds": 3.0})  # fmt: skip
+    assert tuning.best_modern(10, True) == other
+    assert tuning.best_modern(12, True) == other
+    assert tuning.best_modern(2, True) == tuning.START
+    assert tuning.best_modern(10, False) == {**other, "copy_dim": 0}  # begins where the other has got to
+
+
+def test_every_run_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a run that diverged and is not told of."""
+    tuning = module("tuning")
+    run = {"minutes": 10.0, "who": "modern", "recipe": {**tuning.START, "copy_dim": 0}, "value": None}
+    tuning.keep(run)
+    found = {"value": 0.75, "steps": 9, "tokens": 90, "seconds": 2.0}
+    tuning.keep({**run, "recipe": {**run["recipe"], "width": 96}, **found})
+    tuning.print_table(10.0, "modern")
+    out = capsys.readouterr().out.replace("*", "")
+    assert "| diverged |  |  |" in out
+    assert "| 0.7500 | 9 | 45 |" in out
+
+
+# What counts as there
+
+
+def pair(seed: int, ours: dict[str, Any], value: float | None = 0.8, commit: str = "a", **more: Any) -> dict[str, Any]:
+    runs = [
+        {"who": "rhapsode", "recipe": ours, "value": value, "steps": 10, "parameters": 5, **more},
+        {"who": "before", "recipe": {"commit": "b"}, "value": 0.9, "steps": 20, "parameters": 5},
+    ]
+    return {"question": "tinystories, ten minutes", "text": "tinystories", "minutes": 10, "seed": seed, "cores": 1,
+            "commit": commit, "runs": runs}  # fmt: skip
+
+
+def test_a_pair_counts_for_its_recipes_its_seed_and_if_wanted_its_commit() -> None:
+    """Would catch a row that an earlier recipe made, and hours that are run again for a commit of the docs."""
+    tables, questions = module("side_by_side_tables"), module("questions")
+    recipes = {"rhapsode": {"a": 1}, "before": {"commit": "b"}}
+    there = [questions.Contender(who, recipe, None, None) for who, recipe in recipes.items()]
+    name = "tinystories, ten minutes"
+    assert tables.same(pair(0, {"a": 1}), name, 0, there)
+    assert not tables.same(pair(0, {"a": 2}), name, 0, there)
+    assert not tables.same(pair(1, {"a": 1}), name, 0, there)
+    assert not tables.same(pair(0, {"a": 1}), "another", 0, there)
+    assert tables.same(pair(0, {"a": 1}, commit="x"), name, 0, there)
+    assert not tables.same(pair(0, {"a": 1}, commit="x"), name, 0, there, "a")
+    assert not tables.same(pair(0, {"a": 1}, None, why="killed by SIGKILL"), name, 0, there)
+    assert tables.same(pair(0, {"a": 1}, None, why="the loss became nan at step 3; this was not"), name, 0, there)
+
+
+def test_nothing_that_was_measured_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a run that takes the place of one of another recipe: the table has the newest, the file has all."""
+    side_by_side, tables = module("side_by_side"), module("side_by_side_tables")
+    monkeypatch.setattr(side_by_side, "RESULTS", module("report").RESULTS)
+    made = [pair(0, {"a": 1}), pair(1, {"a": 1}), pair(0, {"a": 2}), pair(1, {"a": 2}, 0.7), pair(0, {"a": 2}, 0.75)]
+    for each in made:
+        side_by_side.keep_pair(each)
+    assert side_by_side.read_pairs() == made
+    assert tables.newest(made, "tinystories, ten minutes") == [made[4], made[3]]
+
+
+def test_the_table_has_every_seed_and_its_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a difference of means over other seeds, and a bar that is reached in the wrong direction."""
+    tables = module("side_by_side_tables")
+    lost = pair(2, {"a": 2}, None, why="the loss became nan at step 3")
+    tables.print_tables([pair(0, {"a": 2}, 0.8), pair(1, {"a": 2}, 0.84), lost])
+    out = capsys.readouterr().out
+    assert "| 0 | 0.8000 | 0.9000 | -0.1000 | 10, 20 |" in out
+    assert "| 1 | 0.8400 | 0.9000 | -0.0600 |" in out
+    assert "| 2 | diverged | 0.9000 | diverged |" in out
+    assert "| mean | 0.8200 ± 0.0283 | 0.9000 ± 0.0000 | -0.0800 ± 0.0283 |" in out
+    assert "The bar is 0.07 below: reached." in out
+    tables.print_tables([pair(0, {"a": 2}, 1.0)])
+    assert "missed" in capsys.readouterr().out
+
+
+def test_what_a_part_is_worth_is_the_mean_of_differences_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a part that looks worth something because its seeds had a faster hour."""
+    tables = module("side_by_side_tables")
+    made = [
+        {**pair(seed, {"a": 1}, value), "question": "coffee, no copy head"} for seed, value in ((0, 0.8), (1, 0.86))
+    ]
+    tables.print_tables(made)
+    out = capsys.readouterr().out
+    assert "### Parts of coffee, 10 minutes" in out
+    row = "| no copy head | 0.8300 ± 0.0424 | 0.9000 ± 0.0000 | 0.0700 ± 0.0424 | 2 | 10, 20 | 5 |"
+    assert row in out
+    assert out.count("no copy head") == 1
+
+
+def test_labels_of_the_figure_do_not_lie_on_one_another() -> None:
+    """Would catch a label that another covers, and labels that change places."""
+    apart = module("side_by_side_tables").apart
+    for values in ([0.7, 0.71, 0.705, 0.9], [1.0, 1.0, 1.0], [3.0, 2.0, 1.0], [0.5]):
+        places = apart(values, 0.05)
+        order = sorted(range(len(values)), key=places.__getitem__)
+        assert all(places[j] - places[i] >= 0.05 - 1e-9 for i, j in itertools.pairwise(order))
+        assert all(values[i] <= values[j] for i, j in itertools.pairwise(order))
+    assert apart([3.0, 2.0, 1.0], 0.05) == [3.0, 2.0, 1.0]
+
+
+def test_the_figure_is_drawn_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a figure of an hour's numbers that ends in an error."""
+    pytest.importorskip("matplotlib")
+    tables = module("side_by_side_tables")
+    monkeypatch.setattr(tables, "FIGURE", tmp_path / "figure.svg")
+    curve = [[60.0 * i, 2.0 - i / 10] for i in range(1, 11)]
+    made = pair(0, {"a": 1})
+    for run in made["runs"]:
+        run["curve"] = curve
+    tables.plot([made])
+    assert "<svg" in (tmp_path / "figure.svg").read_text()
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        tables.plot([])
+
+
+# The questions
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_change_is_one_of_the_recipe(preset: str) -> None:
+    """Would catch a field that has another name by now, after the machine was waited for."""
+    for change, words in module("questions").CHANGES.items():
+        assert len(words) % 2 == 0
+        assert set(words[::2]) <= {"--set", "--vocab-size"}, change
+        own = read_assignments([value for name, value in zip(words[::2], words[1::2], strict=True) if name == "--set"])
+        Recipe.from_sections(merge(PRESETS[preset], own), 300)
+
+
+def test_questions_come_in_their_order_of_worth() -> None:
+    """Would catch a question that two have the name of: the second would count as there."""
+    questions = module("questions").questions()
+    assert len({question.name for question in questions}) == len(questions)
+    assert [question.tier for question in questions] == sorted(question.tier for question in questions)
+    assert all(len(question.contenders) == 2 for question in questions)
+    assert {question.preset for question in questions if question.minutes >= 4} == {"coffee"}
+
+
+def lay_out(tmp_path: Path, small: Any) -> Any:
+    play = tmp_path / "play.txt"
+    play.write_text("To be, or not to be: that is the question.\n" * 50, encoding="utf-8")
+    return module("questions").lay_out(str(small.file), str(small.file), str(play), tmp_path)
+
+
+def test_a_part_that_the_recipe_does_not_have_is_no_question(
+    tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch hours that compare a recipe with itself."""
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    side_by_side, questions = module("side_by_side"), module("questions")
+    files = lay_out(tmp_path, small)
+    changes = {"as it is": ("--set", "beta1=0.9"), "another": ("--set", "beta1=0.8")}
+    monkeypatch.setattr(questions, "CHANGES", changes)
+    for change, there in (("as it is", False), ("another", True)):
+        question = questions.Question("a part", "tinystories", 4, ("rhapsode", f"rhapsode, {change}"), 4)
+        assert (side_by_side.comparison(question, 0, files, [], False) is not None) == there
+
+
+def test_history_that_is_missing_leaves_its_questions_out(
+    tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    side_by_side, questions = module("side_by_side"), module("questions")
+    monkeypatch.setattr(questions, "BEFORE", "no such commit")
+    files = lay_out(tmp_path, small)
+    assert files.before() is None
+    assert side_by_side.comparison(questions.questions()[0], 0, files, [], False) is None
+
+
+@pytest.mark.slow
+def test_a_pair_is_trained_scored_and_kept(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a command that no longer runs, an hour after the measurement was begun."""
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    side_by_side, questions, report = module("side_by_side"), module("questions"), module("report")
+    monkeypatch.setattr(side_by_side, "RESULTS", report.RESULTS)
+    monkeypatch.setattr(questions, "LOOKS", 2)
+    tiny = {"vocab_size": 300, "width": 16, "window": 16, "batch_tokens": 64, "pair_embeddings": 64}
+    monkeypatch.setattr(module("tuning"), "START", {**module("tuning").START, **tiny})
+    files = lay_out(tmp_path, small)
+    question = questions.Question("tiny", "tinystories", 0.02, ("rhapsode", "modern, copy head"), 1, alone=True)
+    job = side_by_side.comparison(question, 0, files, [], False)
+    assert job.run(lambda seconds: None) == []
+    (made,) = side_by_side.read_pairs()
+    ours, modern = made["runs"]
+    for run in made["runs"]:
+        assert 0 < run["value"] < 9
+        assert 1 <= len(run["curve"]) <= 2  # on a busy machine, both looks come at the end
+        assert run["curve"][-1][1] == pytest.approx(run["value"], abs=2e-4)  # here both are of the same stories
+        assert run["yardstick"]["stories"] == 100
+    assert ours["recipe"]["model"]["kind"] == "stacked"
+    assert modern["recipe"]["copy_dim"] > 0
+    assert side_by_side.comparison(question, 0, files, [made], False) is None  # there
+    assert json.loads((report.RESULTS / "side-by-side.jsonl").read_text().splitlines()[0]) == made
+
+
+# Lanes
+
+
+def command(lanes: Any, folder: Path, name: str, code: str) -> Any:
+    return lanes.Command([sys.executable, "-c", code], folder / name)
+
+
+def test_lanes_run_at_once_and_their_commands_in_turn(tmp_path: Path) -> None:
+    """Would catch lanes that wait for one another: each ends only once the other has begun."""
+    lanes = module("lanes")
+    meet = (
+        "import pathlib, time; pathlib.Path('{0}').touch(); end = time.time() + 60\n"
+        "while not pathlib.Path('{1}').exists():\n    assert time.time() < end; time.sleep(0.02)\nprint('met')"
+    )
+    one, other = tmp_path / "one", tmp_path / "other"
+    after = "import pathlib; print(pathlib.Path('{0}').read_text().strip() + ' before')"
+    found = lanes.run_lanes(
+        [
+            [
+                command(lanes, tmp_path, "first.out", meet.format(one, other)),
+                command(lanes, tmp_path, "second.out", after.format(tmp_path / "first.out")),
+            ],
+            [command(lanes, tmp_path, "third.out", meet.format(other, one))],
+        ],
+        pinned=False,
+    )
+    assert found == [None, None]
+    assert (tmp_path / "second.out").read_text().strip() == "met before"
+
+
+def test_a_lane_that_fails_says_why_and_goes_no_further(tmp_path: Path) -> None:
+    """Would catch a failure that stops the other lane, and one that nobody hears of."""
+    lanes = module("lanes")
+    code = "import sys; print('noise', file=sys.stderr); sys.exit('no such file')"
+    wrong = [command(lanes, tmp_path, "wrong.out", code), command(lanes, tmp_path, "never.out", "print(1)")]
+    right = [command(lanes, tmp_path, "right.out", "print(2)")]
+    assert lanes.run_lanes([wrong, right], pinned=False) == ["no such file", None]
+    assert not (tmp_path / "never.out").exists()
+    assert (tmp_path / "right.out").read_text() == "2\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that pins processes to cores")
+def test_a_pinned_lane_has_one_core_and_one_thread(tmp_path: Path) -> None:
+    """Would catch two trainings that share a core, and threads that wait for each other."""
+    lanes = module("lanes")
+    code = "import os, torch; print(sorted(os.sched_getaffinity(0)), torch.get_num_threads())"
+    here = lanes.cores()
+    count = min(2, len(here))
+    work = [[command(lanes, tmp_path, f"{i}.out", code)] for i in range(count)]
+    assert lanes.run_lanes(work) == [None] * count
+    said = [(tmp_path / f"{i}.out").read_text().strip() for i in range(count)]
+    assert said == [f"[{core}] 1" for core in here[:count]]
+    with pytest.raises(ValueError, match="at once need a core each"):
+        lanes.run_lanes([work[0]] * (len(here) + 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_goes_on_when_the_measurement_is_stopped(tmp_path: Path, how: signal.Signals) -> None:
+    """Would catch a training that goes on after Ctrl-C, or a kill, and slows down whatever is measured next."""
+    code = (
+        "import lanes, pathlib, sys\n"
+        "lane = [lanes.Command([sys.executable, '-c', 'import time; time.sleep(600)'], pathlib.Path('out'))]\n"
+        "lanes.run_lanes([lane], pinned=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{FOLDER}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(process.pid).children()) or "sleep" not in " ".join(children[0].cmdline()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.wait(60)
+    psutil.wait_procs(children, timeout=60)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
