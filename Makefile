@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := 2.13.0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: story browser test quick lint format clients bench docs notebooks faults audit lock clean
+.PHONY: story browser test quick cluster lint format clients bench docs notebooks faults audit lock clean
 .DEFAULT_GOAL := story
 
 .venv/installed: requirements.lock pyproject.toml
@@ -32,6 +32,10 @@ test: .venv/installed browser lint    ## everything: lint, types, all tests
 
 quick: .venv/installed        ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
+
+cluster: .venv/installed      ## studies on Ray, with a real one of two workers on this machine
+	$(BIN)/pip install --quiet --disable-pip-version-check 'ray>=2.40'
+	$(BIN)/python -m pytest -q tests/studies/test_study_engines.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

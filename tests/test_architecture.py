@@ -39,13 +39,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"model", "recorded", "seeds", "tokens"},
     "run": {"__init__", "files", "model", "progress", "recipe", "recorded", "tensors", "tokenizer"},
     "training": {
-        *("decode", "evaluation", "files", "machine", "model", "progress", "recipe", "recorded", "run", "seeds"),
+        *(
+            "__init__",
+            "decode",
+            "evaluation",
+            "files",
+            "kernels",
+            "machine",
+            "model",
+            "progress",
+            "recipe",
+            "recorded",
+            "run",
+            "seeds",
+        ),
         *("sources", "state", "storyworld", "terminal", "threads", "tokenizer", "tokens"),
     },
     "course": {
         *("files", "fold", "kernels", "machine", "model", "progress", "state", "terminal", "threads", "tokenizer"),
     },
     "bench": {"inspection", "machine", "model", "progress"},
+    "planning": {"inspection", "model", "recipe"},
     "studies": {
         *("__init__", "decode", "evaluation", "figure", "files", "machine", "model", "progress", "recipe", "recorded"),
         *("run", "seeds", "sources", "storyworld", "terminal", "threads", "tokenizer", "tokens", "training"),
@@ -79,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "scoring",
             "seeds",
         ),
-        *("sources", "terminal", "threads", "tokenizer", "trained", "training"),
+        *("sources", "storyworld", "terminal", "tokens", "threads", "tokenizer", "trained", "training"),
     },
     "serve": {
         *("__init__", "api", "decode", "inspection", "model", "progress", "run", "storyworld", "terminal", "threads"),
@@ -107,7 +121,7 @@ IN_SEVERAL_ROOMS = {
         ),
         "the textbook's oracle of the same thing",
     ),
-    **dict.fromkeys(("bench", "check", "evaluate"), "a verb and the function that it calls"),
+    **dict.fromkeys(("bench", "check", "evaluate", "prepare"), "a verb and the function that it calls"),
     **dict.fromkeys(("app", "main"), "of each command line"),
     "FORMAT_VERSION": "of each kind of file",
 }
@@ -208,8 +222,8 @@ def test_command_line_imports_what_it_runs() -> None:
         assert roots <= set(sys.stdlib_module_names) | {"typer", "rhapsode"}, file
         assert rooms_imported(file) <= {"__init__", "terminal", "textbook"}, file
         beyond = rooms_imported(file, everywhere=True) - {
-            *("__init__", "api", "bench", "chat", "decode", "inspection", "packaged", "progress", "recipe", "run"),
-            *("seeds", "serve", "storyworld", "terminal", "textbook", "threads", "training"),
+            *("__init__", "api", "bench", "chat", "decode", "inspection", "packaged", "planning", "progress", "recipe"),
+            *("run", "seeds", "serve", "storyworld", "terminal", "textbook", "threads", "training"),
         }
         assert not beyond, f"{file} imports {beyond}"
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rhapsode.api import export_html as export_html
     from rhapsode.api import import_course_model as import_course_model
     from rhapsode.api import load as load
+    from rhapsode.api import prepare_store as prepare_store
     from rhapsode.api import study as study
     from rhapsode.api import train as train
     from rhapsode.recipe import Recipe as Recipe
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(
-        ("check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "study", "train"),
+        (
+            *("check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "prepare_store"),
+            *("study", "train"),
+        ),
         "rhapsode.api",
     ),
     "Completion": "rhapsode.results",

@@ -10,7 +10,7 @@ ends the process: what is wrong is a ValueError or an OSError in one line.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,13 +28,19 @@ from rhapsode.recipe import Recipe
 from rhapsode.run import Run, new_directory
 from rhapsode.scoring import score_run, scored, tokens_to_score
 from rhapsode.seeds import check_seed
-from rhapsode.sources import SourceConfig
+from rhapsode.sources import SourceConfig, location_of
+from rhapsode.storyworld.source import STORYWORLD
 from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens import TokenStore
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
-from rhapsode.training.start import TrainingRequest, begin, choose_recipe, resume
+from rhapsode.training.data import opened, tokenizer_of
+from rhapsode.training.followed import FollowedRun
+from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
+from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
+from rhapsode.training.worker import started
 
 if TYPE_CHECKING:
     from rhapsode.checking import CheckedFile
@@ -85,6 +91,9 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     resume: bool = False,
+    processes: int = 1,
+    accumulate: int = 1,
+    peer_seconds: float = PEER_SECONDS,
     tensorboard: bool = False,
     on_event: Callable[[Event], object] | None = None,
     show: bool | None = None,
@@ -100,8 +109,11 @@ def train(
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
-    number of CPU threads; otherwise chosen as it goes. on_event hears what happens (`rhapsode.training.events`).
-    show: progress on stderr; None: a bar and a curve in a notebook, nothing elsewhere.
+    number of CPU threads, which several processes share; otherwise chosen as it goes. processes: how many of this
+    machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process
+    computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
+    lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
+    a notebook, nothing elsewhere.
 
     Raises ValueError or OSError with one line before anything is written; FloatingPointError where the loss is no
     number; Interrupted, a KeyboardInterrupt, after Ctrl-C, once the run is saved.
@@ -113,14 +125,22 @@ def train(
         raise ValueError("TensorBoard files need the package tensorboard: pip install 'rhapsode[tensorboard]'")
     if resume and out is None:
         raise ValueError("to resume a run, name its directory: out=")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     device = choose_device(device)
-    path = Path(out) if out is not None else new_directory()
     live = LiveTraining() if show is None and in_notebook() else None
-    with _talking(bool(show)), fixed_threads(threads):
+    with joined(device, peer_seconds) as group, _talking(bool(show) and group.leads), fixed_threads(threads):
+        if processes > 1 and not group.alone:
+            raise ValueError(f"torchrun has started {group.size} processes already; leave --processes {processes} out")
+        path = Path(group.tell_all(os.path.abspath(out or new_directory()))) if not group.alone else None
+        path = path or Path(out or new_directory())
         request = training_request(wanted, preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
-        _train_to_the_end(request, path, resume, device, tensorboard, live, on_event)
+        ready = _ready(request, path, resume or is_restart(), group)
+        others = started(path, processes, device, peer_seconds, accumulate) if processes > 1 else nullcontext(group)
+        with others as group:
+            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate)
     return load(path, device=device)
 
 
@@ -154,19 +174,29 @@ def explain_preset(
         return choose_recipe(training_request(wanted, preset, None, sections, budget, seed)).reasons
 
 
+def _ready(request: TrainingRequest, path: Path, resumed: bool, group: Group) -> Ready:
+    """The run and its data; process 0 reads and makes them first, and the others find them made."""
+    say(f"run directory: {path}")
+    if group.leads:
+        # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
+        resumed = resumed and (request.is_empty or (path / "run.json").exists())
+        ready = resume(path, request) if resumed else begin(request, path)
+        group.meet()
+        return ready
+    group.meet()
+    return resume(path, request, kind=FollowedRun)
+
+
 def _train_to_the_end(
-    request: TrainingRequest,
-    path: Path,
-    resumed: bool,
+    ready: Ready,
     device: str,
     tensorboard: bool,
     live: LiveTraining | None,
     on_event: Callable[[Event], object] | None,
+    group: Group,
+    accumulate: int,
 ) -> None:
-    say(f"run directory: {path}")
-    # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
-    resumed = resumed and (request.is_empty or (path / "run.json").exists())
-    ready = resume(path, request) if resumed else begin(request, path)
+    path, stores = ready.run.path, (ready.train, ready.valid)
     how_to_resume = f"resume it with: rhapsode train --resume --out {quoted(path)}"
 
     def happened(event: Event) -> None:
@@ -175,7 +205,9 @@ def _train_to_the_end(
                 listener(event)
 
     try:
-        outcome = train_run(ready.run, ready.train, ready.valid, device, tensorboard, on_event=happened)
+        outcome = train_run(
+            ready.run, *stores, device, tensorboard, on_event=happened, group=group, accumulate=accumulate
+        )
     except KeyboardInterrupt:  # the second one
         say(f"stopped immediately, without saving; {how_to_resume}")
         raise
@@ -226,6 +258,35 @@ def evaluate(
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
 
 
+def prepare_store(
+    data: Data | None = None,
+    out: PathLike = "store",
+    *,
+    workers: int = 1,
+    tokenizer: PathLike | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    cut: str = "auto",
+    separator: str | None = None,
+    field: str | None = None,
+    format: str = "auto",
+    show: bool = False,
+) -> TokenStore:
+    """Makes a token store of text, in shards, by `workers` processes, and returns it; `train` takes its folder as data.
+
+    data, tokenizer, vocab_size, cut, separator, field, format: as for `train`. out: a new folder, or an address such as
+    `s3://bucket/store`. A store that was begun is continued by the same call. show: progress on stderr. Raises
+    ValueError or OSError with one line.
+    """
+    from rhapsode.tokens.shards import prepare_shards
+
+    wanted = (data, None, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
+    with _talking(show):
+        request = training_request(wanted, None, None, {}, {}, None).data
+        source = opened(request.data or (STORYWORLD,), request.reading)
+        say(source.description)
+        return prepare_shards(source, tokenizer_of(request, source), location_of(os.fspath(out)), workers)
+
+
 def study(
     name: str,
     data: Locations | None = None,
@@ -249,6 +310,9 @@ def study(
     device: str = "auto",
     jobs: int = 1,
     threads: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    storage: str | None = None,
     show: bool = False,
 ) -> "Finished":
     """Trains many small models that differ in one thing and writes a report; `rhapsode study` from Python.
@@ -256,7 +320,9 @@ def study(
     name: size, batch, sequences, temperature, all, tracking or grid. vary: of a grid, `field=value,value` texts;
     assignments: `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into.
     out: the study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the
-    report too. jobs: models trained at once. The rest is as for `train`.
+    report too. jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or
+    `command srun -n1` and the like, which gets a process onto another machine. storage: an address where models that
+    train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """
@@ -286,7 +352,8 @@ def study(
     )
     path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
-        return run_study(request, path, jobs, threads, device, None if publish is None else Path(publish))
+        page = None if publish is None else Path(publish)
+        return run_study(request, path, jobs, threads, device, page, engine, address, storage)
 
 
 def check(path: PathLike) -> "list[CheckedFile]":

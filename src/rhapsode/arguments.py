@@ -7,7 +7,7 @@ from typing import Any
 
 from rhapsode.recipe import BUDGETS, Recipe
 from rhapsode.recipe.changes import Sections, checked, lay
-from rhapsode.sources import Source, SourceConfig
+from rhapsode.sources import Source, SourceConfig, is_remote, location_of
 from rhapsode.sources.memory import source_of_texts
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
@@ -39,7 +39,7 @@ def training_request(
         if not isinstance(tokenizer, str | os.PathLike):
             kinds = ", ".join(KINDS)
             raise ValueError(f"tokenizer must be a folder, a Tokenizer or one of {kinds}, got {tokenizer!r}")
-        tokenizer = os.fspath(tokenizer)
+        tokenizer = location_of(os.fspath(tokenizer))
     if recipe is not None and (tokenizer is None or tokenizer in KINDS):
         if vocab_size not in (None, recipe.model.vocab_size):
             raise ValueError(f"vocab_size {vocab_size}, but the recipe has {recipe.model.vocab_size}: leave it out")
@@ -68,7 +68,9 @@ def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:
     if data is None:
         return ()
     if isinstance(data, str | os.PathLike):
-        location = os.fspath(data)
+        location = location_of(os.fspath(data))
+        if is_remote(location):
+            return (location,)
         if not os.path.lexists(location) and (
             "\n" in location or max(len(os.fsencode(part)) for part in location.split(os.sep)) > LONGEST_FILE_NAME
         ):
@@ -90,8 +92,9 @@ def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:
 def _location(item: object, name: str, place: int) -> str:
     if not isinstance(item, os.PathLike):
         raise ValueError(f"{name}: item {place} must be a path like those before it, got {type(item).__name__}")
-    return os.fspath(item)
+    return location_of(os.fspath(item))
 
 
 def _is_file(item: object) -> bool:
-    return isinstance(item, os.PathLike) or (isinstance(item, str) and os.path.exists(item))
+    named = isinstance(item, str) and (os.path.exists(item) or (is_remote(item) and not any(map(str.isspace, item))))
+    return isinstance(item, os.PathLike) or named

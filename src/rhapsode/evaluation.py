@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,25 +86,45 @@ def bits_per_byte(nats: float, byte_count: int) -> float:
     return nats / math.log(2) / byte_count
 
 
-def score(model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], None] | None = None) -> Score:
+class Worker(NamedTuple):
+    """One of several processes that score a store together.
+
+    number, of: which of the batches are its own; total: sums numbers over all of them.
+    """
+
+    number: int
+    of: int
+    total: Callable[[list[float]], list[float]]
+
+
+def score(
+    model: LanguageModel,
+    store: TokenStore,
+    on_tokens: Callable[[int], None] | None = None,
+    worker: Worker | None = None,
+) -> Score:
     """Scores all stories of the store, by the policy at the top of this file; on_tokens hears of progress.
 
-    The model is put into eval mode and back; no random number is drawn. Raises ValueError where nothing can be
-    scored.
+    The model is put into eval mode and back; no random number is drawn. worker: who of several this is; each of them
+    gets the score of the whole. Raises ValueError where nothing can be scored.
     """
     with torch.inference_mode(), chosen_threads() as threads:
-        return _score(model, store, on_tokens, threads)
+        return _score(model, store, on_tokens, threads, worker or Worker(0, 1, list))
 
 
 def _score(
-    model: LanguageModel, store: TokenStore, on_tokens: Callable[[int], None] | None, threads: ThreadChooser
+    model: LanguageModel,
+    store: TokenStore,
+    on_tokens: Callable[[int], None] | None,
+    threads: ThreadChooser,
+    worker: Worker,
 ) -> Score:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     nats, num_tokens = 0.0, 0
     try:
-        for inputs, targets in padded_batches(store):
+        for inputs, targets in padded_batches(store, worker.number, worker.of):
             state: State | None = None
             for start in range(0, inputs.shape[1], CHUNK):
                 begun = time.perf_counter()
@@ -120,6 +141,8 @@ def _score(
                     on_tokens(scored)
     finally:
         model.train(was_training)
+    nats, scored_tokens = worker.total([nats, float(num_tokens)])
+    num_tokens = int(scored_tokens)
     if num_tokens == 0:
         raise ValueError(f"{store.description}: nothing to score, no sequence has two tokens")
     if not store.has_text:
@@ -133,8 +156,10 @@ def check_finite(finite: bool) -> None:
         raise FloatingPointError("the model's losses are not finite numbers: its weights overflow on this text")
 
 
-def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def padded_batches(store: TokenStore, first: int = 0, every: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All stories, those of similar length together: int64 (inputs, targets) of shape (B, T).
+
+    first, every: of the batches those with the numbers first, first + every, and so on.
 
     Rows are padded on the right, where a causal model cannot feel it; padding is no target. A text is predicted
     from its first token on, </s> standing before it; a list of ids from its second; of a labelled list, the answers.
@@ -143,11 +168,13 @@ def padded_batches(store: TokenStore) -> Iterator[tuple[np.ndarray, np.ndarray]]
     lengths = lengths // 2 if store.labelled else lengths - (0 if store.has_text else 1)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
-    begin = 0
+    begin, number = 0, 0
     while begin < len(order):
         longest = int(lengths[order[begin]])
         rows = order[begin : begin + max(1, BATCH_TOKENS // longest)]
-        begin += len(rows)
+        begin, number = begin + len(rows), number + 1
+        if (number - 1 - first) % every:
+            continue
         inputs = np.full((len(rows), longest), store.eos_id, dtype=np.int64)
         targets = np.full((len(rows), longest), IGNORED, dtype=np.int64)
         for i, row in enumerate(rows):

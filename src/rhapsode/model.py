@@ -29,6 +29,7 @@ from rhapsode.cells import CELLS, RNN, RNNCell
 from rhapsode.copying import CopyHead
 from rhapsode.fold import Affine, Folded, fold, side_by_side
 from rhapsode.kernels.attention import attend
+from rhapsode.kernels.dropout import dropout
 from rhapsode.kernels.loss import linear_cross_entropy
 from rhapsode.kernels.norm import RMSNorm, SquaredReLU
 from rhapsode.kernels.recurrence import ACTIVATIONS
@@ -185,7 +186,7 @@ class Block(nn.Module):
         return x, BlockState(hidden[:, -1], cache)
 
     def _drop(self, part: Tensor) -> Tensor:
-        return F.dropout(part, self.dropout, self.training)
+        return dropout(part, self.dropout, self.training)
 
 
 class LanguageModel(nn.Module):
@@ -318,7 +319,7 @@ class StackedModel(LanguageModel):
             before = state.token if state else None
             x = x + embed(self.pair_embeddings, pair_rows(tokens, before, self.config.pair_embeddings))
             last = tokens[:, -1]
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         after = []
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, state.blocks[i] if state else None)

@@ -134,6 +134,10 @@ class Run:
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
     def metrics(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds; a line that a killed process left half is left out.
 

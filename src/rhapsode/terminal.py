@@ -21,6 +21,10 @@ EXIT_STOPPED = 130  # what a shell expects after Ctrl-C
 JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and many emoji fall apart
 
 
+class ToldElsewhere(OSError):
+    """Work that cannot go on for a reason that another process of it tells the user."""
+
+
 def literal(text: str) -> str:
     """A text on one line in which what a terminal would obey is spelled out: control characters (a newline becomes
     `\\n`, the beginning of an escape sequence `\\x1b`), marks of direction, and bytes that are no text (`\\xff`).

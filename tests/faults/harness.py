@@ -40,6 +40,7 @@ PARTS = {  # name: (module, what it does)
     "hostile": ("hostile", "hostile input, by a fuzzer"),
     "numbers": ("numbers_at_the_edge", "numbers at the edge of what floats hold"),
     "together": ("two_at_once", "several processes at once"),
+    "group": ("several_processes", "one model trained by several processes, of which one is killed or cut off"),
     "large": ("large", "large and long input"),
 }
 

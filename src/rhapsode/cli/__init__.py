@@ -18,11 +18,13 @@ from rhapsode.cli.export import export
 from rhapsode.cli.generate import generate
 from rhapsode.cli.inspect import inspect
 from rhapsode.cli.others import bench, corpus, import_
+from rhapsode.cli.plan import plan
+from rhapsode.cli.prepare import prepare
 from rhapsode.cli.serve import serve
 from rhapsode.cli.study import app as study_app
 from rhapsode.cli.tell import tell
 from rhapsode.cli.train import story, train
-from rhapsode.terminal import EXIT_STOPPED, discard, is_of_output, literal, prepare_streams, told
+from rhapsode.terminal import EXIT_STOPPED, ToldElsewhere, discard, is_of_output, literal, prepare_streams, told
 from rhapsode.textbook.explain import app as explain_app
 
 app = typer.Typer(
@@ -37,6 +39,8 @@ app.command()(serve)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(export)
+app.command()(prepare)
+app.command()(plan)
 app.command()(bench)
 app.command()(check)
 app.command("import")(import_)
@@ -90,6 +94,8 @@ def main() -> None:
         command, mistake = error.ctx.command_path if error.ctx else "rhapsode", error.format_message().rstrip(".")
         if mistake:  # there is none where help was printed because nothing was asked for
             print(literal(f"{command}: {mistake}; see {command} --help"), file=sys.stderr)
+        sys.exit(2)
+    except ToldElsewhere:
         sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, OSError) and is_of_output(error):

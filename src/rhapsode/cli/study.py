@@ -35,6 +35,9 @@ SET = typer.Option(None, "--set", help="Set a field of the recipe in all cells: 
 VALID_STORIES = typer.Option(None, help="Maximum number of stories scored by a validation, 0 for all (1000).")
 DEVICE = typer.Option("auto", help="Device for all cells: auto, cpu, cuda or mps; a resumed study keeps its own.")
 PUBLISH = typer.Option(None, help="Also write the report to this folder, as NAME.md with its SVGs in NAME/.")
+ENGINE = typer.Option("local", help="What trains the cells: local, ray, or 'command srun -n1' and the like.")
+CLUSTER = typer.Option(None, help="Address of the Ray cluster; by default one is started on this machine.")
+STORAGE = typer.Option(None, help="Address, such as s3://..., where cells on machines without --out keep their files.")
 CUT_FILES = typer.Option("auto", *CUT, help=CUT_HELP)
 SEPARATOR = typer.Option(None, help=SEPARATOR_HELP)
 FIELD = typer.Option(None, help=FIELD_HELP)
@@ -60,13 +63,17 @@ def _add(name: str, help_text: str) -> None:
         assignments: list[str] = SET,
         valid_stories: int = VALID_STORIES,
         publish: Path = PUBLISH,
+        engine: str = ENGINE,
+        address: str = CLUSTER,
+        storage: str = STORAGE,
         cut: str = CUT_FILES,
         separator: str = SEPARATOR,
         field: str = FIELD,
         format: str = FORMAT,
     ) -> None:
         asked = {key: value for key, value in locals().items() if key in ASKED}
-        _run(name, (), out, jobs, threads, device, publish, asked)
+        where = {"engine": engine, "address": address, "storage": storage}
+        _run(name, (), out, jobs, threads, device, publish, where, asked)
 
 
 _add("size", "embed = hidden in 64, 128, 256, 512: losses against sequences seen.")
@@ -100,6 +107,9 @@ def grid(
     assignments: list[str] = SET,
     valid_stories: int = VALID_STORIES,
     publish: Path = PUBLISH,
+    engine: str = ENGINE,
+    address: str = CLUSTER,
+    storage: str = STORAGE,
     cut: str = CUT_FILES,
     separator: str = SEPARATOR,
     field: str = FIELD,
@@ -107,7 +117,8 @@ def grid(
 ) -> None:
     """Any other study: all combinations of the values of any fields, with mean and spread over seeds."""
     asked = {key: value for key, value in locals().items() if key in ASKED}
-    _run("grid", tuple(vary or ()), out, jobs, threads, device, publish, asked)
+    where = {"engine": engine, "address": address, "storage": storage}
+    _run("grid", tuple(vary or ()), out, jobs, threads, device, publish, where, asked)
 
 
 def _run(
@@ -118,6 +129,7 @@ def _run(
     threads: int | None,
     device: str,
     publish: Path | None,
+    where: dict[str, Any],
     asked: dict[str, Any],
 ) -> None:
     from rhapsode.api import study
@@ -127,7 +139,7 @@ def _run(
 
     data = [Path(each) for each in asked.pop("data") or ()] or None
     asked |= {"assignments": tuple(asked["assignments"] or ()), "vary": vary}
-    running: dict[str, Any] = {"jobs": jobs, "threads": threads, "device": device, "publish": publish}
+    running: dict[str, Any] = {"jobs": jobs, "threads": threads, "device": device, "publish": publish, **where}
     try:
         finished = study(name, data, out=out, show=True, **running, **asked)
     except Interrupted as stopped:

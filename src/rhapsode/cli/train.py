@@ -1,5 +1,6 @@
 """`rhapsode train` and `rhapsode story`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def train(
     cut: str = typer.Option("auto", *CUT, help=CUT_HELP),
     separator: str = typer.Option(None, help=SEPARATOR_HELP),
     field: str = typer.Option(None, help=FIELD_HELP),
+    processes: int = typer.Option(1, min=1, help="How many processes of this machine train the model together."),
+    accumulate: int = typer.Option(1, min=1, help="Compute each batch in so many parts, to save memory."),
+    peer_timeout: float = typer.Option(
+        120.0, min=1.0, help="With several processes: after how many seconds one that gives no sign is taken for lost."
+    ),
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Also write TensorBoard files."),
     explain_preset: bool = typer.Option(
         False, "--explain-preset", help="Only print what the preset chooses for this text, and why."
@@ -66,7 +72,10 @@ def train(
         return
     if resume and out is None:
         raise ValueError("--resume needs --out DIR, the run to resume")
-    _train(out, device=device, threads=threads, resume=resume, tensorboard=tensorboard, **wanted)
+    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
+        raise ValueError("--max-restarts needs --out DIR: a training that is started again has to find its run")
+    running: dict[str, Any] = {"processes": processes, "accumulate": accumulate, "peer_seconds": peer_timeout}
+    _train(out, device=device, threads=threads, resume=resume, tensorboard=tensorboard, **running, **wanted)
 
 
 def story(
@@ -94,6 +103,7 @@ def _train(out: Path | None, quiet: bool = False, **wanted: Any) -> Any:
     from rhapsode.training import Interrupted
 
     path = out or new_directory()
+    quiet = quiet or int(os.environ.get("RANK") or 0) > 0  # of several processes, one says it
     try:
         model = train_model(out=path, show=True, **wanted)
     except Interrupted:

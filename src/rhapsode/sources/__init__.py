@@ -20,9 +20,10 @@ from typing import Any
 from rhapsode.sources import hub
 from rhapsode.sources.cutting import Piece
 from rhapsode.sources.files import shown
-from rhapsode.sources.folders import EVALUATION, TRAINING, files_in
+from rhapsode.sources.folders import EVALUATION, TRAINING, Found, files_in
 from rhapsode.sources.guessing import Guess, recognise
 from rhapsode.sources.records import Record
+from rhapsode.sources.remote import fetch, is_remote, location_of
 from rhapsode.sources.source import CUT_AT, READING_VERSION, TABLES, FileSource, Source, SourceConfig
 from rhapsode.sources.tables import shape_of, text_column
 
@@ -39,6 +40,8 @@ __all__ = [
     "SourceConfig",
     "files_state",
     "is_place",
+    "is_remote",
+    "location_of",
     "open_source",
     "shown",
 ]
@@ -56,7 +59,8 @@ def open_source(
     """Finds the files behind the locations and tells what they hold.
 
     locations: files, folders (all files of known kinds in them, sorted), `-` (standard input), `hub:NAME` (a
-    dataset of the Hugging Face Hub, see `rhapsode.sources.hub`). Files may be packed with gzip or zstandard. Or
+    dataset of the Hugging Face Hub, see `rhapsode.sources.hub`), or addresses of either elsewhere, such as
+    `s3://bucket/stories/` (see `rhapsode.sources.remote`). Files may be packed with gzip or zstandard. Or
     alone, `storyworld[:COUNT][:SPLIT]` (the corpus inside the package, see `rhapsode.storyworld.source`).
     wanted: TRAINING or EVALUATION: which files of a folder whose file names tell of splits. like: how the training
     text was read, for what `config` leaves open. Raises ValueError, or an OSError, with one line that says which
@@ -84,6 +88,12 @@ def open_source(
                 raise ValueError("standard input (-) is closed: there is nothing to read")
             temporary.append(_spool(sys.stdin.buffer))
             guesses.append(recognise(Path(temporary[-1].name), "standard input", config.format, field, suffix_of=""))
+        elif is_remote(location):
+            found, from_there = _fetched(location, wanted, config.format)
+            guesses += [recognise(file, name, config.format, field) for file, name in from_there]
+            if found is not None:
+                left_out += found.left_out
+                validation += [location] if found.has_validation else []
         elif location.startswith("hub:"):
             guesses += [recognise(path, name, config.format, field) for path, name in hub.download(location)]
         elif path.is_dir():
@@ -109,6 +119,15 @@ def open_source(
     source = FileSource(guesses, config, called, like)
     source.validation, source._temporary = tuple(validation), temporary
     return source
+
+
+def _fetched(location: str, wanted: Sequence[str], format: str) -> tuple[Found | None, list[tuple[Path, str]]]:
+    """What a folder elsewhere holds (None: a file); and the copies of the files to read, with what they are called."""
+    copy = fetch(location)
+    if copy.is_file():
+        return None, [(copy, shown(location))]
+    found = files_in(copy, wanted, format)
+    return found, [(file, f"{shown(location).rstrip('/')}/{file.relative_to(copy).as_posix()}") for file in found.files]
 
 
 def _without_other_tables(guesses: list[Guess], config: SourceConfig) -> tuple[list[Guess], list[str]]:
@@ -144,7 +163,8 @@ def is_place(location: str) -> bool:
     """Whether a location is a path, which means another place in another working directory."""
     from rhapsode.storyworld.source import is_generated
 
-    return location != "-" and not location.startswith("hub:") and not is_generated(location)
+    elsewhere = location.startswith("hub:") or is_remote(location)
+    return location != "-" and not elsewhere and not is_generated(location)
 
 
 def files_state(locations: Sequence[str], wanted: Sequence[str] = TRAINING, format: str = "auto") -> str | None:

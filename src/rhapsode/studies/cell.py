@@ -1,6 +1,8 @@
 """One cell of a study, in a process of its own, so that whatever happens to it happens to it alone.
 
-    python -m rhapsode.studies.cell STUDY_DIRECTORY CELL THREADS
+    python -m rhapsode.studies.cell STUDY_DIRECTORY CELL THREADS [STORAGE]
+
+With a storage, the study is found there, and the cell works in a folder of this machine (storage.py).
 
 Trains the cell's run directory to its end, from its checkpoint if it has one, and writes result.json last. Exit code
 0: finished; 130: stopped and saved; 2: one line on stderr says what went wrong.
@@ -9,8 +11,10 @@ Trains the cell's run directory to its end, from its checkpoint if it has one, a
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,13 @@ from rhapsode.studies.data import valid_view
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
+from rhapsode.studies.storage import get_cell, get_study, put_cell
 from rhapsode.studies.tasks import TASKS
 from rhapsode.studies.tracking import REFERENCE_STORIES, answers_right, references_right, task_stores
 from rhapsode.terminal import EXIT_STOPPED
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
-from rhapsode.training import Outcome, train_run
+from rhapsode.training import Event, Outcome, Saved, train_run
 from rhapsode.training.start import create_run
 
 PROMPT = "Once upon a time there was a"
@@ -40,8 +45,11 @@ COMPLETION_TOKENS = 112  # with the prompt and </s>, about the 128 that training
 SECONDS_FOR_ANOTHER = 60.0  # to save and go, after the study that it belonged to was killed
 
 
-def run_cell(study: Study, cell: Cell, threads: int) -> str:
-    """Trains the cell and writes its result; returns how training ended, as in `Outcome.ended`."""
+def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None) -> str:
+    """Trains the cell and writes its result; returns how training ended, as in `Outcome.ended`.
+
+    storage: where it was continued from, and what is saved is copied to.
+    """
     torch.set_num_threads(threads)
     about, path = study.about, study.cell_path(cell)
     tokenizer: Tokenizer | None = None
@@ -60,20 +68,29 @@ def run_cell(study: Study, cell: Cell, threads: int) -> str:
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
-    outcome = _train_when_free(run, train_store, view, study.device)
+
+    def copy(event: Event) -> None:
+        if storage is not None and isinstance(event, Saved):
+            put_cell(path, storage)
+
+    outcome = _train_when_free(run, train_store, view, study.device, copy)
     if outcome.ended != "interrupted":
         result = _result(run, outcome, cell, train_store, threads, study.device)
         asked = min(REFERENCE_STORIES, about["valid_stories"] or REFERENCE_STORIES)
         study.finish(cell, result | ({"tracking": _tracking(run, cell, asked)} if cell.task else {}))
+    if storage is not None:
+        put_cell(path, storage)
     return outcome.ended
 
 
-def _train_when_free(run: Run, train_store: TokenStore, valid_store: TokenStore, device: str) -> Outcome:
+def _train_when_free(
+    run: Run, train_store: TokenStore, valid_store: TokenStore, device: str, on_event: Callable[[Event], None]
+) -> Outcome:
     """Trains; waits first for the process of a killed study, which saves and goes when it finds itself alone."""
     deadline = time.monotonic() + SECONDS_FOR_ANOTHER
     while True:
         try:
-            return train_run(run, train_store, valid_store, device, show=False)
+            return train_run(run, train_store, valid_store, device, show=False, on_event=on_event)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -153,13 +170,25 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _run_from_storage(storage: str, name: str, threads: int) -> str:
+    with tempfile.TemporaryDirectory(prefix="rhapsode-cell-") as folder:
+        get_study(storage, Path(folder))
+        study = Study.open(Path(folder))
+        cell = study.plan.cells[name]
+        get_cell(storage, study.cell_path(cell))
+        return run_cell(study, cell, threads, storage)
+
+
 def main(arguments: list[str]) -> int:
-    """The process: (study directory, cell, threads) -> exit code."""
-    path, name, threads = arguments
+    """The process: (study directory, cell, threads, storage or nothing) -> exit code."""
+    path, name, threads, *storage = arguments
     _leave_with_parent()
     try:
-        study = Study.open(Path(path))
-        ended = run_cell(study, study.plan.cells[name], int(threads))
+        if storage:
+            ended = _run_from_storage(storage[0], name, int(threads))
+        else:
+            study = Study.open(Path(path))
+            ended = run_cell(study, study.plan.cells[name], int(threads))
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         print(str(error).strip().replace("\n", " ") or type(error).__name__, file=sys.stderr)
         return 2

@@ -7,8 +7,6 @@ others go on. The first Ctrl-C lets the cells save; a second one stops them at o
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +21,9 @@ from rich.table import Table
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import SECONDS_BETWEEN_LINES, console, say
 from rhapsode.studies.directory import Study
+from rhapsode.studies.engines import CellAtWork, CellEngine
 from rhapsode.studies.plans import Cell
+from rhapsode.studies.storage import get_cell
 from rhapsode.studies.tasks import TASKS
 from rhapsode.training import Interrupted
 
@@ -42,7 +42,7 @@ class _Job:
     share: float = 0.0
     loss: float | None = None
     seconds: float = 0.0
-    process: subprocess.Popen[bytes] | None = None
+    process: CellAtWork | None = None
     log: IO[bytes] | None = None
     started: float = 0.0
     share_before: float = 0.0
@@ -56,8 +56,10 @@ class _Stop:
     event: threading.Event = field(default_factory=threading.Event)
 
 
-def run_cells(study: Study, jobs: int, threads: int) -> dict[str, str]:
+def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage: str | None = None) -> dict[str, str]:
     """Runs all cells that are not finished, `jobs` at once with `threads` CPU threads each.
+
+    engine: what starts them; storage: where they keep their files, if not in the study's directory.
 
     Returns what went wrong, by the name of the cell. Raises Interrupted after Ctrl-C or SIGTERM.
     """
@@ -76,10 +78,12 @@ def run_cells(study: Study, jobs: int, threads: int) -> dict[str, str]:
             while running or (waiting and not stop.asked):
                 while waiting and len(running) < jobs and not stop.asked:
                     running.append(waiting.pop(0))
-                    _start(study, running[-1], threads)
+                    _start(study, running[-1], threads, engine)
                 for job in list(running):
                     if _look(study, job):
                         running.remove(job)
+                        if storage is not None:
+                            get_cell(storage, study.cell_path(job.cell))
                         _end(study, job, failed, bool(stop.asked), silent=live is not None)
                 if live:
                     live.update(_table(all_jobs, began))
@@ -119,20 +123,11 @@ def _job(study: Study, cell: Cell) -> _Job:
     return job
 
 
-def _start(study: Study, job: _Job, threads: int) -> None:
+def _start(study: Study, job: _Job, threads: int, engine: CellEngine) -> None:
     path = study.log_path(job.cell)
     path.parent.mkdir(exist_ok=True)
     job.log = path.open("wb")
-    command = [sys.executable, "-m", "rhapsode.studies.cell", str(study.path), job.cell.name, str(threads)]
-    # A session of its own: the terminal's Ctrl-C reaches this process alone, which passes it on.
-    job.process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=job.log,
-        stderr=job.log,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
+    job.process = engine.start(study, job.cell, threads, job.log)
     job.state, job.started = "running", time.monotonic()
     job.share_before = job.share = _share(study.cell_path(job.cell))[0]
     if not console.is_terminal:

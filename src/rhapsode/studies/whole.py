@@ -17,10 +17,12 @@ from rhapsode.run import check_free
 from rhapsode.sources import SourceConfig
 from rhapsode.studies.data import MOST_VALID_STORIES, valid_view
 from rhapsode.studies.directory import Study, devices_of
+from rhapsode.studies.engines import RayEngine, engine_named
 from rhapsode.studies.plans import StudyRequest, plan_of
 from rhapsode.studies.report.chapters import Chapter, Table, chapters_of
 from rhapsode.studies.report.page import check_extras, settings_table, write_report
 from rhapsode.studies.runner import Interrupted, run_cells
+from rhapsode.studies.storage import put_study
 from rhapsode.studies.timing import fit_scale
 from rhapsode.tokens import BatchConfig, Batcher
 from rhapsode.training.data import DataRequest, open_data
@@ -51,19 +53,26 @@ def run_study(
     threads: int | None = None,
     device: str = "auto",
     publish: Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    storage: str | None = None,
 ) -> Finished:
     """Starts the study in `out` or resumes it, and writes its report; progress goes to stderr.
 
-    jobs: cells at once, which share the threads. device: as in `rhapsode train`; a study that is gone on with stays
-    on the device it was started on. Raises ValueError or OSError with one line before anything is trained, and
-    Interrupted after Ctrl-C, once the cells have saved.
+    jobs: cells at once, which share the threads. engine, address, storage: what runs the cells (engines.py), where a
+    Ray cluster is, and where cells on other machines keep their files if not in `out`. device: as in `rhapsode train`;
+    a study that is gone on with stays on the device it was started on. Raises ValueError or OSError with one line
+    before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
     plan = plan_of(request)  # what is wrong with the request is told before data are read
+    runs = engine_named(engine, address, storage)
+    if isinstance(runs, RayEngine) and jobs == 1:
+        jobs = len(plan.cells)  # Ray knows how many there is room for
     jobs = min(jobs, len(plan.cells))
     threads_before = torch.get_num_threads()
-    threads_each = max(1, (threads or threads_before) // jobs)
-    torch.set_num_threads(threads_each)
+    threads_each = max(1, (threads or threads_before) // jobs) if runs.shares_machine else threads or 1
+    torch.set_num_threads(min(threads_before, threads_each))
     try:
         study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
         with study.lock():
@@ -71,12 +80,15 @@ def run_study(
             where = f"{jobs} at once on {device_name(study.device)} with {threads_each} threads each"
             say(f"study directory: {out}; {len(study.plan.cells)} cells, {where}")
             try:
-                failed = run_cells(study, jobs, threads_each)
+                if storage is not None:
+                    put_study(study.path, storage)
+                failed = run_cells(study, jobs, threads_each, runs, storage)
             except Interrupted:
                 raise Interrupted(f"stopped and saved; resume it with: {study.about['command']}") from None
             page = write_report(study, failed, _facts(), publish)
     finally:
         torch.set_num_threads(threads_before)
+        runs.close()
     say(f"report: {page} (and report.md, points.csv, figures/)")
     if failed:
         say(f"{len(failed)} of {len(study.plan.cells)} cells failed; run the same command again to retry them")

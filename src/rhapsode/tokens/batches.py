@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # the target that PyTorch's losses leave out
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,15 @@ class BatchConfig:
 
 
 class Batch(NamedTuple):
-    """inputs, targets: (B, T) int64, target -100 where nothing is scored; restart: begin from a new state."""
+    """inputs, targets: (B, T) int64, target -100 where nothing is scored; restart: begin from a new state.
+
+    scored: how many targets the whole batch scores, where these are some of its rows.
+    """
 
     inputs: "torch.Tensor"
     targets: "torch.Tensor"
     restart: bool
+    scored: int
 
 
 class Batcher:
@@ -71,7 +76,8 @@ class Batcher:
         self.store, self.config, self.seed = store, config, seed
         full = config.batch_size * config.window
         self.tokens_per_batch: float = full
-        self._ids = np.asarray(store.tokens)  # a plain view: slicing a memmap costs ten times as much
+        # A plain view, where they are one array: slicing a memmap costs ten times as much.
+        self._ids = np.asarray(store.tokens) if isinstance(store.tokens, np.ndarray) else store.tokens
         self._begins = np.asarray(store.offsets[store.indices])
         self._lengths = np.asarray(store.story_lengths())
         if store.labelled and config.form != "first":
@@ -96,16 +102,28 @@ class Batcher:
             raise ValueError(f"{need}, the data have {have}: {advice}")
         self.load_state_dict({"epoch": 0, "position": 0})
 
-    def next(self) -> Batch:
-        """The next batch."""
+    def next(self, rows: slice = ALL_ROWS) -> Batch:
+        """The next batch, or some rows of it."""
         import torch
 
         if self._position == self.batches_per_epoch:
             self._start_epoch(self._epoch + 1)
         i = self._position
         self._position += 1
-        inputs, targets = self._stream_batch(i) if self.config.form == "stream" else self._first_batch(i)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), not self.config.carry_state or i == 0)
+        config = self.config
+        first, last, _ = rows.indices(config.batch_size)
+        places = slice(i * config.batch_size + first, i * config.batch_size + last)
+        inputs, targets = self._stream_batch(places) if config.form == "stream" else self._first_batch(places)
+        restart = not config.carry_state or i == 0
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), restart, self._scored(i))
+
+    def _scored(self, i: int) -> int:
+        """The number of targets in batch i of the epoch."""
+        config = self.config
+        if config.form == "stream":
+            return config.batch_size * config.window
+        lengths = self._lengths[self._stories[i * config.batch_size : (i + 1) * config.batch_size]]
+        return int(np.minimum(lengths - 1, config.window).sum())
 
     def state_dict(self) -> dict[str, int]:
         """Where the batcher stands: with the same store, config and seed, all that is needed to continue."""
@@ -141,10 +159,10 @@ class Batcher:
         # The first input stands one before the first target; before the stream's beginning it is </s>, at -1.
         self._starts = windows * config.window + offset - 1
 
-    def _stream_batch(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _stream_batch(self, places: slice) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         size = config.window + 1
-        starts = self._starts[i * config.batch_size : (i + 1) * config.batch_size]
+        starts = self._starts[places]
         # The stories that each window touches, window after window, and how many of its positions each has.
         first = np.searchsorted(self._ends, starts, side="right")
         touched = np.searchsorted(self._ends, starts + config.window, side="right") - first + 1
@@ -159,9 +177,9 @@ class Batcher:
         ids[starts == -1, 0] = self.store.eos_id
         return ids[:, :-1].copy(), ids[:, 1:].copy()
 
-    def _first_batch(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _first_batch(self, places: slice) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
-        stories = self._stories[i * config.batch_size : (i + 1) * config.batch_size]
+        stories = self._stories[places]
         lengths = self._lengths[stories, None]
         place = np.arange(2 * config.window if self.store.labelled else config.window + 1)
         ids = self._ids[self._begins[stories, None] + np.minimum(place, lengths - 1)].astype(np.int64)

@@ -33,6 +33,7 @@ from rhapsode.sources import Source
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.training import sample_of
+from rhapsode.tokens.ranges import JoinedIds
 from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
@@ -55,7 +56,7 @@ class TokenStore:
 
     def __init__(
         self,
-        tokens: np.memmap | np.ndarray,
+        tokens: np.ndarray | JoinedIds,
         offsets: np.ndarray,
         byte_counts: np.ndarray,
         marks: np.ndarray,
@@ -121,7 +122,7 @@ class TokenStore:
     def _check_bounds(self) -> None:
         """Raises ValueError where stories would lie outside the file, or ids outside the vocabulary."""
         ascending = self.offsets[0] == 0 and (np.diff(self.offsets) >= 0).all() and (self.byte_counts >= 0).all()
-        if not ascending or (len(self.tokens) and self.tokens.max() >= self.vocab_size):
+        if not ascending or (len(self.tokens) and np.asarray(self.tokens).max() >= self.vocab_size):
             raise ValueError("its numbers cannot be those of a store")
 
     def story(self, i: int) -> np.ndarray:
@@ -211,8 +212,7 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
     one. Raises ValueError for a source that cannot be read, an id that the vocabulary lacks, or a source that
     changes while it is read; OSError for a cache folder that cannot be written.
     """
-    before = source.fingerprint()
-    fingerprint = hashlib.sha256(f"{IDS_VERSION} {before} {tokenizer.fingerprint}".encode()).hexdigest()
+    before, fingerprint = source.fingerprint(), fingerprint_of(source, tokenizer)
     folder = _cache(cache_dir) / f"store-{fingerprint[:32]}"
     for _ in range(ATTEMPTS):  # others may clean the cache meanwhile
         try:
@@ -229,6 +229,11 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
             return store
         _make_store(folder, source, tokenizer, before, fingerprint)
     raise OSError(f"{folder}: is removed or damaged again and again; set RHAPSODE_CACHE to another folder")
+
+
+def fingerprint_of(source: Source, tokenizer: Tokenizer) -> str:
+    """SHA-256 of what decides the ids of a source: its contents, the tokenizer, the version of this program's rules."""
+    return hashlib.sha256(f"{IDS_VERSION} {source.fingerprint()} {tokenizer.fingerprint}".encode()).hexdigest()
 
 
 def _make_store(folder: Path, source: Source, tokenizer: Tokenizer, before: str, fingerprint: str) -> None:

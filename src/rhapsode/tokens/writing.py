@@ -11,6 +11,7 @@ from rhapsode.progress import bar
 from rhapsode.sources import FileSource, Source
 from rhapsode.storyworld.source import GeneratedSource
 from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokens.spool import SpooledSource
 
 FORMAT_VERSION = 2
 BATCH_CHARACTERS = 2_000_000  # of text that the tokenizer's threads share at a time
@@ -33,7 +34,7 @@ def write_store(folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str,
         elif source.kind == "text":
             writer.write_text(source, on_read)
         else:
-            assert isinstance(source, FileSource)
+            assert isinstance(source, FileSource | SpooledSource)
             writer.write_ids(source, on_read)
     return {
         "format_version": FORMAT_VERSION,
@@ -178,7 +179,7 @@ class _Writer:
             self.num_tokens, self.num_bytes = int(ends[-1]), self.num_bytes + read
             on_read(read)
 
-    def write_ids(self, source: FileSource, on_read: Callable[[float], None]) -> None:
+    def write_ids(self, source: FileSource | SpooledSource, on_read: Callable[[float], None]) -> None:
         batch: list[np.ndarray] = []
         held = 0
         for record in source.sequences(on_read):

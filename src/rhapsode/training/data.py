@@ -1,5 +1,6 @@
 """The text of a training, as token stores: made of what was asked for, and found again when a run is resumed."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +22,17 @@ from rhapsode.sources import (
     SourceConfig,
     files_state,
     is_place,
+    is_remote,
     open_source,
     shown,
 )
+from rhapsode.sources.remote import fetch
 from rhapsode.storyworld.source import STORYWORLD, GeneratedSource
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import TokenStore, prepare, tokenizer_for
+from rhapsode.tokens.places import Place
+from rhapsode.tokens.shards import MANIFEST, PreparedSource, is_prepared
 
 HELD_OUT = 0.05
 MOST_HELD_OUT_BYTES = 1_000_000  # all of it is scored ten times in a run
@@ -55,7 +60,7 @@ class DataRequest:
         tokenizer = self.tokenizer
         if isinstance(tokenizer, Tokenizer):
             tokenizer = tokenizer.fingerprint
-        elif tokenizer is not None and tokenizer not in KINDS:
+        elif tokenizer is not None and tokenizer not in KINDS and not is_remote(tokenizer):
             tokenizer = os.path.abspath(tokenizer)
         valid = locations_of(self.valid)
         return {
@@ -89,12 +94,12 @@ def open_data(request: DataRequest, seed: int) -> TrainingData:
     asked = request.reading
     locations = locations_of(request.data) or [STORYWORLD]
     about: dict[str, Any] = {"locations": locations, "reading_version": READING_VERSION}
-    about["files_state"] = files_state(locations, TRAINING, asked.format)
+    about["files_state"] = _state(locations, TRAINING, asked.format)
     source = opened(request.data or (STORYWORLD,), asked)
     say(source.description)
     settled = source.resolved if isinstance(source, FileSource) else asked
     tokenizer = tokenizer_of(request, source)
-    store = prepare(source, tokenizer)
+    store = _store_of(source, tokenizer)
     about["source_fingerprint"] = source.fingerprint()
     valid = request.valid
     if not valid and isinstance(source, GeneratedSource):
@@ -104,13 +109,13 @@ def open_data(request: DataRequest, seed: int) -> TrainingData:
     floor = None
     if valid:
         about["valid"] = locations_of(valid)
-        about["valid_files_state"] = files_state(about["valid"], EVALUATION, asked.format)
+        about["valid_files_state"] = _state(about["valid"], EVALUATION, asked.format)
         valid_source = opened(valid, asked, EVALUATION, settled)
         otherwise = "" if request.valid else " (to use other data: --valid)"
         say(f"validation: {valid_source.description}{otherwise}")
         if isinstance(valid_source, FileSource) and settled.split == "auto":  # the training data are no plain text
             settled = replace(settled, split=valid_source.resolved.split, separator=valid_source.resolved.separator)
-        train_store, valid_store = store, prepare(valid_source, tokenizer)
+        train_store, valid_store = store, _store_of(valid_source, tokenizer)
         about["valid_source_fingerprint"] = valid_source.fingerprint()
         if isinstance(valid_source, GeneratedSource):
             floor = storyworld.entropy(valid_source.split).bits_per_byte
@@ -149,7 +154,25 @@ def opened(
     like: SourceConfig | None = None,
 ) -> Source:
     """The source itself, or the one behind the locations."""
+    if isinstance(data, tuple) and len(data) == 1 and is_prepared(data[0]):
+        return PreparedSource(data[0])
     return open_source(list(data), reading, wanted, like) if isinstance(data, tuple) else data
+
+
+def _state(locations: list[str], wanted: Sequence[str], format: str) -> str | None:
+    """As `files_state`; of a prepared store, its manifest tells whether it is still the same."""
+    if len(locations) == 1 and is_prepared(locations[0]):
+        return hashlib.sha256(Place(locations[0]).read(MANIFEST).encode()).hexdigest()
+    return files_state(locations, wanted, format)
+
+
+def _store_of(source: Source, tokenizer: Tokenizer) -> TokenStore:
+    """The store of a source, prepared before or now."""
+    if not isinstance(source, PreparedSource):
+        return prepare(source, tokenizer)
+    if source.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{source.description}: was prepared with another tokenizer than the one to train with")
+    return source.store
 
 
 def locations_of(data: tuple[str, ...] | Source) -> list[str]:
@@ -170,6 +193,11 @@ def reopen_data(
 
     def reopened(locations: list[str], wanted: tuple[str, ...], part: str, fingerprint: str) -> TokenStore:
         found, called = _find_store(fingerprint), ", ".join(map(shown, locations))
+        if len(locations) == 1 and is_prepared(locations[0]):
+            prepared = PreparedSource(locations[0])
+            if prepared.store.fingerprint != fingerprint:
+                raise ValueError(_changed(where, prepared.description))
+            return prepared.store
         if locations == [IN_MEMORY]:
             if found is None:
                 raise ValueError(
@@ -235,6 +263,8 @@ def reading_settings(about: dict[str, Any], where: str) -> SourceConfig:
 def tokenizer_of(request: DataRequest, source: Source) -> Tokenizer:
     """The tokenizer that was named, or one trained on the source."""
     named = request.tokenizer
+    if isinstance(source, PreparedSource) and named is None and request.vocab_size is None:
+        return source.tokenizer
     if isinstance(named, Tokenizer):
         if request.vocab_size is not None:
             raise ValueError("vocab_size needs a tokenizer to be trained; this one is trained already")
@@ -243,7 +273,7 @@ def tokenizer_of(request: DataRequest, source: Source) -> Tokenizer:
         return tokenizer_for(source, named or "bpe", 1024 if request.vocab_size is None else request.vocab_size)
     if request.vocab_size is not None:
         raise ValueError("--vocab-size needs a tokenizer to be trained; --tokenizer names one that is trained already")
-    return Tokenizer.load(Path(named))
+    return Tokenizer.load(fetch(named) if is_remote(named) else Path(named))
 
 
 def _find_store(fingerprint: str) -> TokenStore | None:

@@ -6,6 +6,7 @@ had not been, on one kind of machine with as many threads. A budget in minutes b
 the warm-up, mended on the way, written down each time before it counts.
 """
 
+import hashlib
 import json
 import math
 import signal
@@ -14,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from rhapsode.decode import Engine, SampleConfig, write_texts
-from rhapsode.evaluation import Score, score
+from rhapsode.evaluation import Score, Worker, score
 from rhapsode.files import AppendedFile
 from rhapsode.machine import keep_freed_memory
 from rhapsode.model import build_model
@@ -30,10 +31,12 @@ from rhapsode.recorded import check_schema, read_config
 from rhapsode.run import Checkpoint, Run, below, load_weights, weights_of
 from rhapsode.seeds import seed_everything
 from rhapsode.state import State
-from rhapsode.terminal import told
+from rhapsode.terminal import ToldElsewhere, told
 from rhapsode.threads import ThreadChooser, chosen_threads
-from rhapsode.tokens import IGNORED, Batcher, TokenStore
+from rhapsode.tokens import Batcher, TokenStore
 from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
+from rhapsode.training.gradients import BatchGradients
+from rhapsode.training.group import ALONE, Group
 from rhapsode.training.optimizer import Optimizers, rate_at
 from rhapsode.training.plan import UNKNOWN, first_plan
 
@@ -63,6 +66,19 @@ class Progress:
     without_gain: int = 0
 
 
+@dataclass
+class _Agreed:
+    """What several processes have agreed on: process 0's seconds of training, whether to stop, whether to save now."""
+
+    seconds: float
+    stop: bool = False
+    save: bool = False
+    own_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.own_seconds = self.seconds
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How training ended: ended is `budget`, `patience` or `interrupted`."""
@@ -88,17 +104,22 @@ def train_run(
     tensorboard: bool = False,
     show: bool = True,
     on_event: Callable[[Event], object] | None = None,
+    group: Group = ALONE,
+    accumulate: int = 1,
 ) -> Outcome:
     """Trains the run to the end of its budget, from its checkpoint if it has one.
 
     Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
-    progress on stderr. on_event hears of what happens (events.py). Ctrl-C or SIGTERM saves and returns; a second Ctrl-C
-    stops at once. Raises FloatingPointError naming the step before a non-finite loss or gradient can do harm, and
-    BlockingIOError where another process trains in the directory.
+    progress on stderr. on_event hears of what happens (events.py). group: the processes that train it together, of
+    which those that do not lead open it as a FollowedRun. accumulate: parts of a batch that a process computes one
+    after the other. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
+    naming the step before a non-finite loss or gradient can do harm, BlockingIOError where another process trains in
+    the directory, and ConnectionError where one of the group is lost.
     """
     keep_freed_memory()
     with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
-        return _Training(run, train_store, valid_store, device, writer, asked, show, on_event).go()
+        training = _Training(run, train_store, valid_store, device, writer, asked, show, on_event, group, accumulate)
+        return training.go()
 
 
 class _Training:
@@ -114,10 +135,13 @@ class _Training:
         asked: threading.Event,
         show: bool,
         on_event: Callable[[Event], object] | None,
+        group: Group,
+        accumulate: int,
     ) -> None:
         about = run.about
         self.happened: Callable[[Event], object] = on_event or (lambda event: None)
         self.run, self.valid_store, self.writer, self.asked = run, valid_store, writer, asked
+        self.group = group
         self.device = torch.device(device)
         if "threads" not in about:
             run.update(threads=torch.get_num_threads())
@@ -131,7 +155,7 @@ class _Training:
             run.check_fits(checkpoint.tensors)
         self.model = build_model(run.model_config, self.config.seed).to(self.device)
         self.optimizers = Optimizers(self.model, self.optimizer_config)
-        self.state: State | None = None
+        self.gradients = BatchGradients(self.model, self.batch_config, group, accumulate)
         self.progress = Progress()
         self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
         self.plan.entries = about.get("plan") or self.plan.entries
@@ -141,11 +165,17 @@ class _Training:
         run.cut_metrics(checkpoint)
         self.valid: Score | None = None
         self.saved_at = time.monotonic()
+        self.agreed = _Agreed(self.progress.seconds)
         past = [entry["train_loss"] for entry in run.metrics() if entry["event"] == "train"]
         self.display = TrainingDisplay(past, enabled=show)
-        self.log, self.metrics = AppendedFile(run.path / "log.txt"), AppendedFile(run.metrics_path)
+        self.log, self.metrics = AppendedFile(run.log_path), AppendedFile(run.metrics_path)
         self.unsaved = False  # the last attempt to save failed
         self.refusals: set[str] = set()  # what was said of a disk that refuses
+        self._note_division(accumulate)
+        marks = {"training data": train_store.fingerprint, "validation data": valid_store.fingerprint}
+        marks |= {"recipe": str(recipe.to_dict()), "plan of steps": str(self.plan.entries)}
+        marks |= {"checkpoint": "" if checkpoint is None else str(checkpoint.progress)}
+        group.check_same({name: hashlib.sha256(mark.encode()).hexdigest() for name, mark in marks.items()})
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -165,10 +195,10 @@ class _Training:
                         return self._end("budget")
                     if self.config.patience and progress.without_gain >= self.config.patience:
                         return self._end("patience")
-                    if self.asked.is_set():
+                    if self._is_asked():
                         raise Stopped
                     self._step()
-                    if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
+                    if self._save_is_due():
                         self._save_if_possible()
             except Stopped:
                 self.save()
@@ -178,56 +208,83 @@ class _Training:
         """One batch: loss, gradients, update; stops before the update if any of it is not a finite number."""
         started = time.monotonic()
         progress, clip = self.progress, self.optimizer_config.clip_norm
-        batch = self.batcher.next()
-        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        loss, state = self.model.loss(inputs, targets, None if batch.restart else self.state)
-        if self.batch_config.carry_state:
-            self.state = state.recent(self.batch_config.window).apply(Tensor.detach)  # the graph ends here
-        nats = loss.item()
+        batch = self.batcher.next(self.gradients.rows)
+        nats = self._agree(self.gradients.of(batch), started)
         if not math.isfinite(nats):
             self._not_finite(f"the loss became {nats} at step {progress.step + 1}")
-        loss.backward()
+        self.gradients.finish()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf).item()
         if not math.isfinite(norm):
             self._not_finite(f"the norm of the gradient became {norm} at step {progress.step + 1}")
         self.optimizers.step(rate_at(self.optimizer_config, progress.step, self.total))
-        scored = targets.numel() if self.batch_config.form == "stream" else int((targets != IGNORED).sum())
         progress.step += 1
-        progress.tokens += scored
-        progress.nats += nats * scored
-        progress.scored += scored
+        progress.tokens += batch.scored
+        progress.nats += nats * batch.scored
+        progress.scored += batch.scored
         seconds = time.monotonic() - started
-        progress.seconds += seconds
+        self.agreed.own_seconds += seconds
+        progress.seconds = self.agreed.own_seconds if self.group.alone else self.agreed.seconds
         timed_from = self.plan.timed_from
-        if self.plan.after_step(progress.step, progress.seconds) and not self._noted("plan", self.plan.entries):
+        extended = self.plan.after_step(progress.step, progress.seconds)
+        if extended and self.group.any(not self._noted("plan", self.plan.entries)):
             self.plan.entries.pop()  # what is not written down must not count; the next step tries again
             self.plan.timed_from = timed_from
         self._report(nats, norm)
-        self.threads.worked("step", seconds, scored)
+        self.threads.worked("step", seconds, batch.scored)
         self.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
         self.happened(Step(progress.step, self.known_total, nats, progress.tokens, progress.seconds))
 
+    def _agree(self, nats: float, started: float) -> float:
+        """The loss of the whole batch, of which `nats` is this process's share; and what else all have to know.
+
+        Nothing that is decided from here to the next step may hang on what one process alone knows: its clock, a signal
+        that it got.
+        """
+        if self.group.alone:
+            return nats
+        now, agreed = time.monotonic(), self.agreed
+        save = now - self.saved_at > self.config.checkpoint_seconds
+        leads = self.group.leads
+        mine = [nats, self.asked.is_set(), leads and agreed.own_seconds + now - started, leads and save]
+        nats, asked, agreed.seconds, save_due = self.group.sum(mine)
+        agreed.stop, agreed.save = asked > 0, save_due > 0
+        return nats
+
+    def _is_asked(self) -> bool:
+        """Whether the user asked any of the processes to stop."""
+        return self.asked.is_set() if self.group.alone else self.agreed.stop
+
+    def _save_is_due(self) -> bool:
+        if self.group.alone:
+            return time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+        return self.agreed.save
+
     def _validate(self) -> None:
-        progress = self.progress
+        progress, group = self.progress, self.group
 
         def on_tokens(count: int) -> None:
-            self.display.validating(count, self.valid_store.num_tokens)
-            if self.asked.is_set():
+            self.display.validating(count * group.size, self.valid_store.num_tokens)
+            if group.alone and self.asked.is_set():
                 raise Stopped
 
-        self.valid = valid = score(self.model, self.valid_store, on_tokens)
+        self.valid = valid = score(self.model, self.valid_store, on_tokens, Worker(group.rank, group.size, group.sum))
+        if not group.alone and group.sum([self.asked.is_set()])[0]:
+            raise Stopped
         if not math.isfinite(valid.nats):
             self._not_finite(f"the validation loss became {valid.nats} after step {progress.step}")
         loss = valid.nats_per_token
         better = progress.best_loss is None or loss < progress.best_loss
         progress.without_gain = 0 if better else progress.without_gain + 1
         if better:
+            refused = False
             try:
                 again_if_refused(lambda: self.run.save_best(self.model, {"step": progress.step, "valid_loss": loss}))
-                progress.best_loss, progress.best_step = loss, progress.step
             except OSError as error:  # the file has the best before still, and so has the progress
                 self._refused(error, "training continues, these best weights are not kept")
-                better = False
+                refused = True
+            better = not group.any(refused)
+        if better:
+            progress.best_loss, progress.best_step = loss, progress.step
         train_loss = progress.nats / max(1, progress.scored)
         bits, share = valid.bits_per_byte, valid.unspelled_share
         losses = {"train_loss": train_loss, "valid_loss": loss, "bits_per_byte": bits, "unspelled_share": share}
@@ -237,7 +294,7 @@ class _Training:
         progress.validations += 1
         self._tell(self._validated(train_loss, valid))
         sample = None
-        if "tokenizer" in self.run.about and self.config.prompt:
+        if "tokenizer" in self.run.about and self.config.prompt and group.leads:
             text = write_texts(Engine(self.model, self.run.tokenizer), self.config.prompt, SAMPLE)[0]
             sample = f"{self.config.prompt}{text}"
             self._tell("    " + " ".join(sample.split()), sample=True)
@@ -269,6 +326,13 @@ class _Training:
                 note(begun)
             yield chooser
 
+    def _note_division(self, accumulate: int) -> None:
+        """Writes down from which step on a batch is divided among how many processes and parts."""
+        entries = [entry for entry in self.run.about.get("division", []) if entry[0] < self.progress.step]
+        now = [self.group.size, accumulate]
+        if now != (entries[-1][1:] if entries else [1, 1]):
+            self.run.update(division=[*entries, [self.progress.step, *now]])
+
     @property
     def total(self) -> int:
         return self.plan.total(self.progress.step)
@@ -290,13 +354,13 @@ class _Training:
     def save(self) -> None:
         """Commits a checkpoint of this very point."""
         self.metrics.flush()
+        self._check_equal_weights()
         tensors = weights_of(self.model)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
         tensors["generator/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["generator/cuda"] = torch.cuda.get_rng_state()
-        if self.state is not None:
-            tensors |= {f"state/{name}": tensor for name, tensor in self.state.tensors().items()}
+        tensors |= {f"state/{name}": tensor for name, tensor in self.gradients.carried().items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         self.progress.batcher = self.batcher.state_dict()
         progress = asdict(self.progress) | {"timed_from": self.plan.timed_from}
@@ -304,13 +368,31 @@ class _Training:
         self.saved_at = time.monotonic()
         self.happened(Saved(self.progress.step, self.run.path))
 
+    def _check_equal_weights(self) -> None:
+        """Raises ValueError where processes have different weights, which only a fault of a machine can bring about."""
+        if self.group.alone:
+            return
+        bits = [int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in self.model.parameters()]
+        size = self.group.size
+        parts = [float(part) for total in bits for part in (total >> 26, total & (2**26 - 1))]  # exact in float64
+        if self.group.any([total / size for total in self.group.sum(parts)] != parts):
+            raise ValueError(
+                f"the processes no longer have the same weights at step {self.progress.step}; this was not saved:"
+                " resume the run, and check the machines' memory"
+            )
+
     def _save_if_possible(self) -> None:
         """Saves on the way: where the disk refuses, training continues, and saving is tried again."""
+        refused = False
         try:
             self.save()
+        except (ConnectionError, ToldElsewhere):
+            raise
         except OSError as error:
-            self.unsaved, self.saved_at = True, time.monotonic()
+            refused, self.saved_at = True, time.monotonic()
             self._refused(error, "training continues, the last checkpoint is kept, and saving is tried again")
+        if self.group.any(refused):
+            self.unsaved = True
         else:
             if self.unsaved:
                 self._tell(f"step {self.progress.step:,}: saved again")
@@ -350,7 +432,7 @@ class _Training:
             torch.cuda.set_rng_state(tensors["generator/cuda"])
         if state := below("state/", tensors):
             self._check_state(state)
-            self.state = State.from_tensors(state).apply(lambda tensor: tensor.to(self.device))
+            self.gradients.carry(State.from_tensors(state))
         step, seconds = progress.pop("timed_from")
         self.plan.timed_from = int(step), float(seconds)
         check_schema(progress.pop("metrics_bytes", 0), int, "its progress", "metrics_bytes")
@@ -415,6 +497,8 @@ class _Training:
         count = sum(p.numel() for p in self.model.parameters())
         parameters = f"{count / 1e6:.1f}M parameters" if count >= 10**6 else f"{count:,} parameters"
         threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
+        if not self.group.alone:
+            threads = f"{self.group.size} processes of {threads}"
         if self.progress.step:
             return f"{parameters}, {threads}; resumed at step {self.progress.step:,}"
         amount, unit = next((amount, name) for name in BUDGETS if (amount := getattr(self.config, name)))
@@ -436,7 +520,7 @@ class _Training:
         best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
         return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
 
-    def _not_finite(self, what: str) -> None:
+    def _not_finite(self, what: str) -> NoReturn:
         self._tell(what)
         raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
 

@@ -123,13 +123,13 @@ def preset_of(request: TrainingRequest) -> str:
     return preset
 
 
-def resume(out: Path, request: TrainingRequest | None = None, as_begun: bool = False) -> Ready:
+def resume(out: Path, request: TrainingRequest | None = None, as_begun: bool = False, kind: type[Run] = Run) -> Ready:
     """Opens a run to train it on; what the request names must be what the run was begun with.
 
-    as_begun: whether to take data that have changed since from the cache, as they were, and to say so. Raises
-    ValueError for another request, or for such data otherwise.
+    as_begun: whether to take data that have changed since from the cache, as they were, and to say so. kind: how the
+    run is opened. Raises ValueError for another request, or for such data otherwise.
     """
-    run = Run.open(out)
+    run = kind.open(out)
     if run.about.get("request") is None or run.recipe is None:
         raise ValueError(f"{out}: was not started by `rhapsode train`, so it cannot be resumed")
     request, recorded = request or TrainingRequest(), run.recipe.to_dict()

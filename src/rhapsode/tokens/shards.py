@@ -1,0 +1,317 @@
+"""A token store of many shards, made by many processes: `rhapsode prepare`.
+
+    plan.json              what is prepared, and how it is cut into shards: written first
+    tokenizer/             the tokenizer of all of it
+    shard-00000/ ...       a token store each, of some megabytes of text, whole or not there
+    shards.json            how many shards, and how much is in them: written last, and only then is the store there
+
+One process reads and cuts the text and spools it, a shard at a time; the others make stores of the spooled text. What
+a killed process had not finished is made again, by the same command or at once. The ids are those that `prepare` in
+store.py makes, and so is the fingerprint: a training cannot tell which of the two it reads.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rhapsode.files import CHECKSUMS, making, write_checksums, write_text
+from rhapsode.progress import say, silent
+from rhapsode.recorded import read_versioned, sealed
+from rhapsode.sources import FileSource, Piece, Record, Source
+from rhapsode.sources.files import InputFile, OnRead
+from rhapsode.sources.remote import is_remote
+from rhapsode.tokenizer import Tokenizer
+from rhapsode.tokenizer.coding import TOKENIZER_FILES
+from rhapsode.tokens.places import Place
+from rhapsode.tokens.ranges import JoinedIds, RangedIds
+from rhapsode.tokens.spool import SpooledSource, SpoolWriter
+from rhapsode.tokens.store import TokenStore, fingerprint_of
+from rhapsode.tokens.writing import reading_bar, write_store
+
+SHARDS_VERSION = 1
+MANIFEST, PLAN = "shards.json", "plan.json"
+SHARD_BYTES = 16_000_000  # of text; a story is never cut in two
+MOST_ATTEMPTS = 3  # at a shard whose process is killed
+COLUMNS = ("offsets", "bytes", "unspelled", "marks")
+
+
+def is_prepared(location: str) -> bool:
+    """Whether `rhapsode prepare` has made a store there, to its end; of addresses elsewhere, asks."""
+    return (is_remote(location) or Path(location).is_dir()) and Place(location).has(MANIFEST)
+
+
+class PreparedSource:
+    """A store that `prepare_shards` made, where a source of text is asked for: its text is ids already."""
+
+    kind: Literal["text", "ids"] = "text"
+    files: tuple[InputFile, ...] = ()
+    total_bytes: int | None = None
+
+    def __init__(self, location: str) -> None:
+        self.store, self.tokenizer = open_shards(location)
+        self.description = f"{location}: {self.store.description} (prepared)"
+
+    def fingerprint(self) -> str:
+        """That of the text that was prepared."""
+        return str(self.store._about["source_fingerprint"])
+
+    def stories(self) -> Iterator[str]:
+        """Yields each story's text, decoded."""
+        return (self.tokenizer.decode(self.store.story(i).tolist()) for i in range(self.store.num_stories))
+
+    def pieces(self, on_read: OnRead | None = None) -> Iterator[Piece]:
+        """Yields each story in one piece."""
+        return (Piece(text, True) for text in self.stories())
+
+
+def open_shards(location: str) -> tuple[TokenStore, Tokenizer]:
+    """The store at a path or an address, and its tokenizer; ids are mapped into memory, or read in pieces from there.
+
+    Raises FileNotFoundError where there is none that is complete, or ValueError where it is damaged.
+    """
+    place = Place(location)
+    about = _manifest(place)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    parts: list[Any] = []
+    tokens = 0
+    for shard in about["shards"]:
+        found, ids = _open_shard(place, shard, about["dtype"])
+        columns["offsets"].append(found["offsets"][1:] + tokens)
+        columns["marks"].append(found["marks"] + [tokens, 0, 0, 0])
+        columns["bytes"].append(found["bytes"])
+        columns["unspelled"].append(found["unspelled"])
+        parts.append(ids)
+        tokens += shard["num_tokens"]
+    joined = {name: np.concatenate(pieces) for name, pieces in columns.items()}
+    offsets = np.concatenate(([0], joined["offsets"]))
+    store = TokenStore(
+        JoinedIds(parts), offsets, joined["bytes"], joined["marks"], about, unspelled=joined["unspelled"]
+    )
+    if (store.num_stories, store.num_tokens) != (about["num_stories"], about["num_tokens"]):
+        raise ValueError(f"{location}: damaged, its shards do not hold what {MANIFEST} says")
+    return store, _tokenizer_at(place)
+
+
+def _tokenizer_at(place: Place) -> Tokenizer:
+    if not place.remote:
+        return Tokenizer.load(Path(place.location) / "tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TOKENIZER_FILES:
+            if place.has(f"tokenizer/{name}"):
+                (Path(folder) / name).write_text(place.read(f"tokenizer/{name}"), encoding="utf-8")
+        return Tokenizer.load(Path(folder))
+
+
+def _manifest(place: Place) -> dict[str, Any]:
+    """What shards.json holds; ValueError where it is damaged or of another version."""
+    if not place.remote:
+        return read_versioned(Path(place.location) / MANIFEST, SHARDS_VERSION)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / MANIFEST
+        file.write_text(place.read(MANIFEST), encoding="utf-8")
+        try:
+            return read_versioned(file, SHARDS_VERSION)
+        except ValueError as error:
+            raise ValueError(str(error).replace(folder, place.location)) from None
+
+
+def _open_shard(place: Place, shard: dict[str, Any], dtype: str) -> tuple[dict[str, np.ndarray], Any]:
+    if not place.remote:
+        store = TokenStore.open(Path(place.location) / shard["name"])
+        columns = {"offsets": store.offsets, "bytes": store.byte_counts, "unspelled": store.unspelled}
+        return {**columns, "marks": store._marks}, store.tokens
+    columns = {name: place.read_array(f"{shard['name']}/{name}.npy") for name in COLUMNS}
+    return columns, RangedIds(f"{place.location}/{shard['name']}/tokens.bin", dtype, shard["num_tokens"])
+
+
+def prepare_shards(source: Source, tokenizer: Tokenizer, out: str, workers: int = 1) -> TokenStore:
+    """Makes the store of a source at a path or an address, by so many processes; what is there already is kept.
+
+    Raises ValueError where something else is being prepared there, or the source cannot be read or changes meanwhile,
+    and OSError where nothing can be written.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    place, before = Place(out), source.fingerprint()
+    fingerprint = fingerprint_of(source, tokenizer)
+    plan = {"format_version": SHARDS_VERSION, "fingerprint": fingerprint, "shard_bytes": SHARD_BYTES}
+    with place.held():
+        _begin(place, plan, tokenizer)
+        if place.has(MANIFEST):
+            say(f"{out}: prepared already")
+            return open_shards(out)[0]
+        started = time.monotonic()
+        shards = list(_Shards(place, source, tokenizer, workers).made())
+        if source.fingerprint() != before:
+            raise ValueError(f"{source.description}: changed while it was read; run again when complete")
+        about = {key: value for key, value in shards[0].items() if key not in ("sha256", "name")}
+        counts = {name: sum(shard[name] for shard in shards) for name in ("num_stories", "num_tokens", "num_bytes")}
+        about |= {"description": source.description, "fingerprint": fingerprint, "source_fingerprint": before, **counts}
+        about |= {
+            "format_version": SHARDS_VERSION,
+            "shards": [{n: shard[n] for n in ("name", *counts)} for shard in shards],
+        }
+        place.write(MANIFEST, json.dumps(sealed(about), indent=1, ensure_ascii=False) + "\n")
+        place.clear()
+    rate = counts["num_bytes"] / 1e6 / max(time.monotonic() - started, 1e-9)
+    amounts = f"{counts['num_stories']:,} stories, {counts['num_bytes']:,} bytes, {counts['num_tokens']:,} tokens"
+    say(f"{amounts} ({rate:.1f} MB/s) in {len(shards)} shards in {out}")
+    return open_shards(out)[0]
+
+
+def _begin(place: Place, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Writes down what is prepared here; ValueError where that was something else."""
+    if place.has(PLAN):
+        if json.loads(place.read(PLAN)) != plan:
+            raise ValueError(
+                f"{place.location}: holds a store of other data or with another tokenizer, or a part of one; choose"
+                " another folder with --out, or remove it"
+            )
+        return
+    if place.names():
+        raise FileExistsError(f"{place.location} already exists: choose another folder with --out")
+    with place.making("tokenizer") as folder:
+        tokenizer.save(folder)
+    place.write(PLAN, json.dumps(plan))
+
+
+class _Shards:
+    """The shards of a source while they are made."""
+
+    def __init__(self, place: Place, source: Source, tokenizer: Tokenizer, workers: int) -> None:
+        self.place, self.source, self.tokenizer, self.workers = place, source, tokenizer, workers
+        self.spools = place.local_folder("spool")
+        self.pool: ProcessPoolExecutor | None = None
+        self.waiting: dict[Future[dict[str, Any]], int] = {}
+        self.attempts: dict[int, int] = {}
+
+    def made(self) -> list[dict[str, Any]]:
+        """What each shard holds, in order, once all are made."""
+        there = {name for name in self.place.names() if self.place.has(f"{name}/store.json")}
+        try:
+            with reading_bar("preparing", self.source) as self.on_read:
+                number, spool, done = 0, None, 0
+                for piece in self._pieces():
+                    name = f"shard-{number:05}"
+                    if done == 0:
+                        spool = None if name in there else SpoolWriter(self.spools / name)
+                    ends = spool.write(piece) if spool else not isinstance(piece, Piece) or piece.ends_story
+                    done += _size(piece)
+                    if done >= SHARD_BYTES and ends:
+                        self._next(number, spool)
+                        number, done = number + 1, 0
+                if done:
+                    self._next(number, spool)
+                    number += 1
+                while self.waiting:
+                    self._wait()
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown(cancel_futures=True)
+        return [
+            json.loads(self.place.read(f"shard-{i:05}/store.json")) | {"name": f"shard-{i:05}"} for i in range(number)
+        ]
+
+    def _pieces(self) -> Iterator[Piece | Record]:
+        if self.source.kind == "text":
+            return iter(self.source.pieces(self.on_read))
+        assert isinstance(self.source, FileSource)
+        return self.source.sequences(self.on_read)
+
+    def _next(self, number: int, spool: SpoolWriter | None) -> None:
+        """A shard's text is spooled: makes it, or has it made; returns when there is room for the next one."""
+        if spool is None:
+            return
+        spool.close()
+        self._submit(number)
+        while len(self.waiting) > self.workers:
+            self._wait()
+
+    def _submit(self, number: int) -> None:
+        name = f"shard-{number:05}"
+        target = self.place.local_folder("shards") / name
+        if target.is_dir():  # made by a process that was killed before it could move it
+            self._keep(number)
+            return
+        asked = (str(self.spools / name), str(target), self.source.kind, self.source.description)
+        if self.workers == 1:
+            make_shard(*asked, tokenizer=self.tokenizer)
+            self._keep(number)
+            return
+        if self.pool is None:
+            folder = self.place.local_folder("tokenizer-copy")
+            self.tokenizer.save(folder)
+            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (str(folder),))
+        self.waiting[self.pool.submit(make_shard, *asked)] = number
+
+    def _wait(self) -> None:
+        """Waits for a shard; those whose process was killed are made again."""
+        finished, _ = wait(self.waiting, return_when=FIRST_COMPLETED)
+        again = []
+        for future in finished:
+            number = self.waiting.pop(future)
+            try:
+                future.result()
+                self._keep(number)
+            except BrokenProcessPool:
+                again.append(number)
+        if again:
+            again += self.waiting.values()
+            self.waiting.clear()
+            assert self.pool is not None
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool = None
+            for number in sorted(again):
+                self.attempts[number] = self.attempts.get(number, 0) + 1
+                if self.attempts[number] == MOST_ATTEMPTS:
+                    raise ChildProcessError(
+                        f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
+                        " memory ran out; run the same command again, with fewer --workers"
+                    )
+                say(f"shard {number}: its process was killed; making it again")
+                self._submit(number)
+
+    def _keep(self, number: int) -> None:
+        name = f"shard-{number:05}"
+        self.place.take(self.place.local_folder("shards") / name, name)
+        (self.spools / name).unlink(missing_ok=True)
+
+
+def _size(piece: Piece | Record) -> int:
+    return len(piece.text.encode()) + 16 if isinstance(piece, Piece) else piece.value.nbytes  # type: ignore[union-attr]
+
+
+_tokenizer: Tokenizer | None = None
+
+
+def _start_worker(tokenizer_folder: str) -> None:
+    """A process makes one shard at a time, with one thread: the other cores are other processes'."""
+    global _tokenizer
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    _tokenizer = Tokenizer.load(Path(tokenizer_folder))
+
+
+def make_shard(
+    spool: str, target: str, kind: Any, description: str, tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
+    """Makes the token store of a spooled file; returns what its store.json says."""
+    tokenizer = tokenizer or _tokenizer
+    assert tokenizer is not None
+    source, folder = SpooledSource(Path(spool), kind, description), Path(target)
+    with making(folder) as temporary:
+        with silent():
+            about = write_store(temporary, source, tokenizer)
+        about |= {"fingerprint": folder.name, "source_fingerprint": folder.name}
+        write_text(temporary / "store.json", json.dumps(sealed(about), indent=2, ensure_ascii=False) + "\n")
+        files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
+        write_checksums(temporary, folder.name, files)
+    return about
