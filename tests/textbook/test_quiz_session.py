@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +152,12 @@ class Terminal:
     def __init__(self, process: subprocess.Popen, end: int) -> None:
         self.process, self.end, self.seen = process, end, ""
 
-    def wait_for(self, text: str) -> str:
-        """What came until this text came, without colours."""
-        deadline = time.monotonic() + 30
+    def wait_for(self, text: str, seconds: float = 30) -> str:
+        """What came until this text came, without colours. Raises TimeoutError after so many seconds without it."""
+        deadline = time.monotonic() + seconds
         while text not in self.seen:
-            assert time.monotonic() < deadline, f"{text!r} did not come: {self.seen!r}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{text!r} did not come: {self.seen!r}")
             if select.select([self.end], [], [], 0.2)[0]:
                 try:
                     received = os.read(self.end, 65536).decode(errors="replace")
@@ -168,6 +169,18 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self.end, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C until the program heeds it: one between the drawing of a prompt and the wait for a key is not seen.
+
+        A signal, since there is no controlling terminal here to make it of the key.
+        """
+        for _ in range(10):
+            os.killpg(self.process.pid, signal.SIGINT)
+            with suppress(TimeoutError):
+                self.wait_for("\n", 5)
+                return
+        raise TimeoutError("Ctrl-C was not heeded")
 
 
 @contextmanager
@@ -252,7 +265,7 @@ def test_keys_that_leave_a_terminal_print_the_score(key, code):
         screen.wait_for("2/10")
         screen.wait_for("answer> ")
         if key == "\x03":
-            os.killpg(screen.process.pid, signal.SIGINT)  # no controlling terminal here to make it of the key
+            screen.interrupt()
         else:
             screen.type(key)
         assert screen.wait_for("score").splitlines()[-2].split() == ["parameters", "0", "1"]

@@ -13,7 +13,8 @@ from typing import Any
 
 from rhapsode.files import making
 from rhapsode.progress import bar, say
-from rhapsode.sources.files import cache_root, format_of_name
+from rhapsode.files import cache_root
+from rhapsode.sources.files import format_of_name
 
 ADDRESS_OF_ANOTHER = re.compile(r"[a-z][a-z0-9+.-]+://.")
 _COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?=[^/])")
