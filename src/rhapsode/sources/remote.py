@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rhapsode.files import making
+from rhapsode.files import cache_root, making
 from rhapsode.progress import bar, say
-from rhapsode.files import cache_root
 from rhapsode.sources.files import format_of_name
 
 ADDRESS_OF_ANOTHER = re.compile(r"[a-z][a-z0-9+.-]+://.")
