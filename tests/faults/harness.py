@@ -38,6 +38,7 @@ PARTS = {  # name: (module, what it does)
     "damage": ("damage", "flipped bits, cut, swapped and newer files"),
     "kills": ("kills", "kills and signals"),
     "hostile": ("hostile", "hostile input, by a fuzzer"),
+    "server": ("hostile_clients", "a server and clients that mean harm or are broken"),
     "numbers": ("numbers_at_the_edge", "numbers at the edge of what floats hold"),
     "together": ("two_at_once", "several processes at once"),
     "group": ("several_processes", "one model trained by several processes, of which one is killed or cut off"),

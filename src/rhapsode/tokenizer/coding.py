@@ -106,6 +106,11 @@ class Tokenizer:
         """By id, what the vocabulary calls each token; "" for an id that it skips."""
         return [self._piece_of_id.get(id, "") for id in range(self.vocab_size)]
 
+    @cached_property
+    def longest_piece(self) -> int:
+        """The most characters that one token stands for, as the vocabulary spells it."""
+        return max(map(len, self._vocab), default=1)
+
     @property
     def no_text(self) -> list[int]:
         """The ids that `decode` leaves out: ends, padding, unknown."""
