@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import zstandard
 from material import Material, course_model, finished_study, material, new_run, trained, using_cache
+from web_parsers import web_parsers
 
 import rhapsode
 from rhapsode.cli import main
@@ -240,6 +241,7 @@ PARSERS: dict[str, Parser] = {
         _command_line, lambda: [b"--json", b"Once\0--max-tokens\0003", b"--seed\0-1", b"--help"]
     ),
 }
+PARSERS |= {name: Parser(*each) for name, each in web_parsers(_run_path, lambda: made().folder / "page").items()}
 
 
 def feed(name: str, data: bytes) -> str:

@@ -6,6 +6,8 @@ and as many requests in advance as a client sends.
 
 import asyncio
 import json
+import socket
+import struct
 from functools import cache
 
 import httptools
@@ -14,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from rhapsode.serve.failures import failure_body
 
 ARRIVAL_SECONDS = 60.0  # in which a request must be there, from its first byte to its last
-UNREAD_SECONDS = 60.0  # for which a client may leave unread what it was sent
+UNREAD_SECONDS = 30.0  # for which a client may leave unread what it was sent
 LOOK_SECONDS = 5.0  # between two looks at the clock
 MOST_HEAD_BYTES = 65_536  # of a request's first line and headers
 MOST_AHEAD = 32  # requests that one client may send before it has the answer to the first
@@ -106,9 +108,15 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() and self.unread is None:
             self.unread = now  # what is left in the buffer
         if self.unread is not None and now - self.unread > UNREAD_SECONDS:
-            self.transport.abort()
+            self._reset()
         elif self.arriving is not None and now - self.arriving > ARRIVAL_SECONDS and not self._is_answering:
             self.refuse(408, f"the request did not arrive within {ARRIVAL_SECONDS:g} s", "request_timeout")
+
+    def _reset(self) -> None:
+        """Closes without waiting; what the system still holds for the client is dropped, too."""
+        at_once = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self.transport.abort()
 
     @property
     def _is_answering(self) -> bool:

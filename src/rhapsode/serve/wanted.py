@@ -190,7 +190,7 @@ def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleCon
             message = f"logit_bias: {id[:40]!r} is no token id, which go to {vocab_size - 1:,}"
             raise Refusal(400, message, "logit_bias")
         if type(value) not in (int, float) or not -100 <= value <= 100:
-            raise Refusal(400, f"logit_bias.{id} must be a number from -100 to 100", "logit_bias")
+            raise Refusal(400, f"logit_bias.{id} must be a number from -100 to 100", f"logit_bias.{id}")
         bias[int(id)] = value
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     try:
