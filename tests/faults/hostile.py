@@ -20,17 +20,34 @@ from harness import MOST_SHOWN, NotHere, Tally, Unit
 INPUTS = 100_000
 SLOW = {"model.pt": 20_000, "a prompt": 20_000, "the command line": 20_000}  # milliseconds an input
 SMALL = 500
+# Parts of half an hour at most; what is in no group is of `texts`.
+GROUPS = {
+    "files": (
+        "tokenizer.json",
+        "a checkpoint",
+        "a saved state",
+        "run.json",
+        "metrics.jsonl",
+        "study.json",
+        "store.json",
+    ),
+    "models": ("model.pt",),
+    "words": ("a prompt", "the command line"),
+    "web": ("an HTTP request", "an HTTP body", "a saved story", "a link to a story"),
+}
 SECONDS, MEGABYTES, LONGEST = 20, 4096, 1 << 16
 
 
-def units(small: bool) -> list[Unit]:
+def units(small: bool, group: str) -> list[Unit]:
     try:
         import atheris  # noqa: F401
     except ImportError:
         raise NotHere("atheris is not installed: pip install -r tests/faults/requirements.lock") from None
     from parsers import PARSERS
 
-    return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in PARSERS]
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+    chosen = [name for name in PARSERS if group_of.get(name, "texts") == group]
+    return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in chosen]
 
 
 def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Tally:

@@ -52,7 +52,9 @@ def _run(run: Callable[..., Awaitable[None]], count: int, seed: int, folder: Pat
     return tally
 
 
-async def _all(tally: Tally, tries: list[tuple[str, Callable[[], Coroutine[Any, Any, None]]]], at_once: int = AT_ONCE) -> None:
+async def _all(
+    tally: Tally, tries: list[tuple[str, Callable[[], Coroutine[Any, Any, None]]]], at_once: int = AT_ONCE
+) -> None:
     """Runs tries, so many at once; one survives that raises nothing."""
     room = asyncio.Semaphore(at_once)
 
@@ -160,7 +162,9 @@ async def half_open(server: WatchedServer, count: int, draw: random.Random, tall
     ways = [draw.choice(["silent", "reset", "writing", "reading"]) for _ in range(count)]
     lengths = [draw.choice([0, len(asked), draw.randrange(len(asked))]) for _ in range(count)]
     tally.facts |= dict(Counter(ways))
-    await _all(tally, [(f"{way} after {n} bytes", partial(one, n, way)) for n, way in zip(lengths, ways, strict=True)], 300)
+    await _all(
+        tally, [(f"{way} after {n} bytes", partial(one, n, way)) for n, way in zip(lengths, ways, strict=True)], 300
+    )
 
 
 async def many_connections(server: WatchedServer, rounds: int, draw: random.Random, tally: Tally) -> None:
@@ -195,7 +199,16 @@ async def garbage(server: WatchedServer, count: int, draw: random.Random, tally:
     """Random bytes, good requests with garbage behind and between them, and thousands of good ones at once: each gets
     whole answers, no more than it asked for, and none that says the server failed."""
     good = [request("GET", "/healthz"), request("GET", "/nothing"), request("POST", "/tokenize", b'{"prompt": "a"}')]
-    words = [*FRAMINGS.values(), SMUGGLED, b"\r\n", b"\0", b"0\r\n\r\n", b"\r\n" * 1_000, b"GET ", b"HTTP/1.1 200 OK\r\n\r\n"]
+    words = [
+        *FRAMINGS.values(),
+        SMUGGLED,
+        b"\r\n",
+        b"\0",
+        b"0\r\n\r\n",
+        b"\r\n" * 1_000,
+        b"GET ",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+    ]
 
     def drawn() -> bytes:
         kind = draw.randrange(5)
@@ -259,7 +272,9 @@ async def traversal(server: WatchedServer, rounds: int, draw: random.Random, tal
 
 def _mixed(path: str, draw: random.Random) -> str:
     """The path with some of its characters in per cent."""
-    return "".join(f"%{ord(c):02x}" if c in "./\\epasx" and draw.random() < 0.4 and i else c for i, c in enumerate(path))
+    return "".join(
+        f"%{ord(c):02x}" if c in "./\\epasx" and draw.random() < 0.4 and i else c for i, c in enumerate(path)
+    )
 
 
 async def smuggling(server: WatchedServer, rounds: int, draw: random.Random, tally: Tally) -> None:
@@ -281,7 +296,11 @@ async def smuggling(server: WatchedServer, rounds: int, draw: random.Random, tal
         finally:
             connection.close()
 
-    tries = [(name, partial(one, name, draw.randrange(len(FRAMINGS[name])) if i else 0)) for i in range(rounds) for name in FRAMINGS]
+    tries = [
+        (name, partial(one, name, draw.randrange(len(FRAMINGS[name])) if i else 0))
+        for i in range(rounds)
+        for name in FRAMINGS
+    ]
     await _all(tally, tries)
 
 

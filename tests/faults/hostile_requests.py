@@ -1,5 +1,5 @@
 """Requests as bytes that nobody decent sends, in tables: framing that two programs would read in two ways, paths that
-lead out of a folder, names that are not the server's, what a page of another origin can send, sizes beyond all limits."""
+lead out of a folder, names that are not the server's, what a page of another origin can send, sizes beyond limits."""
 
 from collections.abc import Callable
 
@@ -53,8 +53,8 @@ FRAMINGS: dict[str, bytes] = {
     "two hosts": _post(HOST, "Host: evil.example", "Content-Length: 0", body=SMUGGLED),
     "two hosts the other way": _post("Host: evil.example", HOST, "Content-Length: 0", body=SMUGGLED),
     "a request in a body": _post(HOST, f"Content-Length: {len(SMUGGLED)}", "Connection: close", body=SMUGGLED),
-    "a request in a body of GET": request("GET", "/healthz", b"", f"Content-Length: {len(SMUGGLED)}", "Connection: close")
-    + SMUGGLED,
+    "a request in a body of GET": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
+    + b"%d\r\n\r\n%s" % (len(SMUGGLED), SMUGGLED),
     "a path with a request": b"GET /x HTTP/1.1\r\nHost: localhost\r\nX: y HTTP/1.1\nGET /smuggled HTTP/1.1\r\n\r\n",
     "HTTP 9.9": b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n" + SMUGGLED,
     "HTTP 2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
@@ -73,8 +73,22 @@ PATHS: list[str] = [
     for slash in _SLASHES
     for deep, file in ((1, "http.py"), (8, "etc/passwd"))
 ]
-PATHS += ["/page//etc/passwd", "/page/C:%5cwindows", "//etc/passwd", "/page/%2fetc%2fpasswd", "/page/" + "a" * 5000 + ".js"]
-PATHS += ["/page/.", "/page/", "/page/index.html%00.js", "/page/\udcff.js", "/page/%ff.js", "/page/__init__.py", "http://x/page/a"]
+PATHS += [
+    "/page//etc/passwd",
+    "/page/C:%5cwindows",
+    "//etc/passwd",
+    "/page/%2fetc%2fpasswd",
+    "/page/" + "a" * 5000 + ".js",
+]
+PATHS += [
+    "/page/.",
+    "/page/",
+    "/page/index.html%00.js",
+    "/page/\udcff.js",
+    "/page/%ff.js",
+    "/page/__init__.py",
+    "http://x/page/a",
+]
 
 OWN_NAMES = ["localhost", "127.0.0.1", "LOCALHOST:1", "[::1]:80", "app.localhost", "10.1.2.3"]
 OTHER_NAMES = [
@@ -83,6 +97,7 @@ OTHER_NAMES = [
     *("[::1", "[evil.example]", "xn--localhost-", "127.0.0.1, evil.example", "localhost%00.evil.example", "*"),
 ]
 
+_PARTS = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'
 _ASKED = b'{"prompt": "Once", "max_tokens": 8}'
 ELSEWHERE = ("Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Referer: http://evil.example/")
 
@@ -103,7 +118,7 @@ FOREIGN: dict[str, bytes] = {
         ("an empty type", "", _ASKED),
         ("a form", "application/x-www-form-urlencoded", b"prompt=Once&max_tokens=8"),
         ("JSON in a form", "application/x-www-form-urlencoded", _ASKED),
-        ("parts", "multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'),
+        ("parts", "multipart/form-data; boundary=b", _PARTS),
         ("text that says JSON", "text/plain; application/json", _ASKED),
         ("nothing", "text/plain", b""),
     )
@@ -115,11 +130,17 @@ FOREIGN |= {
     ).encode()
     for path in ("/v1/completions", "/api/inspect", "/v1/models")
 }  # fmt: skip
-FOREIGN |= {f"read {path}": _sent(path, None, b"", "GET") for path in ("/v1/models", "/api/runs", "/metrics", "/", "/healthz")}
+FOREIGN |= {
+    f"read {path}": _sent(path, None, b"", "GET") for path in ("/v1/models", "/api/runs", "/metrics", "/", "/healthz")
+}
 
 
 def _json(path: str, body: bytes) -> Callable[[], bytes]:
     return lambda: request("POST", path, body)
+
+
+def _many(field: bytes) -> bytes:
+    return b",".join(field % number for number in range(300_000))
 
 
 _COMPLETIONS, _CHAT, _MANY = "/v1/completions", "/v1/chat/completions", 1_250_000
@@ -141,18 +162,19 @@ SIZES: dict[str, tuple[Callable[[], bytes], int]] = {
     "lists 900 deep in a number": (_json(_COMPLETIONS, b'{"n": ' + b"[" * 900 + b"]" * 900 + b"}"), 400),
     "a million wrong tokens": (_json("/detokenize", b'{"tokens": [' + b"[]," * _MANY + b"0]}"), 400),
     "a million wrong biases": (
-        lambda: request("POST", _COMPLETIONS, b'{"logit_bias": {' + b",".join(b'"%d": ""' % i for i in range(300_000)) + b"}}"), 400),
+        lambda: request("POST", _COMPLETIONS, b'{"logit_bias": {%s}}' % _many(b'"%d": ""')), 400),
     "a million messages": (_json(_CHAT, b'{"messages": [' + b"{}," * _MANY + b"{}]}"), 400),
     "a million prompts": (_json(_COMPLETIONS, b'{"prompt": [' + b'"",' * _MANY + b'""]}'), 400),
     "prompts times n": (_json(_COMPLETIONS, b'{"n": 128, "prompt": [' + b'"",' * 20_000 + b'""]}'), 400),
     "a million fields": (
-        lambda: request("POST", _COMPLETIONS, b'{"max_tokens": 1, ' + b",".join(b'"x%d": 0' % i for i in range(300_000)) + b"}"), 200),
+        lambda: request("POST", _COMPLETIONS, b'{"max_tokens": 1, %s}' % _many(b'"x%d": 0')), 200),
     "a prompt of 4 MB": (_json(_COMPLETIONS, b'{"prompt": "' + b"a" * 3_900_000 + b'"}'), 400),
     "a prompt of a million ids": (_json(_COMPLETIONS, b'{"prompt": [' + b"1," * _MANY + b"1]}"), 400),
     "a message of 4 MB": (_json(_CHAT, b'{"messages": [{"content": "' + b"a" * 3_900_000 + b'"}]}'), 400),
     "a text of 4 MB to look at": (_json("/api/inspect", b'{"text": "' + b"a" * 3_900_000 + b'"}'), 400),
     "a text of 4 MB to tokenize": (_json("/tokenize", b'{"prompt": "' + b"a" * 3_900_000 + b'"}'), 400),
-    "a stop text of 4 MB": (_json(_COMPLETIONS, b'{"prompt": "a", "max_tokens": 40, "stop": ["' + b"a" * 3_900_000 + b'"]}'), 200),
+    "a stop text of 4 MB": (
+        _json(_COMPLETIONS, b'{"prompt": "a", "max_tokens": 40, "stop": ["' + b"a" * 3_900_000 + b'"]}'), 200),
     "a model's name of 4 MB": (_json(_COMPLETIONS, b'{"model": "' + b"a" * 3_900_000 + b'"}'), 404),
     "a role of 4 MB": (_json(_CHAT, b'{"max_tokens": 1, "messages": [{"role": "' + b"a" * 3_900_000 + b'"}]}'), 200),
     "more tokens than fit": (_json(_COMPLETIONS, b'{"prompt": "a", "max_tokens": 2147483647}'), 400),

@@ -217,7 +217,9 @@ async def connect(server: WatchedServer, receive_buffer: int = 0) -> socket.sock
     return connection
 
 
-async def exchange(server: WatchedServer, data: bytes, quiet: float = 1.0, patience: float = 30.0) -> tuple[bytes, bool]:
+async def exchange(
+    server: WatchedServer, data: bytes, quiet: float = 1.0, patience: float = 30.0
+) -> tuple[bytes, bool]:
     """(what comes back, whether the server closed); reads until it does, or nothing came for `quiet` seconds after
     something did."""
     loop = asyncio.get_running_loop()

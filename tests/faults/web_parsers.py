@@ -117,7 +117,8 @@ def request_seeds() -> list[bytes]:
     decent = [
         request("GET", "/v1/models"),
         request("POST", "/v1/completions", asked),
-        request("POST", "/tokenize", b"", chunked, "Content-Type: application/json") + b'f\r\n{"prompt": "ab"}\r\n0\r\n\r\n',
+        request("POST", "/tokenize", b"", chunked, "Content-Type: application/json")
+        + b'10\r\n{"prompt": "ab"}\r\n0\r\n\r\n',
         request("GET", "/api/runs/run?after=3", b"", "Accept: */*") * 2,
         request("GET", "/page/main.js"),
     ]
@@ -126,10 +127,22 @@ def request_seeds() -> list[bytes]:
 
 def body_seeds() -> list[bytes]:
     """Bodies of every shape, each at a length that brings it to its path."""
-    prompt = {"prompt": "Once", "max_tokens": 2, "seed": 1, "stop": ["a"], "logit_bias": {"3": 1}, "n": 2, "logprobs": 1}
+    prompt = {
+        "prompt": "Once",
+        "max_tokens": 2,
+        "seed": 1,
+        "stop": ["a"],
+        "logit_bias": {"3": 1},
+        "n": 2,
+        "logprobs": 1,
+    }
     bodies: list[dict[str, Any]] = [
         prompt,
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Once"}]}], "max_tokens": 2, "logprobs": True},
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "Once"}]}],
+            "max_tokens": 2,
+            "logprobs": True,
+        },
         {"prompt": "Once </s>"},
         {"tokens": [3, 4, 5]},
         {"text": "Once", "positions": [0, 1], "top": 3},
@@ -181,7 +194,9 @@ def link_seeds() -> list[bytes]:
     return found
 
 
-def web_parsers(run: Callable[[], Path], folder: Callable[[], Path]) -> dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]]:
+def web_parsers(
+    run: Callable[[], Path], folder: Callable[[], Path]
+) -> dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]]:
     """name: (the parser, its seeds). run: of the model that is served; folder: for what the page needs."""
 
     @cache

@@ -59,7 +59,9 @@ class Connection(HttpToolsProtocol):
                 if self.head_bytes > MOST_HEAD_BYTES:
                     return self.refuse(431, f"the head has more than {MOST_HEAD_BYTES:,} bytes", "head_too_large")
             if len(self.pipeline) > MOST_AHEAD:
-                return self.refuse(429, f"more than {MOST_AHEAD} requests were sent ahead of their answers", "too_many_ahead")
+                return self.refuse(
+                    429, f"more than {MOST_AHEAD} requests were sent ahead of their answers", "too_many_ahead"
+                )
 
     # -- of the parser -----------------------------------------------------------------------------------------------
 
