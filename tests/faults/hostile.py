@@ -7,6 +7,7 @@ collected, and the fuzzer goes on.
 """
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -99,7 +100,14 @@ def main(arguments: list[str]) -> None:
 
     options = [f"-runs={inputs}", f"-seed={int(seed) + 1}", f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
     options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={folder}/"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+
+    def changed(data: bytes, most: int, number: int) -> bytes:
+        draw = random.Random(number)
+        if draw.random() < 0.3:
+            return parsers.mutated(data, [(5, draw.randrange(10**6), draw.randrange(10**6))])[:most]
+        return atheris.Mutate(data, most)
+
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=changed)
     atheris.Fuzz()
 
 

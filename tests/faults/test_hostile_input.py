@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import zstandard
+from harness import PARTS
+from hostile import GROUPS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS, feed, good, mutated
@@ -23,7 +25,8 @@ from rhapsode.sources import open_source
 from rhapsode.tensors import unpack_tensors
 from rhapsode.terminal import literal, literal_lines, print_text
 
-CHANGES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6)
+CHANGES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6)
+NEED_NODE = {"a saved story", "a link to a story"}
 SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 60, "Parquet": 80, "study.json": 25}
 
 
@@ -41,6 +44,17 @@ def test_hostile_input_is_taken_or_refused(name: str) -> None:
         feed(name, data)
 
     check()
+
+
+def test_every_parser_is_fuzzed_in_one_part() -> None:
+    """Would catch a parser that no part of `make faults` tries."""
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert len(set(grouped)) == len(grouped)
+    assert set(grouped) <= set(PARSERS) | NEED_NODE
+    assert {module.partition(":")[2] for module, _ in PARTS.values() if module.startswith("hostile:")} == {
+        *GROUPS,
+        "texts",
+    }
 
 
 class Harmful:

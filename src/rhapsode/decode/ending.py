@@ -50,6 +50,6 @@ class Continuation:
 
 
 def begun_at_end(text: str, stop: str) -> int:
-    """How many characters at the end of a text are a beginning of the stop text, but not all of it; the most that are."""
+    """How many characters at the end of a text begin the stop text, but are not all of it; the most that do."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if stop.startswith(text[len(text) - n :])), 0)

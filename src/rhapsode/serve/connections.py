@@ -6,6 +6,7 @@ and as many requests in advance as a client sends.
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from functools import cache
@@ -116,7 +117,7 @@ class Connection(HttpToolsProtocol):
 
     def _reset(self) -> None:
         """Closes without waiting; what the system still holds for the client is dropped, too."""
-        at_once = struct.pack("ii", 1, 0)
+        at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.transport.abort()
 
