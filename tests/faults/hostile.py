@@ -36,6 +36,7 @@ GROUPS = {
     "words": ("a prompt", "the command line"),
     "web": ("an HTTP request", "an HTTP body", "a saved story", "a link to a story"),
 }
+READ_BY, COMPUTED_BY = ["rhapsode"], [f"rhapsode.{room}" for room in ("decode", "kernels", "model", "storyworld")]
 SECONDS, MEGABYTES, LONGEST = 20, 4096, 1 << 16
 
 
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     name, inputs, seed, folder = arguments[0], int(arguments[1]), arguments[2], Path(arguments[3])
-    with atheris.instrument_imports(include=["rhapsode", "json", "tomllib", "zipfile", "csv"]):
+    with atheris.instrument_imports(include=[*READ_BY, "json", "tomllib", "zipfile", "csv"], exclude=COMPUTED_BY):
         import parsers
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -98,12 +99,18 @@ def main(arguments: list[str]) -> None:
         if tries % 1000 == 0 or tries >= inputs:
             report()
 
-    options = [f"-runs={inputs}", f"-seed={int(seed) + 1}", f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
+    options = [
+        f"-runs={inputs}",
+        f"-seed={int(seed) + 1}",
+        f"-max_len={LONGEST}",
+        f"-timeout={SECONDS}",
+        "-mutate_depth=3",
+    ]
     options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={folder}/"]
 
     def changed(data: bytes, most: int, number: int) -> bytes:
         draw = random.Random(number)
-        if draw.random() < 0.3:
+        if draw.random() < 0.5:
             return parsers.mutated(data, [(5, draw.randrange(10**6), draw.randrange(10**6))])[:most]
         return atheris.Mutate(data, most)
 

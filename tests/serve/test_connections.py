@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,13 @@ def answered(served: Served, *parts: bytes, pause: float = 0.0) -> bytes:
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
         found = b""
-        try:
+        with suppress(ConnectionError):  # where it is closed before all is sent
             for part in parts:
                 client.sendall(part)
                 time.sleep(pause)
+        with suppress(ConnectionError):
             while part := client.recv(65_536):
                 found += part
-        except ConnectionError:
-            pass
         return found
 
 
@@ -42,7 +42,7 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     [
         (b"Host: evil.example\r\n", "host is there 2 times"),
         (b"Content-Length: 0\r\nContent-Length: 0\r\n", "not valid HTTP"),
-        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "transfer-encoding is there 2 times"),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "not valid HTTP"),
         (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "not valid HTTP"),
         (b"X : y\r\n", "not valid HTTP"),
     ],
@@ -94,9 +94,8 @@ def test_a_request_that_does_not_arrive(tiny_run: Path, monkeypatch: pytest.Monk
             assert (status, error["code"]) == (408, "request_timeout")
             assert time.monotonic() - begun < 5
         assert answered(served) != b""  # who says nothing at all is told, too
-        seen = len(reader.seen)
-        reader.until(reader.seen[-1:] + b"data: ")
-        assert len(reader.seen) > seen
+        reader.seen = b""
+        reader.until(b"data: ")
         reader.leave()
 
 

@@ -47,7 +47,7 @@ Stop = Annotated[
         }
     ),
 ]
-Bias = Annotated[
+LogitBias = Annotated[
     Any,
     WithJsonSchema(
         {
@@ -117,7 +117,7 @@ class Sampled(Asked):
     repetition_penalty: float | None = Field(None, gt=0, le=1e6, description="Above 1: what is there becomes rarer.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Off a logit for each time it was written.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Off a logit once it was written.")
-    logit_bias: Bias = None
+    logit_bias: LogitBias = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Texts to each prompt; text i draws with seed + i.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Without one, texts differ each time.")
     stop: Stop = None

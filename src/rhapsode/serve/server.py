@@ -29,7 +29,7 @@ from rhapsode.serve.models import ServedModels, physical_memory
 from rhapsode.serve.security import Admission, Gate, api_key, check_origins, is_loopback
 
 DRAIN_SECONDS = 30.0
-BUFFER_BYTES = 131_072  # of a connection, in each direction; left alone, systems give megabytes to who does not read
+SOCKET_BYTES = 131_072  # of a connection, in each direction; left alone, systems give megabytes to who does not read
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # of each connection, in the system's memory
-            listening.setsockopt(socket.SOL_SOCKET, buffer, BUFFER_BYTES)
+            listening.setsockopt(socket.SOL_SOCKET, buffer, SOCKET_BYTES)
         listening.bind(address)
         listening.listen(2048)
     except OSError as error:

@@ -54,7 +54,7 @@ def completion_wanted(asked: CompletionQuestion, tokenizer: Tokenizer, max_conte
         raise Refusal(400, f"best_of must be at least n, got {best_of} and {n}", "best_of")
     if asked.stream and best_of > n:
         raise Refusal(400, "the best of several texts cannot be streamed: leave out best_of or stream", "best_of")
-    check_count(asked.prompt, best_of, most_texts)
+    check_text_count(asked.prompt, best_of, most_texts)
     prompts = prompts_in(asked.prompt, tokenizer, max_context)
     max_tokens = DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens
     check_length(prompts, max_tokens, max_context, "max_tokens")
@@ -77,7 +77,7 @@ def chat_wanted(asked: ChatQuestion, tokenizer: Tokenizer, max_context: int, mos
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs: true", "top_logprobs")
     text = "\n".join(text_of(message.content, number) for number, message in enumerate(asked.messages))
-    check_count(text, asked.n or 1, most_texts)
+    check_text_count(text, asked.n or 1, most_texts)
     prompt = PromptTokens(encoded(text, tokenizer, max_context, "messages"), text)
     name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
@@ -133,7 +133,7 @@ def encoded(text: str, tokenizer: Tokenizer, most: int, param: str) -> list[int]
     return tokenizer.encode(checked_text(text, param))
 
 
-def check_count(prompt: Any, best_of: int, most: int) -> None:
+def check_text_count(prompt: Any, best_of: int, most: int) -> None:
     """Raises Refusal where a request asks for more texts than there may ever be."""
     several = isinstance(prompt, list) and bool(prompt) and not all(type(each) is int for each in prompt)
     count = best_of * (len(prompt) if several else 1)
