@@ -105,6 +105,7 @@ def main(arguments: list[str]) -> None:
         f"-max_len={LONGEST}",
         f"-timeout={SECONDS}",
         "-mutate_depth=3",
+        "-len_control=0",
     ]
     options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={folder}/"]
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,14 @@ def seen(page: Path) -> dict[str, Any]:
     found = json.loads(child.stdout.readline())
     text = found.pop("all")
     if found["notice"]:
-        raise ValueError(f"{page}: {found['notice']}")
+        raise ValueError(f"{page}: {' '.join(found['notice'].split())}")
     if NOT_STARTED in text or not text.strip():
         raise ValueError(f"{page}: {NOT_STARTED if text.strip() else 'an empty page'}")
     return found
 
 
 def main() -> None:
+    from playwright.sync_api import Error as PlaywrightError
     from playwright.sync_api import TimeoutError as TooLong
     from playwright.sync_api import sync_playwright
 
@@ -70,11 +72,13 @@ def main() -> None:
             page = context.new_page()
             try:
                 page.goto(Path(line.strip()).as_uri(), timeout=30_000)
-                page.wait_for_selector(SETTLED, timeout=MILLISECONDS)
-                page.wait_for_timeout(100)
-            except TooLong:
-                pass
-            print(json.dumps(page.evaluate(SEEN)), flush=True)
+                with suppress(TooLong):
+                    page.wait_for_selector(SETTLED, timeout=MILLISECONDS)
+                    page.wait_for_timeout(100)
+                found = page.evaluate(SEEN)
+            except PlaywrightError as error:  # what is no page any more, the browser itself refuses
+                found = {"notice": f"the browser does not open it: {error}", "all": ""}
+            print(json.dumps(found), flush=True)
             page.close()
 
 
