@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -104,8 +105,8 @@ def new_study(made: Material, path: Path) -> Study:
     return finished_study(made, path, run=False)
 
 
-def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0) -> Study:
-    """A study of two cells with its report; without run, its directory alone."""
+def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0, report: bool = True) -> Study:
+    """A study of two cells with its report, which takes seconds; without run, its directory alone."""
     from rhapsode.studies import whole
 
     request = StudyRequest(
@@ -118,7 +119,9 @@ def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0) 
         valid_stories=4,
         seed=seed,
     )  # fmt: skip
-    with silent(), using_cache(made.cache), ExitStack():
+    with silent(), using_cache(made.cache), ExitStack() as stack:
+        if not report:
+            stack.enter_context(patch.object(whole, "write_report", return_value=path))
         if run:
             return whole.run_study(request, path, jobs=1, threads=1, device="cpu").study
         return whole._begin(request, path, 1, "cpu")
