@@ -251,7 +251,12 @@ class _Shards:
             folder = self.place.local_folder("tokenizer-copy")
             self.tokenizer.save(folder)
             self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (str(folder),))
-        self.waiting[self.pool.submit(make_shard, *asked)] = number
+        try:
+            future = self.pool.submit(make_shard, *asked)
+        except (BrokenProcessPool, OSError) as error:  # another's process was killed just now, and no new one starts
+            future = Future()
+            future.set_exception(BrokenProcessPool(str(error)))
+        self.waiting[future] = number
 
     def _wait(self) -> None:
         """Waits for a shard; those whose process was killed are made again."""
