@@ -273,7 +273,7 @@ class _Shards:
             again += self.waiting.values()
             self.waiting.clear()
             assert self.pool is not None
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool.shutdown(cancel_futures=True)  # nobody else is left who makes them
             self.pool = None
             for number in sorted(again):
                 self.attempts[number] = self.attempts.get(number, 0) + 1
