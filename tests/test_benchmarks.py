@@ -159,11 +159,11 @@ def test_ablations_of_a_preset_alone_say_what_they_lack(
     """Would catch hours of training whose table is never printed."""
     ablations, report = importlib.import_module("ablations"), importlib.import_module("report")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "overnight"])
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "coffee"])
     with pytest.raises(SystemExit) as caught:
         ablations.main()
     assert caught.value.code == 2
-    assert "--alone needs the runs of overnight itself" in capsys.readouterr().err
+    assert "--alone needs the runs of coffee itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("results/quality-*.json")))

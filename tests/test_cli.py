@@ -217,7 +217,7 @@ def assert_refused(result: SimpleNamespace, message: str) -> None:
         (["empty.txt"], r"empty\.txt: empty, there is nothing to read"),
         (["blank.txt"], "no stories, it is empty"),
         (["folder"], "folder: no file in it ends in one of"),
-        (["good.txt", "--preset", "tea"], "--preset must be one of minute, coffee, overnight, got 'tea'"),
+        (["good.txt", "--preset", "tea"], "--preset must be one of minute, coffee, got 'tea'"),
         (["good.txt", "--set", "lr=3"], "unknown field 'lr'"),
         (["good.txt", "--set", "learning_rate"], "not of the form field=value"),
         (["good.txt", "--config", "none.toml"], r"none\.toml"),

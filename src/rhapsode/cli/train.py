@@ -10,7 +10,7 @@ from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT,
 from rhapsode.terminal import EXIT_STOPPED
 
 STORIES = 3
-PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
+PRESET_HELP = "Recipe: minute or coffee (about ten minutes). Default: coffee; without DATA, minute."
 
 
 def train(
@@ -27,7 +27,9 @@ def train(
     sequences: int = typer.Option(None, help="Budget: sequences (rows of a batch)."),
     epochs: float = typer.Option(None, help="Budget: passes over the data."),
     tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
-    vocab_size: int = typer.Option(None, help="Vocabulary size of a tokenizer that is trained (1024)."),
+    vocab_size: int = typer.Option(
+        None, help="Vocabulary size of a tokenizer that is trained; by default the preset and the text decide."
+    ),
     config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
     assignments: list[str] = typer.Option(None, "--set", help="Set a field of the recipe: field=value; repeatable."),
     seed: int = typer.Option(None, help="Seed for weights, data order and dropout (0)."),

@@ -1,8 +1,8 @@
 """How a preset is fitted to a text: small rules, each a function from how things stand to changes with a reason.
 
 A text that a preset's time reads only a few times is trained on with the preset as it is. A smaller text is read more
-often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout, weight decay and a
-second block, and end in time. What each is worth was measured: docs/presets.md.
+often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout and weight decay,
+and end in time. What each is worth was measured: docs/presets.md.
 """
 
 import math
@@ -16,8 +16,7 @@ from rhapsode.recipe.presets import PACE, PRESETS
 
 FEW_EPOCHS = 5  # up to these a preset stays as it is; beyond, what learns fast overfits
 REREAD_RATE = 3e-3
-REREAD_PACE = 0.75  # dropout and carried state take their time,
-SECOND_BLOCK_PACE = 0.75  # and so does a second block
+REREAD_PACE = 0.75  # dropout and carried state take their time
 STEPS_TIMES_DECAY = 300
 MOST_DECAY = 1.0
 MOST_EPOCHS = 20
@@ -100,16 +99,11 @@ class Fitting:
         return f"with more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the speed of the unchanged {self.preset} preset)"
 
     @property
-    def second_block(self) -> bool:
-        """Whether a rule added a block."""
-        return any(change.field == "num_layers" for change in self.changes)
-
-    @property
     def tokens_at_own_pace(self) -> float:
         """How many tokens the budget reads by what the rules have made of the preset."""
         read = self.tokens_at_full_pace
         if self.often and "minutes" in (self.budget or PRESETS[self.preset]["train"]):
-            read *= REREAD_PACE * (SECOND_BLOCK_PACE if self.second_block else 1)
+            read *= REREAD_PACE
         return read
 
     @property
@@ -164,14 +158,6 @@ def carry_long_stories(case: Fitting) -> list[Change]:
     if case.text.num_tokens < LONG_STORY * case.get("batch", "window") * case.text.num_stories:
         return []
     return [Change("batch", "carry_state", True, f"the average story is at least {LONG_STORY} windows long")]
-
-
-def add_a_block(case: Fitting) -> list[Change]:
-    """A second block where there is one, and the time to read the text often."""
-    if not case.often or case.get("model", "num_layers", 1) != 1 or case.chosen("model", "num_layers"):
-        return []
-    reason = f"{case.many}, a second block lowers the loss"
-    return [Change("model", "num_layers", 2, reason), Change("model", "attention", "last", reason)]
 
 
 def end_in_time(case: Fitting) -> list[Change]:
@@ -239,7 +225,7 @@ def warm_up_in_time(case: Fitting) -> list[Change]:
 
 Rule = Callable[[Fitting], list[Change]]
 RULES: tuple[Rule, ...] = (
-    *(fill_an_epoch, carry_long_stories, add_a_block, end_in_time),
+    *(fill_an_epoch, carry_long_stories, end_in_time),
     *(fewer_pairs, drop_out, slow_down, narrow, warm_up_in_time),
 )
 
@@ -256,7 +242,7 @@ class Fitted(NamedTuple):
 def fit_preset(name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] | None = None) -> Fitted:
     """The preset `name` for a text, by all RULES in their order.
 
-    own: what a user chose, by section. Budget, window, batch size and number of blocks decide with the text; what was
+    own: what a user chose, by section. Budget, window and batch size decide with the text; what was
     chosen is to be laid over the result. A text that the preset's own minutes would read more than MOST_EPOCHS times is
     read that often.
     """
