@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 import rhapsode.kernels
 from rhapsode.kernels import form
 from rhapsode.kernels.gated import gated_recurrence
-from rhapsode.kernels.recurrence import recurrence
+from rhapsode.kernels.recurrence import elman_deltas, recurrence, stepwise
 from rhapsode.kernels.recurrence_forms import ON_CHIP, _why_it_failed
 from rhapsode.model import ModelConfig, build_model
 
@@ -25,7 +26,7 @@ FILE = Path(rhapsode.kernels.__file__).with_name("one_launch.py")
 SIZES = [(1, 1, 1), (1, 17, 3), (5, 3, 20), (4, 16, 16), (3, 33, 65)]  # T, B, H: blocks have 16 rows, 16 to 128 columns
 SHARED_KB = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}  # of a block: CUDA's table
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs Triton: pip install 'rhapsode[gpu]', or make gpu"
+    importlib.util.find_spec("triton") is None, reason="needs Triton: pip install 'rhapsode[gpu]', or make test"
 )
 
 
@@ -183,6 +184,7 @@ def test_what_is_not_a_number_shows() -> None:
             assert h[:, [0, 2, 3]].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # as meant
 def test_large_numbers_saturate() -> None:
     """Catches an exp that overflows: tanh is then 1 or -1, and a gate shut or open."""
     x = torch.tensor([[[1000.0, -1000.0, 0.0]]])
@@ -204,6 +206,50 @@ def test_sixteen_bits(dtype: torch.dtype) -> None:
         exact = results("plain", recurrence, tuple(each.double() for each in (x, weight, initial)), upstream.double())
         ours = results("triton", recurrence, (x, weight, initial), upstream)
         torch.testing.assert_close(ours[0], exact[0], rtol=within, atol=within)
+
+
+def tensor_core(self: Any, a: Any, b: Any, sum_so_far: Any, precision: Any, _: Any) -> Any:
+    """A product as tensor cores make it of float32: factors rounded to 11 bits, or to two numbers of 11 bits each."""
+    from triton.runtime.interpreter import TensorHandle
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    assert precision.name in ("TF32", "TF32x3")
+    x, y = rounded(a.data), rounded(b.data)
+    product = x @ y
+    if precision.name == "TF32x3":
+        product += rounded(a.data - x) @ y + x @ rounded(b.data - y)
+    return TensorHandle(product + sum_so_far.data, sum_so_far.dtype.scalar)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_rounding_on_tensor_cores(activation: str, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/kernels.md says of tf32x3 and TF32, over 128 steps; catches float32 that is multiplied in TF32.
+
+    Emulated: the factors are rounded as on tensor cores, their sums as on a CPU.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    T, B, H = 128, 16, 128
+    x, weight, initial, upstream = (each.float() for each in tensors(T, B, H))
+    weight *= 3**-0.5  # as it is initialised: uniform within 1 / sqrt(H)
+    exact = stepwise(x.double(), weight.double(), initial.double(), activation)
+    errors = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for precision in ("float32", "tf32x3", "tf32"):
+            if precision == "tf32x3":
+                patch.setattr(InterpreterBuilder, "create_dot", tensor_core)
+            monkeypatch.setattr(interpreted, "precision_of", lambda _, now=precision: now.replace("float32", "ieee"))
+            states, deltas, exact_deltas = x.clone(), upstream.clone(), upstream.double()
+            interpreted.elman_states(states, weight, initial, activation)
+            interpreted.elman_deltas(deltas, states, weight, activation)
+            elman_deltas(exact_deltas, states.double(), weight.double(), activation)
+            pairs = (states, exact), (deltas, exact_deltas)
+            errors[precision] = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    assert errors["float32"] < 3e-7
+    assert errors["tf32x3"] < 3e-7
+    assert 5e-5 < errors["tf32"] < 5e-4
 
 
 @pytest.mark.parametrize("cell", ["elman", "gated"])
