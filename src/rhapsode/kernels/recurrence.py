@@ -76,9 +76,7 @@ class _Recurrence(torch.autograd.Function):
     """Both loops work in place on one buffer, in the form that `kind` names."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, initial: Tensor | None, activation: str, kind: str
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, initial: Tensor | None, activation: str, kind: str) -> Tensor:
         # The states are a tensor of their own in x's memory: x marked as changed in place would, where x is a view of
         # a linear layer's output, cost two more copies in the backward pass.
         hidden = x.detach()

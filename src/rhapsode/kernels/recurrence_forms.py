@@ -98,9 +98,7 @@ def _why_not(cell: str, hidden_dim: int, precision: str, device: torch.device) -
     return None
 
 
-def _why_it_failed(
-    cell: str, hidden_dim: int, dtype: torch.dtype, device: torch.device, activation: str
-) -> str | None:
+def _why_it_failed(cell: str, hidden_dim: int, dtype: torch.dtype, device: torch.device, activation: str) -> str | None:
     """What went wrong when the kernels ran on two blocks of rows, one not full, for three steps; None if nothing did.
 
     The states are compared with the equation, the gradients with the loop of operations, both in float64.
