@@ -253,6 +253,22 @@ def test_rounding_on_tensor_cores(activation: str, interpreted: ModuleType, monk
 
 
 @pytest.mark.parametrize("cell", ["elman", "gated"])
+def test_models_side_by_side(cell: str) -> None:
+    """Catches a program that reads the weights or the rows of another model than its own."""
+    x, weight, initial, upstream = (torch.stack([tensors(3, 17, H)[i] for H in (20, 20)]) for i in range(4))
+    weight[1] *= -0.5
+    x[1] += 1
+
+    def function(x: Tensor, weight: Tensor, initial: Tensor) -> Tensor:
+        if cell == "elman":
+            return torch.vmap(recurrence)(x, weight, initial)
+        return torch.vmap(gated_recurrence)(torch.cat((x, x @ weight[:, None]), -1), initial)
+
+    wanted = results("plain", function, (x, weight, initial), upstream)
+    torch.testing.assert_close(results("triton", function, (x, weight, initial), upstream), wanted)
+
+
+@pytest.mark.parametrize("cell", ["elman", "gated"])
 def test_a_whole_model_loses_the_same(cell: str) -> None:
     """Catches kernels that pass alone and not in their place: dropout, padding, a carried state, all gradients."""
     sizes = {"embed_dim": 12, "hidden_dim": 20, "key_dim": 8, "value_dim": 8}

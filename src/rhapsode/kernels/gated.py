@@ -29,7 +29,7 @@ def gated_recurrence(x: Tensor, initial: Tensor | None = None, overwrite: bool =
     kind = recurrence_form("gated", x.shape[-1] // 2, x.dtype, x.device).kind
     if kind == "plain":
         return gated_stepwise(x, initial)
-    return _Gated.apply(x if overwrite else x.clone(), initial, kind)
+    return _Gated.apply(x.contiguous() if overwrite else x.clone(memory_format=torch.contiguous_format), initial, kind)
 
 
 def gated_stepwise(x: Tensor, initial: Tensor | None = None) -> Tensor:
@@ -84,18 +84,18 @@ def gated_deltas(x: Tensor, hidden: Tensor, hidden_grad: Tensor) -> tuple[Tensor
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, initial: Tensor | None, kind: str) -> Tensor:
-        x = x.detach()  # see kernels/recurrence.py
+    def forward(x: Tensor, initial: Tensor | None, kind: str) -> Tensor:
         if kind == "triton":
             from rhapsode.kernels import one_launch
 
-            x = x.contiguous()
-            hidden = one_launch.gated_states(x, initial)
-        else:
-            hidden = gated_states(x, initial)
-        ctx.save_for_backward(x, hidden)
-        ctx.began, ctx.kind = initial is not None, kind
-        return hidden
+            return one_launch.gated_states(x.detach(), initial)
+        return gated_states(x.detach(), initial)  # detached: see kernels/recurrence.py
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, initial, ctx.kind = inputs
+        ctx.began = initial is not None
+        ctx.save_for_backward(x.detach(), output)  # a is where s was
 
     @staticmethod
     @once_differentiable
@@ -108,6 +108,19 @@ class _Gated(torch.autograd.Function):
         else:
             grad, carried = gated_deltas(x, hidden, hidden_grad)
         return grad, carried if ctx.began else None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], x: Tensor, initial: Tensor | None, kind: str
+    ) -> tuple[Tensor, int]:
+        """M models side by side are M B rows, since no row has weights."""
+
+        def rows(tensor: Tensor, dim: int | None, at: int) -> Tensor:
+            models = tensor.unsqueeze(at).expand(*tensor.shape[:at], info.batch_size, *tensor.shape[at:])
+            return (models if dim is None else tensor.movedim(dim, at)).flatten(at, at + 1).contiguous()
+
+        hidden = _Gated.apply(rows(x, dims[0], 1), None if initial is None else rows(initial, dims[1], 0), kind)
+        return hidden.unflatten(1, (info.batch_size, -1)), 1
 
 
 def _blocks(hidden: Tensor) -> list[slice]:

@@ -5,8 +5,8 @@ few rows of the batch through all steps; rows do not meet, so that no program wa
 recurrence it reads the weights once and keeps them on the chip, in registers and shared memory; the gated one has none.
 Each step asks for the next step's numbers before it computes. The products over all steps at once stay outside.
 
-B rows, T tokens in this call, H hidden; all tensors time-major and contiguous. Blocks are powers of two wide, as Triton
-wants them: what lies beyond B and H is read as 0, stays 0, and is never written.
+B rows, T tokens in this call, H hidden, M models side by side; all tensors time-major and contiguous. Blocks are powers
+of two wide, as Triton wants them: what lies beyond B and H is read as 0, stays 0, and is never written.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -26,7 +26,10 @@ WIDE = 128  # from this width on the weights need the registers of eight warps, 
 
 
 def elman_states(states: Tensor, weight: Tensor, initial: Tensor | None, activation: str) -> None:
-    """h_t in the place of x_t: states (T, B, H), weight (H, H), initial (B, H) or None for zero."""
+    """h_t in the place of x_t: states (T, B, H), weight (H, H), initial (B, H) or None for zero.
+
+    Of M models side by side: (T, M, B, H), (M, H, H), (M, B, H).
+    """
     began = None if initial is None else initial.contiguous()
     weight = weight.contiguous()
     with torch.cuda.device_of(states):
@@ -34,7 +37,7 @@ def elman_states(states: Tensor, weight: Tensor, initial: Tensor | None, activat
 
 
 def elman_deltas(grad: Tensor, hidden: Tensor, weight: Tensor, activation: str) -> None:
-    """g_t in the place of dL/dh_t: grad and hidden (T, B, H), weight (H, H)."""
+    """g_t in the place of dL/dh_t: grad and hidden (T, B, H), weight (H, H); or (T, M, B, H) and (M, H, H)."""
     weight = weight.contiguous()
     with torch.cuda.device_of(grad):
         _elman_deltas[_blocks(grad)](grad[-1], hidden[-1], weight, *_sizes(grad), **_settings(grad, activation))
@@ -70,12 +73,12 @@ def warps_of(width: int) -> int:
     return 8 if width >= WIDE else 4
 
 
-def _blocks(states: Tensor) -> tuple[int]:
-    return (triton.cdiv(states.shape[1], ROWS),)
+def _blocks(states: Tensor) -> tuple[int, int]:
+    return triton.cdiv(states.shape[-2], ROWS), states.shape[1] if states.ndim == 4 else 1
 
 
 def _sizes(states: Tensor) -> tuple[int, int, int]:
-    return states.shape[0], states.shape[1], states.shape[2]
+    return states.shape[0], states.shape[-2], states.shape[-1]
 
 
 def _sums(x: Tensor) -> Any:
@@ -83,7 +86,7 @@ def _sums(x: Tensor) -> Any:
 
 
 def _settings(states: Tensor, activation: str) -> dict[str, Any]:
-    width = width_of(states.shape[2])
+    width = width_of(states.shape[-1])
     precision = precision_of(states.dtype) if states.dtype == torch.float32 else "ieee"
     return {
         **{"relu": activation == "relu", "precision": precision, "sums": _sums(states)},
@@ -107,22 +110,23 @@ def _elman_states(
 ):
     row = (tl.program_id(0) * rows + tl.arange(0, rows))[:, None]
     column = tl.arange(0, width)
-    here = row * H + column[None, :]
+    model, step = tl.program_id(1), tl.num_programs(1) * B * H
+    here = (model * B + row) * H + column[None, :]
     inside = (row < B) & (column < H)[None, :]
     square = (column < H)[:, None] & (column < H)[None, :]
-    transposed = tl.load(weight + column[None, :] * H + column[:, None], mask=square, other=0.0)
+    transposed = tl.load(weight + model * H * H + column[None, :] * H + column[:, None], mask=square, other=0.0)
     h = tl.full((rows, width), 0.0, states.dtype.element_ty)
     if initial is not None:
         h = tl.load(initial + here, mask=inside, other=0.0)
     now = states + here
     x = tl.load(now, mask=inside, other=0.0)
     for t in range(T):
-        next_x = tl.load(now + B * H, mask=inside & (t + 1 < T), other=0.0)
+        next_x = tl.load(now + step, mask=inside & (t + 1 < T), other=0.0)
         total = tl.dot(h, transposed, acc=x.to(sums), input_precision=precision, out_dtype=sums)
         # What is not a number stays that. The other is tanh, to 1e-7 in float32: where exp overflows, it is 1.
         h = (tl.where(total <= 0, 0.0, total) if relu else 1 - 2 / (tl.exp(2 * total) + 1)).to(h.dtype)
         tl.store(now, h, mask=inside)
-        now += B * H
+        now += step
         x = next_x
 
 
@@ -142,23 +146,24 @@ def _elman_deltas(
 ):
     row = (tl.program_id(0) * rows + tl.arange(0, rows))[:, None]
     column = tl.arange(0, width)
-    here = row * H + column[None, :]
+    model, step = tl.program_id(1), tl.num_programs(1) * B * H
+    here = (model * B + row) * H + column[None, :]
     inside = (row < B) & (column < H)[None, :]
     square = (column < H)[:, None] & (column < H)[None, :]
-    on_chip = tl.load(weight + column[:, None] * H + column[None, :], mask=square, other=0.0)
+    on_chip = tl.load(weight + model * H * H + column[:, None] * H + column[None, :], mask=square, other=0.0)
     now, state = grad + here, hidden + here
     g = tl.full((rows, width), 0.0, grad.dtype.element_ty)  # of the step behind
     direct = tl.load(now, mask=inside, other=0.0)
     h = tl.load(state, mask=inside, other=0.0).to(sums)
     for t in range(T):
         more = inside & (t + 1 < T)
-        next_direct = tl.load(now - B * H, mask=more, other=0.0)
-        next_h = tl.load(state - B * H, mask=more, other=0.0).to(sums)
+        next_direct = tl.load(now - step, mask=more, other=0.0)
+        next_h = tl.load(state - step, mask=more, other=0.0).to(sums)
         total = tl.dot(g, on_chip, acc=direct.to(sums), input_precision=precision, out_dtype=sums)
         g = (total * tl.where(h == 0, 0.0, 1.0) if relu else total * (1 - h * h)).to(g.dtype)
         tl.store(now, g, mask=inside)
-        now -= B * H
-        state -= B * H
+        now -= step
+        state -= step
         direct, h = next_direct, next_h
 
 
