@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rhapsode.kernels import form, forms, recurrence_form, recurrence_forms
 from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
+from rhapsode.model import LanguageModel, ModelConfig, build_model
 
 
 class Card:
@@ -118,6 +119,41 @@ def test_without_triton_or_without_a_card(card: Card, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=r"Triton is not installed: pip install 'rhapsode\[gpu\]'"), form("triton"):
         pass
     assert recurrence(torch.zeros(1, 1, 9), torch.zeros(9, 9)).shape == (1, 1, 9)
+
+
+@pytest.mark.parametrize("cell", ["elman", "gated"])
+def test_whole_models_side_by_side(cell: str) -> None:
+    """Catches models that mix under torch.vmap, a kernel that it cannot look into, recurrences that become plain."""
+    sizes = {"embed_dim": 6, "hidden_dim": 5, "key_dim": 3, "value_dim": 2, "copy_dim": 3, "feed_forward": 2}
+    config = ModelConfig(9, kind="stacked", gate=True, cell=cell, **sizes)
+    models = [build_model(config, seed).double() for seed in range(3)]
+    tokens = torch.arange(3 * 2 * 8).mul(5).remainder(9).view(3, 2, 8)
+    alone = [model.loss(each[:, :-1], each[:, 1:])[0] for model, each in zip(models, tokens, strict=True)]
+    weights, _ = torch.func.stack_module_state(models)
+    whole = _Loss(models[0])
+
+    def loss(weights: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(whole, {f"model.{name}": each for name, each in weights.items()}, (tokens,))
+
+    with Operations() as seen, form("vmap"):
+        together = torch.vmap(loss)(weights, tokens)
+    assert "baddbmm_" in seen.names if cell == "elman" else "addcmul_" in seen.names
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=0)
+    found = torch.autograd.grad(together.sum(), list(weights.values()))
+    wanted = [torch.autograd.grad(one, list(model.parameters())) for one, model in zip(alone, models, strict=True)]
+    for ours, *theirs in zip(found, *wanted, strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-9, atol=1e-11)
+
+
+class _Loss(torch.nn.Module):
+    """What `functional_call` calls."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.loss(tokens[:, :-1], tokens[:, 1:])[0]
 
 
 class Operations(TorchDispatchMode):

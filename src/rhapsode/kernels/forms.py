@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-KINDS_OF_FORM = ("fast", "plain", "triton")
+KINDS_OF_FORM = ("fast", "plain", "triton", "vmap")
 FORMS = {"cpu": "fast", "cuda": "fast", "mps": "fast"}  # by the type of the device; plain on any other
 TRITON_MISSING = "Triton is not installed: pip install 'rhapsode[gpu]'"
 _chosen: str | None = None
@@ -17,7 +17,8 @@ def form(kind: str) -> Iterator[None]:
     """All kernels in this form within the block: `plain`, or `fast` on devices that are not in FORMS too.
 
     `triton` is `fast` with both recurrences in one launch each, whatever the device and the size: recurrence_forms.py
-    decides otherwise. Raises ValueError for another word, and for `triton` where it is not installed.
+    decides otherwise. `vmap` is what torch.vmap can vectorise, models side by side: `plain`, but for the recurrences,
+    which are as outside. Raises ValueError for another word, and for `triton` where it is not installed.
     """
     global _chosen
     if kind not in KINDS_OF_FORM:
@@ -38,7 +39,7 @@ def has_triton() -> bool:
 
 def is_fast(tensor: Tensor) -> bool:
     """Whether the fast form is the one for this tensor."""
-    return (_chosen or FORMS.get(tensor.device.type, "plain")) != "plain"
+    return (_chosen or FORMS.get(tensor.device.type, "plain")) in ("fast", "triton")
 
 
 def chosen_form() -> str | None:

@@ -48,7 +48,7 @@ def recurrence_form(
     kernels are tried on a few rows; where they fail, a warning says why, and the loop of operations runs.
     """
     chosen, device = chosen_form(), torch.device(device)
-    if chosen is not None:
+    if chosen is not None and chosen != "vmap":
         return RecurrenceForm(chosen, "chosen by `with form(...)`")
     if device.type != "cuda":
         return RecurrenceForm(FORMS.get(device.type, "plain"), f"what every kernel is on {device.type}")
