@@ -55,6 +55,7 @@ MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/rec
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
 TASKS = "studies/tasks.py"
 LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
+GRADIENTS = "training/gradients.py"
 REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
 MUTANTS = [
@@ -111,8 +112,8 @@ MUTANTS = [
     Mutant("Newton-Schulz coefficient", OPTIMIZER, "alpha=2.0315", "alpha=2.0", TRAINING),
     Mutant("clip of the gradient", LOOP, "clip or math.inf)", "math.inf)", TRAINING),
     Mutant("warm-up's first step", LOOP, "optimizer_config, progress.step,", "optimizer_config, 1,", TRAINING),
-    Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
-    Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
+    Mutant("state of the batch before", GRADIENTS, "if batch.restart or", "if batch.restart is not None or", TRAINING),
+    Mutant("window of the carried state", GRADIENTS, "recent(self.config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),
     Mutant("page named by all ids before it", PREFIXES, "(before + np.array(ids", '(b"" + np.array(ids', ENGINE),

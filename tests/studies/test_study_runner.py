@@ -291,7 +291,7 @@ def test_minutes_choose_a_scale_that_is_kept(tmp_path: Path, cache: Path) -> Non
     assert result.code == 0, result.stderr
     about = json.loads((tmp_path / "study" / "study.json").read_text())
     assert 0 < about["scale"] < 0.1
-    assert 15 < took < 120  # other programs may slow it down
+    assert 10 < took < 120  # other programs may slow the choice of the scale or what comes after it
     assert run(cache, words).code == 0
     assert json.loads((tmp_path / "study" / "study.json").read_text()) == about
     assert "chosen to fit into 1 minutes" in (tmp_path / "study" / "report.md").read_text()

@@ -41,6 +41,11 @@ def train_together(run: Run, small: Any, size: int, accumulate: int = 1, seconds
     return in_processes(size, work, seconds)
 
 
+def assert_ended(ends: list[Any], ended: str = "budget") -> None:
+    """All processes came to that end; shows what they raised."""
+    assert [end.ended if isinstance(end, Outcome) else end for end in ends] == [ended] * len(ends)
+
+
 def losses(run: Run) -> dict[str, list[float]]:
     """All losses of a run, of training and of validation."""
     entries = run.metrics()
@@ -104,7 +109,7 @@ def test_curve_is_that_of_one_process(begin: Callable[..., Run], small: Any, div
     one, several = begin("one", **OPTIONS), begin("several", **OPTIONS)
     train_run(one, small.train, small.valid, show=False)
     ends = train_together(several, small, size, accumulate)
-    assert [end.ended for end in ends] == ["budget"] * size
+    assert_ended(ends)
     assert len({(end.progress.step, end.progress.tokens, end.progress.best_loss) for end in ends}) == 1
     assert_same_curve(several, one)
     assert Run.open(several.path).about["division"] == [[0, *division]]
@@ -128,11 +133,12 @@ def stop_at(run: Run, small: Any, step: int) -> Callable[[Group], Outcome]:
 def test_resumed_by_as_many_processes_to_the_bit(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
     """Would catch state of a process that is not in the checkpoint, and sums whose order changes."""
     straight, stopped = begin("straight", **OPTIONS), begin("stopped", **OPTIONS)
-    train_together(straight, small, 3)
+    assert_ended(train_together(straight, small, 3))
     for step in (2, 11):
         ends = in_processes(3, stop_at(stopped, small, step))
-        assert [(end.ended, end.progress.step) for end in ends] == [("interrupted", step + 1)] * 3
-    train_together(stopped, small, 3)
+        assert_ended(ends, "interrupted")
+        assert [end.progress.step for end in ends] == [step + 1] * 3
+    assert_ended(train_together(stopped, small, 3))
     assert_same_end(Run.open(stopped.path), Run.open(straight.path))
 
 
@@ -140,8 +146,8 @@ def test_resumed_by_more_and_fewer_processes(begin: Callable[..., Run], small: A
     """Would catch a checkpoint that only as many processes can take: two begin, three continue, one ends."""
     one, several = begin("one", **OPTIONS), begin("several", **OPTIONS)
     train_run(one, small.train, small.valid, show=False)
-    in_processes(2, stop_at(several, small, 4))
-    in_processes(3, stop_at(several, small, 10))
+    assert_ended(in_processes(2, stop_at(several, small, 4)), "interrupted")
+    assert_ended(in_processes(3, stop_at(several, small, 10)), "interrupted")
     train_run(Run.open(several.path), small.train, small.valid, show=False)
     assert_same_curve(several, one)
     assert Run.open(several.path).about["division"] == [[0, 2, 1], [5, 3, 1], [11, 1, 1]]
@@ -151,7 +157,7 @@ def test_minutes_are_planned_by_one_clock(begin: Callable[..., Run], small: Any)
     """Would catch processes that plan by clocks of their own, of which one ends while another waits for it."""
     run = begin("minutes", optimizer={"warmup_steps": 10}, minutes=0.01)
     ends = train_together(run, small, 2)
-    assert [end.ended for end in ends] == ["budget"] * 2
+    assert_ended(ends)
     assert len({(end.progress.step, end.progress.seconds) for end in ends}) == 1
     plan = Run.open(run.path).about["plan"]
     assert plan[0][0] == 10

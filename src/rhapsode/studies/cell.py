@@ -110,7 +110,7 @@ def _result(
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")
-    engine = Engine(model, run.tokenizer)
+    engines = [Engine(model, run.tokenizer)] if cell.completions else []  # a task has no tokenizer
     batches_per_epoch = Batcher(train_store, run.config("batch", BatchConfig), cell.seed).batches_per_epoch
     return {
         "ended": outcome.ended,
@@ -122,7 +122,7 @@ def _result(
         "threads_begun": run.about["threads"],
         "device": device_name(device),
         "device_begun": run.about.get("device", "cpu"),
-        "completions": [_completions(engine, t, cell.seed) for t in TEMPERATURES] if cell.completions else [],
+        "completions": [_completions(engine, t, cell.seed) for engine in engines for t in TEMPERATURES],
     }
 
 
