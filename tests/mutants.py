@@ -67,7 +67,7 @@ MUTANTS = [
     Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
     Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
     Mutant("norm's gradient along x", NORM, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
-    Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
+    Mutant("gradient through time", RECURRENCE, "_add_product(g, following, weight)", "g.add_(following)", LOSS),
     Mutant("what a gate keeps", GATED, "a[now], c[now], value=-1,", "a[now], c[now], value=0,", EQUATIONS),
     Mutant("gradient through a gate", GATED, "torch.addcmul(g, *following, out=G)", "G.copy_(g)", LOSS),
     Mutant("gradient across a block of steps", GATED, "torch.add(g, carried, out=G)", "G.copy_(g)", BLOCKS),

@@ -117,7 +117,7 @@ IN_SEVERAL_ROOMS = {
                 "StackedModel",
                 "State",
             ),
-            *("attend", "pair_rows", "rms_norm", "squared_relu"),
+            *("attend", "gated_states", "pair_rows", "rms_norm", "squared_relu"),
         ),
         "the textbook's oracle of the same thing",
     ),

@@ -502,3 +502,14 @@ def test_broken_files_are_named(tmp_path: Path, content: str, message: str) -> N
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"a tokenizer is a folder with tokenizer\.json"):
         Tokenizer.load(tmp_path / "nothing")
+
+
+def test_ids_without_end_are_refused(trained: dict[str, Tokenizer]) -> None:
+    """Would catch one id of two billion, for which the tokenizers library and a model take all memory."""
+    definition = trained["bpe"].definition
+    piece = next(reversed(definition["model"]["vocab"]))
+    definition["model"]["vocab"][piece] = 2**31
+    with pytest.raises(ValueError, match="2,147,483,648 is the largest id of"):
+        Tokenizer(definition)
+    definition["model"]["vocab"][piece] = 60_000
+    assert Tokenizer(definition).vocab_size == 60_001

@@ -1,6 +1,7 @@
 """Writing: decoding against re-reading, text against its tokens, stop texts, seeds."""
 
 import itertools
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from rhapsode.decode import Engine, SampleConfig, Written, write, write_texts
 from rhapsode.decode.choice import Chooser
+from rhapsode.decode.ending import begun_at_end
 from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
@@ -202,3 +204,28 @@ def test_seeds_that_differ_by_2_to_the_32_write_different_texts(engine: Engine) 
     config = SampleConfig(max_tokens=30)
     texts = {write_texts(engine, "once", replace(config, seed=3 + high * 2**32))[0] for high in range(4)}
     assert len(texts) == 4
+
+
+def test_the_beginning_of_a_stop_text_at_the_end() -> None:
+    """Would catch a beginning that is let out, and one that is found only if nothing longer fails."""
+    for text, stop, count in (
+        ("once upon", "upon a", 4),
+        ("aaab", "aab", 0),
+        ("aaa", "aab", 2),
+        ("aaa", "aaa", 2),
+        ("abab", "ababc", 4),
+        ("abab", "abac", 2),
+        ("", "a", 0),
+        ("ab", "b", 0),
+    ):
+        assert begun_at_end(text, stop) == count, (text, stop)
+
+
+def test_a_long_stop_text_takes_no_memory(tokenizer: Tokenizer) -> None:
+    """Would catch all beginnings of a stop text kept as texts: of four megabytes they take more than there is."""
+    tracemalloc.start()
+    words = said(tokenizer, tokenizer.encode("once upon"), ("once upon a " * 400_000,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert "".join(pieces(words)) == "once upon"

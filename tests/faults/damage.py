@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import page_reader
 from harness import Tally, Unit
 from material import Material, course_model, finished_study, material, new_run, trained, trained_from_file, using_cache
 
@@ -160,14 +161,43 @@ def _use_model_pt(path: Path) -> Any:
     return checksum({name: tensor.detach() for name, tensor in model.state_dict().items()}, repr(model))
 
 
+def _packed(made: Material, path: Path, seed: int) -> Path:
+    from rhapsode.export.network import packed_network
+
+    path.mkdir()
+    network = rhapsode.load(_run(made, path.with_name(f"{path.name}-run"), 0)).network
+    (path / "model.packed").write_bytes(packed_network(network))
+    return path / "model.packed"
+
+
+def _use_packed(path: Path) -> Any:
+    from rhapsode.export.network import unpacked_network
+
+    try:
+        network = unpacked_network(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return checksum({name: p.detach() for name, p in network.named_parameters()}, repr(network.config))
+
+
+def _page(made: Material, path: Path, seed: int) -> Path:
+    path.mkdir()
+    if seed:  # another whole page is another page
+        return Path(shutil.copy(path.with_name("good") / "page.html", path))
+    rhapsode.export_html(_run(made, path.with_name("page-run"), 0), path / "page.html")
+    return path / "page.html"
+
+
 KINDS = [
-    Kind("a run", _run, _use_run, 160),
+    Kind("a run", _run, _use_run, 100),
     Kind("a token store", _store, _use_store, 60),
     Kind("a tokenizer", _tokenizer, _use_tokenizer, 60),
     Kind("a tokenizer in the cache", _cached_tokenizer, _use_tokenizer, 30),
-    Kind("a study", _study, _use_study, 50, 0.1),
+    Kind("a study", _study, _use_study, 14, 0.1),
     Kind("a saved state", _state, _use_state, 50),
     Kind("a model.pt", _model_pt, _use_model_pt, 40),
+    Kind("a packed model", _packed, _use_packed, 40),
+    Kind("an offline page", _page, page_reader.seen, 16),
 ]
 
 

@@ -30,14 +30,19 @@ RESULTS = Path(__file__).parent / "results"
 MINUTES = 30.0
 MOST_SHOWN = 20  # failures of a unit that are kept in words
 FORMAT_VERSION = 1
-PARTS = {  # name: (module, what it does)
+PARTS = {  # name: (module, or module:group of its units; what it does)
     "writes": ("every_write", "every write, fsync, rename, open and mkdir fails, once and for good"),
     "processes": ("whole_processes", "the same in whole processes, by strace"),
     "power": ("power_cut", "power cuts on a simulated disk that forgets all that was not flushed"),
     "disks": ("disk_images", "power cuts on ext4 and xfs"),
     "damage": ("damage", "flipped bits, cut, swapped and newer files"),
     "kills": ("kills", "kills and signals"),
-    "hostile": ("hostile", "hostile input, by a fuzzer"),
+    "hostile-texts": ("hostile:texts", "hostile texts, settings and archives, by a fuzzer"),
+    "hostile-files": ("hostile:files", "hostile files of a run, a study and a store, by a fuzzer"),
+    "hostile-models": ("hostile:models", "a hostile model.pt, by a fuzzer"),
+    "hostile-words": ("hostile:words", "hostile prompts and command lines, by a fuzzer"),
+    "hostile-web": ("hostile:web", "hostile requests to the server and stories for its page, by a fuzzer"),
+    "server": ("hostile_clients", "a server and clients that mean harm or are broken"),
     "numbers": ("numbers_at_the_edge", "numbers at the edge of what floats hold"),
     "together": ("two_at_once", "several processes at once"),
     "group": ("several_processes", "one model trained by several processes, of which one is killed or cut off"),
@@ -95,7 +100,8 @@ def run_part(name: str, results: Path, seed: int, small: bool, minutes: float, o
     deadline = time.monotonic() + 60 * minutes
     record["complete"] = True
     try:
-        units: Sequence[Unit] = import_module(module).units(small)
+        module, _, group = module.partition(":")
+        units: Sequence[Unit] = import_module(module).units(small, *([group] if group else []))
     except NotHere as reason:
         record["not_here"], units = str(reason), []
     for unit, run in units:

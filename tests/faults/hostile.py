@@ -7,6 +7,7 @@ collected, and the fuzzer goes on.
 """
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -20,17 +21,35 @@ from harness import MOST_SHOWN, NotHere, Tally, Unit
 INPUTS = 100_000
 SLOW = {"model.pt": 20_000, "a prompt": 20_000, "the command line": 20_000}  # milliseconds an input
 SMALL = 500
+# Parts of half an hour at most; what is in no group is of `texts`.
+GROUPS = {
+    "files": (
+        "tokenizer.json",
+        "a checkpoint",
+        "a saved state",
+        "run.json",
+        "metrics.jsonl",
+        "study.json",
+        "store.json",
+    ),
+    "models": ("model.pt",),
+    "words": ("a prompt", "the command line"),
+    "web": ("an HTTP request", "an HTTP body", "a saved story", "a link to a story"),
+}
+READ_BY, COMPUTED_BY = ["rhapsode"], [f"rhapsode.{room}" for room in ("decode", "kernels", "model", "storyworld")]
 SECONDS, MEGABYTES, LONGEST = 20, 4096, 1 << 16
 
 
-def units(small: bool) -> list[Unit]:
+def units(small: bool, group: str) -> list[Unit]:
     try:
         import atheris  # noqa: F401
     except ImportError:
         raise NotHere("atheris is not installed: pip install -r tests/faults/requirements.lock") from None
     from parsers import PARSERS
 
-    return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in PARSERS]
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+    chosen = [name for name in PARSERS if group_of.get(name, "texts") == group]
+    return [(name, partial(fuzz, name, SMALL if small else SLOW.get(name, INPUTS))) for name in chosen]
 
 
 def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Tally:
@@ -53,7 +72,7 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     name, inputs, seed, folder = arguments[0], int(arguments[1]), arguments[2], Path(arguments[3])
-    with atheris.instrument_imports(include=["rhapsode", "json", "tomllib", "zipfile", "csv"]):
+    with atheris.instrument_imports(include=[*READ_BY, "json", "tomllib", "zipfile", "csv"], exclude=COMPUTED_BY):
         import parsers
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -80,9 +99,23 @@ def main(arguments: list[str]) -> None:
         if tries % 1000 == 0 or tries >= inputs:
             report()
 
-    options = [f"-runs={inputs}", f"-seed={int(seed) + 1}", f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
+    options = [
+        f"-runs={inputs}",
+        f"-seed={int(seed) + 1}",
+        f"-max_len={LONGEST}",
+        f"-timeout={SECONDS}",
+        "-mutate_depth=3",
+        "-len_control=0",
+    ]
     options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={folder}/"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+
+    def changed(data: bytes, most: int, number: int) -> bytes:
+        draw = random.Random(number)
+        if draw.random() < 0.5:
+            return parsers.mutated(data, [(5, draw.randrange(10**6), draw.randrange(10**6))])[:most]
+        return atheris.Mutate(data, most)
+
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=changed)
     atheris.Fuzz()
 
 

@@ -160,11 +160,11 @@ def uninterrupted(folder: Path) -> tuple[Path, float]:
     return life.out, start
 
 
-def killed(folder: Path, start: float) -> tuple[Path, list[Kill]]:
-    """A run that is killed KILLS times and resumed until it is done."""
+def killed(folder: Path, start: float, count: int = KILLS) -> tuple[Path, list[Kill]]:
+    """A run that is killed so many times and resumed until it is done."""
     draw = random.Random(SEED)
     out, kills = folder / "killed", []
-    for number in range(KILLS):
+    for number in range(count):
         life = Life(folder, out, *(["--resume"] if number else []))
         if number in AT_START:
             time.sleep(draw.uniform(0.05, 0.4 * start))  # the first start takes longest, it was that of the other run

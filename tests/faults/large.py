@@ -81,7 +81,7 @@ def units(small: bool) -> list[Unit]:
         ("text", partial(large_text, gigabytes)),
         ("one line", partial(one_line, 0.005 if small else 1.0)),
         ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
-        ("a prompt", partial(long_prompt, 2_000 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
+        ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
         ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),
     ]
 

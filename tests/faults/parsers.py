@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import zstandard
 from material import Material, course_model, finished_study, material, new_run, trained, using_cache
+from web_parsers import web_parsers
 
 import rhapsode
 from rhapsode.cli import main
@@ -240,6 +241,7 @@ PARSERS: dict[str, Parser] = {
         _command_line, lambda: [b"--json", b"Once\0--max-tokens\0003", b"--seed\0-1", b"--help"]
     ),
 }
+PARSERS |= {name: Parser(*each) for name, each in web_parsers(_run_path, lambda: made().folder / "page").items()}
 
 
 def feed(name: str, data: bytes) -> str:
@@ -266,7 +268,8 @@ def good(name: str) -> list[bytes]:
 
 
 def mutated(data: bytes, change: list[tuple[int, int, int]]) -> bytes:
-    """The data with some changes, each (what, where, with what): a byte replaced, put in, cut out, a part doubled."""
+    """The data with some changes, each (what, where, with what): a byte replaced, put in, cut out, a part doubled,
+    a word put in, a value of JSON replaced."""
     for what, where, value in change:
         where %= len(data) + 1
         if what == 0:
@@ -277,11 +280,36 @@ def mutated(data: bytes, change: list[tuple[int, int, int]]) -> bytes:
             data = data[:where] + data[where + value % 64 :]
         elif what == 3:
             data = data[: where + value % 64] + data[where:]
+        elif what == 5:
+            data = _with_another_value(data, where, value)
         else:
             data = data[:where] + WORDS[value % len(WORDS)] + data[where:]
     return data
 
 
+def _with_another_value(data: bytes, where: int, value: int) -> bytes:
+    """JSON with one of its values replaced, which a change of bytes seldom does; other data as they are."""
+    try:
+        found = [json.loads(data)]
+        places = list(_places(found))
+    except (ValueError, RecursionError):
+        return data
+    holder, key = places[where % len(places)]
+    holder[key] = VALUES[value % len(VALUES)]
+    return json.dumps(found[0]).encode()
+
+
+def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
+    for key in list(holder) if isinstance(holder, dict) else range(len(holder)):
+        yield holder, key
+        if isinstance(holder[key], dict | list):
+            yield from _places(holder[key])
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 1, 1.5, 299, 300, 1e308, -0.0, 2**31, 2**63, 2**64, 10**400),
+    *("", "a", "\0", "\ud800", "9" * 5000, "👩‍👩‍👧", [], {}, [[]], [1], ["a"], [None] * 50, [[1, 2], [3]], {"a": 1}),
+]
 WORDS = [b"null", b"-1", b"1e999", b"NaN", b"[" * 5000, b'{"a":', b"\xff\xfe", b"\x00", b"9" * 5000, b'"', b"\\ud800",
          b"99999999999999999999", b"\xef\xbb\xbf", b"\x1b[2J", b"true", b",,", b"../../etc", "é".encode(), b"\r\n",
          json.dumps({"model": {}}).encode()]  # fmt: skip

@@ -18,7 +18,7 @@ from rhapsode.progress import silent
 from rhapsode.run import Run
 from rhapsode.tensors import checksum
 
-SMALL_TRIES, RESUMED = 60, 8  # in the suite: moments that are looked at, and trainings that are resumed from one
+SMALL_TRIES, RESUMED = 40, 6  # in the suite: moments that are looked at, and trainings that are resumed from one
 AT_ONCE = ("creating a run", "preparing text", "training a tokenizer", "importing a model", "beginning a study")
 
 

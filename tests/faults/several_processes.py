@@ -23,7 +23,7 @@ from harness import Tally, Unit
 from kill_and_resume import SETTINGS, digests, last_step, write_data
 
 PROCESSES = 2
-KILLS, SMALL_KILLS = 20, 4
+KILLS, SMALL_KILLS = 20, 2
 STEPS_OF_A_KILL = 6  # that pass between two kills, on the average
 LONGEST_START = 1.5  # seconds after a start, within which some kills come
 STARTING = 0.2  # of the kills

@@ -6,6 +6,7 @@ from typing import Any
 import damage
 import disk_images
 import every_write
+import hostile_clients
 import kills
 import large
 import numbers_at_the_edge
@@ -78,6 +79,13 @@ def test_real_disks_and_processes(module: Any, tmp_path: Path) -> None:
         pytest.skip(str(reason))
     for unit in units:
         all_survive(unit, tmp_path / unit[0].split()[0])
+
+
+@pytest.mark.slow
+@ids(hostile_clients.units(small=True))
+def test_the_server_survives(unit: Unit, tmp_path: Path) -> None:
+    """Would catch clients that take all memory, places or time, and one whose stream is another for their sake."""
+    all_survive(unit, tmp_path)
 
 
 @ids(numbers_at_the_edge.units(small=True))

@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from kill_and_resume import AT_START, KILLS, Life, digests, killed, report, uninterrupted, write_data
+from kill_and_resume import AT_START, Life, digests, killed, report, uninterrupted, write_data
+
+KILLS = 5  # twenty at full size: docs/resume.md
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_one_interrupt(tmp_path: Path) -> None:
+def test_kills_and_one_interrupt(tmp_path: Path) -> None:
     """Would catch any state outside the checkpoint, a checkpoint that can be half written, and files in disorder."""
     write_data(tmp_path)
     straight, start = uninterrupted(tmp_path)
-    out, kills = killed(tmp_path, start)
+    out, kills = killed(tmp_path, start, KILLS)
     expected = digests(straight)
     print(report(kills, expected, digests(out)))
     assert digests(out) == expected
@@ -27,7 +29,7 @@ def test_twenty_kills_and_one_interrupt(tmp_path: Path) -> None:
         assert kill.gone_on_from in (None, left or 0)
         left = kill.left
     doing = [kill.doing for kill in kills]
-    assert sum(what.startswith("starting") for what in doing) >= len(AT_START) // 2
+    assert sum(what.startswith("starting") for what in doing) >= sum(number < KILLS for number in AT_START) // 2
     assert {"training", "validating"} & set(doing)
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == [
         *("best.safetensors", "last.safetensors", "log.txt", "metrics.jsonl", "run.json", "tokenizer")

@@ -66,25 +66,40 @@ def _own_calls(place: Path, folder: Path) -> list[tuple[str, int]]:
 
 
 def fail_processes(tries: int, seed: int, folder: Path) -> Tally:
+    """A fault that hit a file which is not ours, a package's or the system's, as calls do not come in the same order
+    every time, is another one's, and is drawn again."""
     write_data(folder)
     calls = _own_calls(folder / "straight", folder)
     expected = digests(folder / "straight" / "run")
-    draw, tally = random.Random(seed), Tally(facts={"calls": len(calls)})
-    for number in range(tries):
+    draw, tally = random.Random(seed), Tally(facts={"calls": len(calls), "hit another's file": 0})
+    for number in range(3 * tries):
+        if tally.tries == tries:
+            break
         (call, count), error, for_good = draw.choice(calls), draw.choice(ERRORS), draw.random() < 0.5
-        for_good = for_good and error != "EINTR"
+        last = count
+        while for_good and error != "EINTR" and (call, last + 1) in calls:  # as long as they are ours
+            last += 1
         place = folder / f"try-{number}"
-        fault = f"inject={call}:error={error}:when={count}{'+' if for_good else ''}"
-        check = partial(_one, folder, place, ["-o", os.devnull, "-e", f"trace={call}", "-e", fault], expected)
-        tally.note_of(check, fault)
+        fault = f"inject={call}:error={error}:when={count}..{last}"
+        try:
+            tally.note_of(partial(_one, folder, place, call, fault, expected), fault)
+        except NotOurs:
+            tally.facts["hit another's file"] += 1
         shutil.rmtree(place, ignore_errors=True)
     return tally
 
 
-def _one(folder: Path, place: Path, strace: list[str], expected: dict[str, str]) -> None:
+class NotOurs(BaseException):
+    """The fault hit a file outside of the training's folders."""
+
+
+def _one(folder: Path, place: Path, call: str, fault: str, expected: dict[str, str]) -> None:
     place.mkdir()
-    command = _command(folder, place / "run")
-    result = _run(command, place, *strace)
+    command, trace = _command(folder, place / "run"), folder / f"{place.name}.trace"
+    result = _run(command, place, "-y", "-o", str(trace), "-e", f"trace={call}", "-e", fault)
+    hit = [line for line in trace.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
+    if any(str(place) not in line for line in hit):
+        raise NotOurs
     assert "Traceback" not in result.stderr, result.stderr[-600:]
     assert result.returncode in (0, 2), f"exit code {result.returncode}: {result.stderr[-300:]}"
     again = _run([*command, "--resume"], place)

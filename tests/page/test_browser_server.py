@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="needs the extra dev")
 
 
 class Server:
@@ -158,3 +161,48 @@ def test_runs(open_page: Any, server: Server, axe: str) -> None:
     assert violations(page, axe) == []
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+ELSEWHERE = """async (server) => {
+  const body = '{"prompt": "Once", "max_tokens": 8}', asked = `${server}/v1/completions`, found = {};
+  const tries = {
+    json: () => fetch(asked, { method: "POST", headers: { "Content-Type": "application/json" }, body }),
+    text: () => fetch(asked, { method: "POST", body }),
+    blob: () => fetch(asked, { method: "POST", body: new Blob([body]) }),
+    models: () => fetch(`${server}/v1/models`),
+    blind: () => fetch(asked, { method: "POST", mode: "no-cors", body: new Blob([body]) }),
+  };
+  for (const [name, attempt] of Object.entries(tries))
+    found[name] = await attempt().then(
+      async (answer) => `${answer.type} ${await answer.text()}`,
+      (error) => error.name,
+    );
+  return found;
+}"""
+
+
+def test_a_page_of_another_origin_gets_nothing(open_page: Any, server: Server) -> None:
+    """Would catch any page in the same browser that reads this server's answers, or has it write texts unseen."""
+
+    class Blank(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><p id=there>there")
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    def written_tokens() -> str:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return next(line for line in lines if "written_tokens_total " in line)
+
+    before = written_tokens()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        page = open_page(f"http://127.0.0.1:{elsewhere.server_port}/", ready="#there")
+        found = page.evaluate(ELSEWHERE, server.url)
+        page.expected_problems.clear()
+        elsewhere.shutdown()
+    assert found == {**dict.fromkeys(("json", "text", "blob", "models"), "TypeError"), "blind": "opaque "}
+    assert written_tokens() == before

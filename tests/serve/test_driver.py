@@ -204,7 +204,7 @@ def test_the_response_gives_its_places_back_whatever_happens(served: Served) -> 
 
     async def answer(stream: bool, receive: Any, send: Any) -> None:
         asked = CompletionQuestion(prompt="a", max_tokens=400, stream=stream, logit_bias={"1": -100.0})
-        wanted = completion_wanted(asked, loaded.model.tokenizer, 8_192)
+        wanted = completion_wanted(asked, loaded.model.tokenizer, 8_192, 64)
         response = TextsResponse(wanted, "tiny", loaded, driver, Patience(10, 10), log_prompts=False)
         await response({"type": "http"}, receive, send)
 

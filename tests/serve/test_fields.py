@@ -197,6 +197,28 @@ def test_wrong_bodies(served: Served) -> None:
         assert words in answer.json()["error"]["message"], body[:20]
 
 
+def test_more_than_can_be_read(served: Served) -> None:
+    """Would catch a body of four megabytes that takes gigabytes and minutes before it is refused: lists of a million
+    errors, a billion texts to write, texts that are tokenized only to be too long; and names that come back whole."""
+    for path, fields, words in (
+        ("/v1/completions", {"prompt": [""] * 20_000, "n": 128}, "2,560,000 texts at once, the most that fit are 320"),
+        ("/v1/completions", {"prompt": "a" * 1_000_000}, "1,000,000 characters, more than 8,192 tokens can spell"),
+        ("/v1/completions", {"logit_bias": {"9" * 5_000: 1}}, f"'{'9' * 40}' is no token id"),
+        ("/v1/completions", {"logit_bias": {str(id): "" for id in range(200)}}, "logit_bias.0 must be a number"),
+        ("/v1/completions", {"logit_bias": [1]}, "logit_bias must be an object"),
+        ("/v1/chat/completions", {"messages": [{}] * 10_001}, "at most 10000 items"),
+        ("/v1/chat/completions", {"messages": [{"content": "a" * 1_000_000}]}, "1,000,000 characters"),
+        ("/detokenize", {"tokens": [[]] * 100_000}, "tokens.0"),
+        ("/tokenize", {"prompt": "a" * 2_000_000}, "more than 65,536 tokens"),
+        ("/api/inspect", {"text": "a" * 1_000_000}, "more than 2,048 tokens"),
+    ):
+        error = served.refused(400, path, **fields)
+        assert words in error["message"], error
+        assert len(error["message"]) < 300
+    assert len(served.refused(404, model="a" * 100_000)["message"]) < 300
+    assert served.api.get("/page/" + "a" * 1_000 + ".js").status_code == 404
+
+
 def test_both_numbers_of_a_prompt_that_is_too_long(tiny_run: Path, model: rhapsode.Model) -> None:
     """At the limit it fits; one token more is refused with both numbers; the begin token does not count."""
     with serving(tiny_run, max_context=10) as short:

@@ -21,7 +21,6 @@ class Continuation:
             self.stream.push(id)  # so that the first new piece is spelled as it is after what stands before
         self.held = ""
         self.ended: str | None = None if self.left else "length"
-        self._beginnings = [text[:n] for text in self.stop for n in range(1, len(text))]
 
     def take(self, id: int) -> str:
         """The text that is certain once this id is there."""
@@ -45,6 +44,12 @@ class Continuation:
             return certain
         keep = 0
         if self.ended is None:
-            keep = max((len(part) for part in self._beginnings if self.held.endswith(part)), default=0)
+            keep = max(begun_at_end(self.held, stop) for stop in self.stop)
         certain, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return certain
+
+
+def begun_at_end(text: str, stop: str) -> int:
+    """How many characters at the end of a text begin the stop text, but are not all of it; the most that do."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if stop.startswith(text[len(text) - n :])), 0)

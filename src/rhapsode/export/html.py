@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from importlib.resources import files
 from typing import Any
 
@@ -65,9 +66,12 @@ def _digest(text: str) -> str:
 
 
 def _block(id: str, kind: str, text: str) -> str:
-    """Data in a page; nothing in them can end the element: in JSON and JavaScript alike, \\u003c in a string is <."""
+    """Data in a page with their checksum, which offline.js compares.
+
+    Nothing in them can end the element: in JSON and JavaScript alike, \\u003c in a string is <.
+    """
     escaped = text.replace("</", "<\\/").replace("<!--", "<\\u0021--")
-    return f'<script type="{kind}" id="{id}">{escaped}</script>'
+    return f'<script type="{kind}" id="{id}" data-crc32="{zlib.crc32(escaped.encode()):08x}">{escaped}</script>'
 
 
 def _in_one(name: str) -> str:

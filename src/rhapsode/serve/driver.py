@@ -25,7 +25,8 @@ _Value = TypeVar("_Value")
 
 
 class Drivable(Protocol):
-    """A model with its engine, as the driver sees it. texts: how many were handed over and have not ended."""
+    """A model with its engine, as the driver sees it. texts: how many were handed over and are not yet
+    with their clients."""
 
     engine: Engine
     texts: int
@@ -100,12 +101,17 @@ class Driver:
         self._stopping = True
         self._commands.put(lambda: None)
 
+    def most_texts(self, model: Drivable) -> int:
+        """How many texts of a model there may be at once: those that are written, that wait, and that are not yet with
+        their clients."""
+        return model.engine.max_rows + self.max_queue
+
     def submit(self, model: Drivable, requests: Sequence[GenerationRequest], streams: bool) -> Job:
         """Hands over the texts of a request; `cancel` must be called in the end, whatever happens.
 
         Raises Refusal where they do not fit: 429 while others fill the queue, 400 where they never will.
         """
-        most = model.engine.max_rows + self.max_queue
+        most = self.most_texts(model)
         if len(requests) > most:
             raise Refusal(400, f"this asks for {len(requests):,} texts at once, the most that fit are {most:,}", "n")
         if model.texts + len(requests) > most:
@@ -132,7 +138,7 @@ class Driver:
             return
         job.over = True
         self.jobs.discard(job)
-        job.model.texts -= job.unended
+        job.model.texts -= len(job.requests)  # only now: a text that its client does not take fills memory
         if job.unended:
             self._commands.put(lambda: self._forget(job))
 
@@ -166,7 +172,6 @@ class Driver:
                     self.recent_wait += 0.1 * (waited - self.recent_wait)
                 if has_ended(event):
                     job.unended -= 1
-                    job.model.texts -= 1
             job.events += events
             if job.streams or not job.unended:
                 job.wake.set()

@@ -141,7 +141,8 @@ def _add_completions(app: FastAPI, service: Service) -> None:
     async def texts(asked: Any, wanted: Callable[..., Wanted]) -> Response:
         served = service.models.find(asked.model)
         model = await service.models.use(served)
-        read = await asyncio.to_thread(wanted, asked, model.model.tokenizer, service.models.max_context)
+        most = service.driver.most_texts(model)
+        read = await asyncio.to_thread(wanted, asked, model.model.tokenizer, service.models.max_context, most)
         return TextsResponse(read, served.name, model, service.driver, service.patience, service.log_prompts)
 
     @app.post("/v1/completions", response_model=schemas.CompletionAnswer, responses=answers, tags=["texts"])
@@ -245,13 +246,13 @@ def _add_pages(app: FastAPI) -> None:
         return HTMLResponse(description_page(app.openapi()))
 
     folder = files("rhapsode.serve") / "page"
+    names = {each.name for each in folder.iterdir()}
 
     def page_file(name: str) -> Response:
         kind = PAGE_TYPES.get(name.rpartition(".")[2])
-        found = folder / name
-        if kind is None or "/" in name or "\\" in name or not found.is_file():
-            raise Refusal(404, f"there is no page {name!r}")
-        return Response(found.read_bytes(), media_type=kind, headers=PAGE_HEADERS)
+        if kind is None or name not in names:
+            raise Refusal(404, f"there is no page {name[:80]!r}")
+        return Response((folder / name).read_bytes(), media_type=kind, headers=PAGE_HEADERS)
 
     @app.get("/", include_in_schema=False)
     def first_page() -> Response:

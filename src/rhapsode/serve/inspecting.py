@@ -17,7 +17,7 @@ from rhapsode.serve.driver import Driver
 from rhapsode.serve.failures import Refusal
 from rhapsode.serve.models import LoadedModel, ServedModels, ServedRun
 from rhapsode.serve.schemas import InspectQuestion
-from rhapsode.serve.wanted import checked_ids, checked_text
+from rhapsode.serve.wanted import checked_ids, encoded
 from rhapsode.storyworld import TokenDistributions
 from rhapsode.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def inspected_ids(asked: InspectQuestion, tokenizer: Tokenizer) -> list[int]:
     if (asked.text is None) == (asked.tokens is None):
         raise Refusal(400, "give the text or its tokens, one of the two", "text")
     if asked.text is not None:
-        ids = tokenizer.encode(checked_text(asked.text, "text"))
+        ids = encoded(asked.text, tokenizer, MOST_TOKENS_INSPECTED, "text")
     else:
         ids = list(checked_ids(asked.tokens or [], tokenizer.vocab_size, "tokens"))
     if len(ids) > MOST_TOKENS_INSPECTED:

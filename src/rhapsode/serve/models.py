@@ -112,7 +112,7 @@ class ServedModels:
             raise Refusal(400, f"model must be one of {', '.join(self.runs)}", "model")
         if name not in self.runs:
             served = ", ".join(self.runs)
-            raise Refusal(404, f"there is no model {name!r} here; there is {served}", "model", "model_not_found")
+            raise Refusal(404, f"there is no model {name[:80]!r} here; there is {served}", "model", "model_not_found")
         return self.runs[name]
 
     async def use(self, served: ServedRun) -> LoadedModel:

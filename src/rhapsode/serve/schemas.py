@@ -15,6 +15,7 @@ MOST_STOPS = 16
 MOST_LOGPROBS = 20
 MOST_CHOICES = 128
 MOST_IDS = 2**31 - 1
+MOST_MESSAGES = 10_000
 
 _ID = {"type": "integer", "minimum": 0, "maximum": MOST_IDS}
 # Unions are checked by hand: a message about each of their members says nothing.
@@ -46,6 +47,20 @@ Stop = Annotated[
         }
     ),
 ]
+LogitBias = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
+                {"type": "null"},
+            ],
+            "description": "By token id, added to the logit.",
+        }
+    ),
+]
+# The first that is wrong is enough: a body can hold a million.
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=MOST_IDS)]], Field(fail_fast=True)]
 Content = Annotated[
     Any,
     WithJsonSchema(
@@ -102,9 +117,7 @@ class Sampled(Asked):
     repetition_penalty: float | None = Field(None, gt=0, le=1e6, description="Above 1: what is there becomes rarer.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Off a logit for each time it was written.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Off a logit once it was written.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="By token id, added to the logit."
-    )
+    logit_bias: LogitBias = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Texts to each prompt; text i draws with seed + i.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Without one, texts differ each time.")
     stop: Stop = None
@@ -145,7 +158,7 @@ class ChatQuestion(Sampled):
         **dict.fromkeys(("audio", "prediction", "web_search_options"), (None,)),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = Field(None, ge=0, le=MOST_IDS, description="Default: until the text ends.")
     max_completion_tokens: int | None = Field(None, ge=0, le=MOST_IDS, description="The newer name of max_tokens.")
     logprobs: bool | None = None
@@ -162,15 +175,15 @@ class TokenizeQuestion(Asked):
 class DetokenizeQuestion(Asked):
     """The body of POST /detokenize."""
 
-    tokens: list[Annotated[int, Field(ge=0, le=MOST_IDS)]]
+    tokens: Ids
 
 
 class InspectQuestion(Asked):
     """The body of POST /api/inspect: a text, or its tokens without the begin token."""
 
     text: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=MOST_IDS)]] | None = None
-    positions: list[Annotated[int, Field(ge=0, le=MOST_IDS)]] = Field(
+    tokens: Ids | None = None
+    positions: Ids = Field(
         default=[], description="Of the predictions to tell more of: i is what follows the first i tokens."
     )
     top: int = Field(5, ge=0, le=MOST_IDS, description="Likeliest next tokens of a position; 0 for all.")

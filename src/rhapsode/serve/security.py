@@ -60,6 +60,10 @@ class Gate:
             await self.app(scope, self._bounded(receive), counted)
         except Refusal as refusal:
             await refusal_response(refusal)(scope, receive, counted)
+        except Exception:
+            if not status:
+                raise
+            # answered and said already (http.py); uvicorn would print it with whatever texts are in it
         finally:
             self.in_flight -= 1
             self.meters.requests.labels(path if path in self.paths else "other", status).inc()

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from rhapsode.progress import say
 from rhapsode.serve.completions import Patience
+from rhapsode.serve.connections import Connection
 from rhapsode.serve.driver import Driver
 from rhapsode.serve.http import Service, build_app
 from rhapsode.serve.metrics import Meters
@@ -28,6 +29,7 @@ from rhapsode.serve.models import ServedModels, physical_memory
 from rhapsode.serve.security import Admission, Gate, api_key, check_origins, is_loopback
 
 DRAIN_SECONDS = 30.0
+SOCKET_BYTES = 131_072  # of a connection, in each direction; left alone, systems give megabytes to who does not read
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,15 @@ class RunServer:
                 expose_headers=["X-Rhapsode-Ignored", "Retry-After"],
             )
         self.web = WebServer(
-            uvicorn.Config(outer, log_level="warning", access_log=False, lifespan="off", server_header=False)
+            uvicorn.Config(
+                outer,
+                http=Connection,
+                ws="none",
+                log_level="error",  # a line for each request that is not valid HTTP would fill the disk
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+            )
         )
         self.listening = bound_socket(config.host, config.port)
         self._draining: asyncio.Task[None] | None = None
@@ -179,6 +189,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     try:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # of each connection, in the system's memory
+            listening.setsockopt(socket.SOL_SOCKET, buffer, SOCKET_BYTES)
         listening.bind(address)
         listening.listen(2048)
     except OSError as error:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from rhapsode.serve.wanted import checked_ids, checked_text
+from rhapsode.serve.wanted import checked_ids, encoded
 from rhapsode.tokenizer import Tokenizer
+
+MOST_TOKENIZED = 65_536  # tokens of a text, roughly: see `encoded`
 
 
 def tokenize(tokenizer: Tokenizer, text: str, max_context: int) -> dict[str, Any]:
@@ -11,7 +13,7 @@ def tokenize(tokenizer: Tokenizer, text: str, max_context: int) -> dict[str, Any
     ids = (
         [tokenizer.eos_id]
         if text == tokenizer.names[tokenizer.eos_id]
-        else tokenizer.encode(checked_text(text, "prompt"))
+        else encoded(text, tokenizer, MOST_TOKENIZED, "prompt")
     )
     return {"tokens": ids, "count": len(ids), "max_model_len": max_context}
 

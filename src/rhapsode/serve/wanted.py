@@ -13,6 +13,7 @@ from rhapsode.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 16  # as OpenAI's
 SMALLEST_TOP_P = 1e-9  # stands for 0, which leaves the likeliest token
+CHARACTERS_PER_TOKEN = 16  # at least, before a text is too long at first sight: blanks may take no token at all
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Wanted:
         ]
 
 
-def completion_wanted(asked: CompletionQuestion, tokenizer: Tokenizer, max_context: int) -> Wanted:
+def completion_wanted(asked: CompletionQuestion, tokenizer: Tokenizer, max_context: int, most_texts: int) -> Wanted:
     """What a body of /v1/completions asks for; raises Refusal where it cannot be had."""
     ignored = asked.ignored()
     n = asked.n or 1
@@ -53,7 +54,8 @@ def completion_wanted(asked: CompletionQuestion, tokenizer: Tokenizer, max_conte
         raise Refusal(400, f"best_of must be at least n, got {best_of} and {n}", "best_of")
     if asked.stream and best_of > n:
         raise Refusal(400, "the best of several texts cannot be streamed: leave out best_of or stream", "best_of")
-    prompts = prompts_in(asked.prompt, tokenizer)
+    check_text_count(asked.prompt, best_of, most_texts)
+    prompts = prompts_in(asked.prompt, tokenizer, max_context)
     max_tokens = DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens
     check_length(prompts, max_tokens, max_context, "max_tokens")
     return Wanted(
@@ -69,13 +71,14 @@ def completion_wanted(asked: CompletionQuestion, tokenizer: Tokenizer, max_conte
     )
 
 
-def chat_wanted(asked: ChatQuestion, tokenizer: Tokenizer, max_context: int) -> Wanted:
+def chat_wanted(asked: ChatQuestion, tokenizer: Tokenizer, max_context: int, most_texts: int) -> Wanted:
     """What a body of /v1/chat/completions asks for; raises Refusal where it cannot be had."""
     ignored = asked.ignored()
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs: true", "top_logprobs")
     text = "\n".join(text_of(message.content, number) for number, message in enumerate(asked.messages))
-    prompt = PromptTokens(tokenizer.encode(text), text)
+    check_text_count(text, asked.n or 1, most_texts)
+    prompt = PromptTokens(encoded(text, tokenizer, max_context, "messages"), text)
     name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
     max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     check_length([prompt], 1 if max_tokens is None else max_tokens, max_context, name)
@@ -121,15 +124,32 @@ def checked_text(text: str, param: str) -> str:
     return text
 
 
-def prompts_in(asked: Any, tokenizer: Tokenizer) -> list[PromptTokens]:
+def encoded(text: str, tokenizer: Tokenizer, most: int, param: str) -> list[int]:
+    """The ids of a text; raises Refusal where it is not valid Unicode, or too long for `most` tokens at first sight:
+    to encode megabytes takes seconds, in which nobody else is served."""
+    if len(text) > most * max(CHARACTERS_PER_TOKEN, tokenizer.longest_piece):
+        message = f"the text has {len(text):,} characters, more than {most:,} tokens can spell"
+        raise Refusal(400, message, param, "context_length_exceeded")
+    return tokenizer.encode(checked_text(text, param))
+
+
+def check_text_count(prompt: Any, best_of: int, most: int) -> None:
+    """Raises Refusal where a request asks for more texts than there may ever be."""
+    several = isinstance(prompt, list) and bool(prompt) and not all(type(each) is int for each in prompt)
+    count = best_of * (len(prompt) if several else 1)
+    if count > most:
+        raise Refusal(400, f"this asks for {count:,} texts at once, the most that fit are {most:,}", "n")
+
+
+def prompts_in(asked: Any, tokenizer: Tokenizer, max_context: int) -> list[PromptTokens]:
     """The prompts of a request: one text, several, ids of one, or ids of several; raises Refusal for anything else."""
     if asked is None:
         return [PromptTokens([], "")]
     if isinstance(asked, str):
-        return [PromptTokens(tokenizer.encode(checked_text(asked, "prompt")), asked)]
+        return [PromptTokens(encoded(asked, tokenizer, max_context, "prompt"), asked)]
     if isinstance(asked, list):
         if all(isinstance(each, str) for each in asked) and asked:
-            return [PromptTokens(tokenizer.encode(checked_text(text, "prompt")), text) for text in asked]
+            return [PromptTokens(encoded(text, tokenizer, max_context, "prompt"), text) for text in asked]
         if all(type(each) is int for each in asked):
             return [PromptTokens(checked_ids(asked, tokenizer.vocab_size, "prompt"), None)]
         if all(isinstance(each, list) and all(type(id) is int for id in each) for each in asked):
@@ -162,10 +182,15 @@ def sample_config(asked: Sampled, max_tokens: int, vocab_size: int) -> SampleCon
     stop = [] if asked.stop in (None, "") else [asked.stop] if isinstance(asked.stop, str) else asked.stop
     if not isinstance(stop, list) or not all(isinstance(each, str) for each in stop) or len(stop) > MOST_STOPS:
         raise Refusal(400, f"stop must be a text, or a list of at most {MOST_STOPS} texts", "stop")
+    if not isinstance(asked.logit_bias, dict | None):
+        raise Refusal(400, "logit_bias must be an object of token ids and numbers", "logit_bias")
     bias = {}
     for id, value in (asked.logit_bias or {}).items():
-        if not (id.isascii() and id.isdecimal() and int(id) < vocab_size):
-            raise Refusal(400, f"logit_bias: {id!r} is no token id, which go to {vocab_size - 1:,}", "logit_bias")
+        if not (id.isascii() and id.isdecimal() and len(id) < 20 and int(id) < vocab_size):
+            message = f"logit_bias: {id[:40]!r} is no token id, which go to {vocab_size - 1:,}"
+            raise Refusal(400, message, "logit_bias")
+        if type(value) not in (int, float) or not -100 <= value <= 100:
+            raise Refusal(400, f"logit_bias.{id} must be a number from -100 to 100", f"logit_bias.{id}")
         bias[int(id)] = value
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     try:

@@ -32,6 +32,9 @@ MOST_CHARACTERS_KEPT = 20_000_000  # of words whose ids are remembered; about 25
 PROBES = ("a", "e", "1", "а", "中", "あ", "ا")  # one of which a vocabulary is likely to have
 
 
+MOST_IDS_PER_PIECE = 16  # and 65,536 more: some vocabularies skip ids, none so many
+
+
 class Tokenizer:
     """A vocabulary with its rules for cutting text.
 
@@ -59,6 +62,9 @@ class Tokenizer:
         self._vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self._piece_of_id = {id: piece for piece, id in self._vocab.items()}
         self.vocab_size = max(self._piece_of_id, default=-1) + 1
+        if self.vocab_size > MOST_IDS_PER_PIECE * len(self._vocab) + 2**16:  # there is a row of weights for each
+            largest = f"{self.vocab_size - 1:,} is the largest id of {len(self._vocab):,} pieces"
+            raise ValueError(f"{name}: {largest}: it is damaged, or its ids must be counted anew")
         self.kind = rules.kind(definition)
 
         special = special or {}
@@ -105,6 +111,11 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """By id, what the vocabulary calls each token; "" for an id that it skips."""
         return [self._piece_of_id.get(id, "") for id in range(self.vocab_size)]
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """The most characters that one token stands for, as the vocabulary spells it."""
+        return max(map(len, self._vocab), default=1)
 
     @property
     def no_text(self) -> list[int]:

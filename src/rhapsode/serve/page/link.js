@@ -26,17 +26,26 @@ export async function unpacked(text) {
   }
 }
 
-// A link comes from anywhere: what is not shaped like a state is none.
+const MOST_BRANCHES = 1000,
+  MOST_TOKENS = 65536; // of all branches together
+
+// A link or a file comes from anywhere: what is not shaped like a state, or would take minutes to read, is none.
 export function valid(state) {
-  const whole = (n) => Number.isInteger(n);
+  const whole = (n) => Number.isInteger(n),
+    textOrNone = (text) => text === undefined || typeof text === "string";
   return (
     state?.version === 1 &&
+    textOrNone(state.model) &&
+    textOrNone(state.text) &&
     Array.isArray(state.tree?.branches) &&
+    state.tree.branches.length <= MOST_BRANCHES &&
+    state.tree.branches.reduce((sum, branch) => sum + (branch?.[3]?.length || 0), 0) <= MOST_TOKENS &&
     typeof state.settings === "object" &&
     state.settings !== null &&
     state.tree.branches.every(
       (branch, i) =>
         Array.isArray(branch) &&
+        typeof branch[0] === "string" &&
         whole(branch[1]) &&
         branch[1] < i &&
         whole(branch[2]) &&

@@ -14,6 +14,17 @@ export const SETTINGS = {
   n: 1,
   seed: 0,
 };
+// From, to, and the step of a dial. A link may bring other values: no dial could set them.
+export const LIMITS = {
+  temperature: { min: 0, max: 2, step: 0.05 },
+  top_k: { min: 0, max: 40, step: 1 },
+  top_p: { min: 0.05, max: 1, step: 0.05 },
+  min_p: { min: 0, max: 1, step: 0.01 },
+  repetition_penalty: { min: 1, max: 2, step: 0.05 },
+  max_tokens: { min: 10, max: 1000, step: 10 },
+  n: { min: 1, max: 6, step: 1 },
+  seed: { min: 0, max: 4294967295, step: 1 },
+};
 const END = "∎ the end"; // what the token that ends a story is called here
 const TOLD = 40; // tokens of a place, the likeliest
 
@@ -267,14 +278,19 @@ export class Session extends EventTarget {
   async restore(state, models) {
     const model = models.find(({ id }) => id === state.model);
     this.model = model ?? this.model;
-    for (const name in SETTINGS) if (Number.isFinite(state.settings[name])) this.settings[name] = state.settings[name];
+    for (const name in SETTINGS) {
+      const { min, max, step } = LIMITS[name],
+        value = state.settings[name];
+      if (!Number.isFinite(value)) continue;
+      this.settings[name] = Math.max(min, Math.min(step < 1 ? value : Math.floor(value), max));
+    }
     this.say("settings");
     await this.#tried(
       async () => {
         if (model)
           this.tree = await Tree.fromJSON(state.tree, (ids) => (ids.length ? this.tokens({ tokens: ids }) : []));
-        else this.tree.add(null, 0, await this.tokens({ text: String(state.text) }));
-        this.#changed(Math.min(state.cursor || 0, this.path.length));
+        else this.tree.add(null, 0, await this.tokens({ text: state.text ?? "" }));
+        this.#changed(Number.isInteger(state.cursor) ? Math.max(0, Math.min(state.cursor, this.path.length)) : 0);
         if (!model)
           this.fail({
             message: `This was written with another model, ${state.model}: its text, as this one reads it`,

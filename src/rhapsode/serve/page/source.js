@@ -23,5 +23,5 @@ import { Server } from "./server.js";
 
 // askForKey: what a server that wants one is given (see server.js).
 export function openSource(askForKey) {
-  return document.getElementById("weights") ? new Offline() : new Server(askForKey);
+  return document.querySelector("[data-crc32]") ? new Offline() : new Server(askForKey);
 }

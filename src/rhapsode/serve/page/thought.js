@@ -3,24 +3,20 @@
 
 import { announce, bitsOf, element, find, percent, shape } from "./dom.js";
 import { distribution } from "./sampling.js";
+import { LIMITS } from "./session.js";
 
 const MOST_COLUMNS = 40; // tokens in the chart
 const PAUSE = 90; // milliseconds at a place before the whole distribution is asked for
 const DIALS = [
-  ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }, "low: the likeliest; high: anything"],
-  ["top_p", "Top-p", { min: 0.05, max: 1, step: 0.05 }, "the fewest that make up this share"],
-  ["top_k", "Top-k", { min: 0, max: MOST_COLUMNS, step: 1 }, "so many of the likeliest"],
+  ["temperature", "Temperature", "low: the likeliest; high: anything"],
+  ["top_p", "Top-p", "the fewest that make up this share"],
+  ["top_k", "Top-k", "so many of the likeliest"],
 ];
 const MORE = [
-  ["min_p", "Min-p", { min: 0, max: 1, step: 0.01 }, "Only tokens at least this share as likely as the likeliest."],
-  [
-    "repetition_penalty",
-    "Repetition",
-    { min: 1, max: 2, step: 0.05 },
-    "Above 1, what was already said becomes less likely.",
-  ],
-  ["max_tokens", "Length", { min: 10, max: 1000, step: 10 }, "Tokens to write at most."],
-  ["n", "Samples", { min: 1, max: 6, step: 1 }, "Several ways to go on, side by side."],
+  ["min_p", "Min-p", "Only tokens at least this share as likely as the likeliest."],
+  ["repetition_penalty", "Repetition", "Above 1, what was already said becomes less likely."],
+  ["max_tokens", "Length", "Tokens to write at most."],
+  ["n", "Samples", "Several ways to go on, side by side."],
 ];
 
 export class Thought {
@@ -40,9 +36,7 @@ export class Thought {
     this.dials = [...DIALS, ...MORE].map((dial) => this.#dial(dial));
     const seed = element("input", {
       type: "number",
-      min: 0,
-      max: 4294967295,
-      step: 1,
+      ...LIMITS.seed,
       id: "dial-seed",
       value: session.settings.seed,
       onchange: () => session.set({ seed: Math.max(0, Math.floor(Number(seed.value) || 0)) }),
@@ -83,12 +77,12 @@ export class Thought {
     this.#turn();
   }
 
-  #dial([name, label, range, effect]) {
+  #dial([name, label, effect]) {
     const output = element("output", { for: `dial-${name}` });
     const input = element("input", {
       type: "range",
       id: `dial-${name}`,
-      ...range,
+      ...LIMITS[name],
       "aria-describedby": `effect-${name}`,
       oninput: () => this.session.set({ [name]: Number(input.value) }),
     });

@@ -20,6 +20,8 @@ const answers = {
 
   inspect({ text, tokens: given, positions = [], top = 5 }) {
     const ids = given ?? spelling.encode(text);
+    const wrong = ids.find((id) => !(id < spelling.pieces.length));
+    if (wrong !== undefined) throw new Error(`there is no token ${wrong} in this model`);
     read(ids);
     return {
       tokens: described(ids),

@@ -1,0 +1,86 @@
+"""A browser that opens offline pages and says what a reader sees: a file's name per line on standard input, JSON back.
+
+In a process of its own, since Playwright keeps an event loop for itself.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness import NotHere
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+SETTLED = "#thought .bars button, #notice:not([hidden])"
+MILLISECONDS = 4_000  # after which a page that shows neither has not started
+SEEN = """() => ({
+  story: document.querySelector("#story")?.textContent ?? null,
+  thought: document.querySelector("#thought")?.textContent ?? null,
+  model: document.querySelector("#model")?.textContent ?? null,
+  notice: document.querySelector("#notice:not([hidden])")?.textContent ?? null,
+  all: document.body?.innerText ?? "",
+})"""
+NOT_STARTED = "the page has not started"
+
+
+@cache
+def _browser() -> "subprocess.Popen[str]":
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([sys.executable, __file__], **pipes)  # type: ignore[call-overload]
+    import atexit
+
+    atexit.register(child.kill)
+    return child
+
+
+def seen(page: Path) -> dict[str, Any]:
+    """What stands on an offline page; raises ValueError with the message where it says that something is wrong, and
+    NotHere where there is no browser."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        raise NotHere("needs Playwright for Python") from None
+    if shutil.which("chromium") is None:
+        raise NotHere("needs /usr/bin/chromium")
+    child = _browser()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(f"{page}\n")
+    child.stdin.flush()
+    found = json.loads(child.stdout.readline())
+    text = found.pop("all")
+    if found["notice"]:
+        raise ValueError(f"{page}: {' '.join(found['notice'].split())}")
+    if NOT_STARTED in text or not text.strip():
+        raise ValueError(f"{page}: {NOT_STARTED if text.strip() else 'an empty page'}")
+    return found
+
+
+def main() -> None:
+    from playwright.sync_api import Error as PlaywrightError
+    from playwright.sync_api import TimeoutError as TooLong
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        context = browser.new_context(offline=True)
+        for line in sys.stdin:
+            page = context.new_page()
+            try:
+                page.goto(Path(line.strip()).as_uri(), timeout=30_000)
+                with suppress(TooLong):
+                    page.wait_for_selector(SETTLED, timeout=MILLISECONDS)
+                    page.wait_for_timeout(100)
+                found = page.evaluate(SEEN)
+            except PlaywrightError as error:  # what is no page any more, the browser itself refuses
+                found = {"notice": f"the browser does not open it: {error}", "all": ""}
+            print(json.dumps(found), flush=True)
+            page.close()
+
+
+if __name__ == "__main__":
+    main()

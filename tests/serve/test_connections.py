@@ -1,0 +1,146 @@
+"""A connection's bounds: heads, requests ahead, slow clients, how many. tests/faults/hostile_clients.py tries more."""
+
+import json
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve.conftest import Served, serving
+from serve.test_streams import Reader, eventually
+
+from rhapsode.serve import connections
+
+
+def answered(served: Served, *parts: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back for some bytes until the server closes."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        found = b""
+        with suppress(ConnectionError):  # where it is closed before all is sent
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause)
+        with suppress(ConnectionError):
+            while part := client.recv(65_536):
+                found += part
+        return found
+
+
+def status_and_error(answer: bytes) -> tuple[int, dict[str, Any]]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        (b"Host: evil.example\r\n", "host is there 2 times"),
+        (b"Content-Length: 0\r\nContent-Length: 0\r\n", "not valid HTTP"),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "not valid HTTP"),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "not valid HTTP"),
+        (b"X : y\r\n", "not valid HTTP"),
+    ],
+)
+def test_framing_that_can_be_read_in_two_ways(served: Served, headers: bytes, words: str) -> None:
+    """Would catch a second request that a proxy in front took for a body: it is refused, and the connection ends."""
+    answer = answered(served, HEAD + headers + b"\r\n0\r\n\r\n" + HEAD + b"\r\n")
+    status, error = status_and_error(answer)
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert words in error["message"]
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_name_is_needed_since_http_1_1(served: Served) -> None:
+    """HTTP/1.0 knew none; what leaves it out in 1.1 is no browser, and might be anybody."""
+    assert status_and_error(answered(served, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 400
+    assert b" 200 OK" in answered(served, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+
+def test_a_head_without_end(served: Served) -> None:
+    """Would catch memory that grows as long as a client sends headers, or one header; one of 60,000 bytes is read."""
+    for endless in (b"a: b\r\n" * 20_000, b"a: " + b"b" * 120_000):
+        status, error = status_and_error(answered(served, HEAD + endless))
+        assert (status, error["code"]) == (431, "head_too_large")
+        assert "65,536" in error["message"]
+    assert b" 200 OK" in answered(served, HEAD + b"Connection: close\r\na: " + b"b" * 60_000 + b"\r\n\r\n")
+
+
+def test_requests_ahead_of_their_answers(served: Served) -> None:
+    """Thirty may wait for the first; would catch thousands that are kept for a client that reads none."""
+    ahead = HEAD + b"\r\n"
+    answer = answered(served, ahead * 20 + HEAD + b"Connection: close\r\n\r\n")
+    assert answer.count(b" 200 OK") == 21
+    many = answered(served, ahead * 5_000)
+    assert many.count(b" 200 OK") <= connections.MOST_AHEAD
+
+
+def test_a_request_that_does_not_arrive(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """408 for a head and for a body that come byte by byte; a stream that is being read meanwhile goes on."""
+    monkeypatch.setattr(connections, "ARRIVAL_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
+    with serving(tiny_run, max_context=2_000_000) as served:
+        reader = Reader(served)
+        reader.until(b"data: ")
+        body = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n{"
+        for parts in ([HEAD] + [b"a"] * 20, [body] + [b" "] * 20):
+            begun = time.monotonic()
+            status, error = status_and_error(answered(served, *parts, pause=0.05))
+            assert (status, error["code"]) == (408, "request_timeout")
+            assert time.monotonic() - begun < 5
+        assert answered(served) != b""  # who says nothing at all is told, too
+        reader.seen = b""
+        reader.until(b"data: ")
+        reader.leave()
+
+
+def test_a_client_that_does_not_read(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a text that is kept for ever for who does not take it: its place is given back."""
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
+    with serving(tiny_run, max_context=2_000_000) as served:
+        reader = Reader(served, logprobs=20)
+        reader.until(b"data: ")
+        eventually(lambda: not served.server.driver.jobs, 30)
+        with pytest.raises(ConnectionResetError):
+            reader.until(b"[DONE]")
+
+
+def test_more_clients_than_there_is_room_for(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 for one too many, at once; whoever is connected is answered, and a place that is left is given again."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 3)
+    with serving(tiny_run) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        three = [socket.create_connection((host, int(port)), timeout=20) for _ in range(3)]
+        time.sleep(0.1)
+        status, error = status_and_error(answered(served))
+        assert (status, error["code"]) == (503, "too_many_connections")
+        for client in three:
+            client.sendall(HEAD + b"\r\n")
+            assert b" 200 OK" in client.recv(4_096)
+        three.pop().close()
+        eventually(lambda: b" 200 OK" in answered(served, HEAD + b"Connection: close\r\n\r\n"))
+        for client in three:
+            client.close()
+        eventually(lambda: len(served.server.web.server_state.connections) == 0)
+
+
+def test_as_many_files_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a server that cannot open its model because a thousand clients have all its files."""
+    resource = pytest.importorskip("resource")
+    limits = [256, 600]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.__setitem__(slice(None), both))
+    connections.most_connections.cache_clear()
+    assert connections.most_connections() == 600 - connections.SPARE_FILES
+    assert limits == [600, 600]
+    limits[:] = [1_000_000, 1_000_000]
+    connections.most_connections.cache_clear()
+    assert connections.most_connections() == connections.MOST_CONNECTIONS
+    assert limits == [1_000_000, 1_000_000]
+    connections.most_connections.cache_clear()
