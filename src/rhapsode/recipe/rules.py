@@ -25,8 +25,6 @@ DROPOUT_PER_DOUBLING = 0.2
 MOST_DROPOUT = 0.4
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
 FEWEST_ROWS = 256
-WIDEST, WIDEST_TOKENS = 192, 100_000  # embed_dim for a text of so many tokens; its square grows with them
-WIDTH_STEP = 32
 BATCHES_PER_EPOCH = 8
 SHORTEST_WINDOW = 16
 LONG_STORY = 8  # windows
@@ -197,23 +195,6 @@ def slow_down(case: Fitting) -> list[Change]:
     ]
 
 
-def narrow(case: Fitting) -> list[Change]:
-    """A width that the text can fill."""
-    model = PRESETS[case.preset]["model"]
-    widest = WIDEST * math.sqrt(max(1.0, case.text.num_tokens / WIDEST_TOKENS))
-    share = widest / model["embed_dim"]
-    return [
-        Change(
-            "model",
-            name,
-            WIDTH_STEP * round(model[name] * share / WIDTH_STEP),
-            f"reduced from {model[name]}: a wider model overfits a text of this size",
-        )
-        for name in ("embed_dim", "hidden_dim")
-        if share < 1
-    ]
-
-
 def warm_up_in_time(case: Fitting) -> list[Change]:
     """A warm-up that leaves most of the steps to what comes after it."""
     if WARMUP_SHARE * case.steps >= OptimizerConfig.warmup_steps:
@@ -226,7 +207,7 @@ def warm_up_in_time(case: Fitting) -> list[Change]:
 Rule = Callable[[Fitting], list[Change]]
 RULES: tuple[Rule, ...] = (
     *(fill_an_epoch, carry_long_stories, end_in_time),
-    *(fewer_pairs, drop_out, slow_down, narrow, warm_up_in_time),
+    *(fewer_pairs, drop_out, slow_down, warm_up_in_time),
 )
 
 
