@@ -314,12 +314,12 @@ def test_generate_json(call: Call, trained: Path) -> None:
         assert sample["log_probability"] == pytest.approx(sum(t["log_probability"] for t in sample["tokens"]))
         assert all(token["log_probability"] < 0 for token in sample["tokens"])
         assert sample["ended"] in ("length", "end of text")
-    drawn = ("generate", str(trained), "a", "--seed=1", "--max-tokens=9", "--json")
-    (written,) = json.loads(call(*drawn).out)["samples"]
-    assert len(written["text"]) > 5
-    (sample,) = json.loads(call(*drawn, "--stop", written["text"][3:5]).out)["samples"]
+    drawn = ("generate", str(trained), "a", "--samples", "20", "--max-tokens=9", "--json")
+    texts = [sample["text"] for sample in json.loads(call(*drawn).out)["samples"]]
+    number, whole = next((i, text) for i, text in enumerate(texts) if len(text) > 5 and "\ufffd" not in text)
+    sample = json.loads(call(*drawn, "--stop", whole[3:5]).out)["samples"][number]
     assert sample["ended"] == "stop"
-    assert sample["text"] == written["text"].partition(written["text"][3:5])[0]
+    assert sample["text"] == whole.partition(whole[3:5])[0]
 
 
 @pytest.mark.parametrize(
