@@ -75,11 +75,11 @@ found["lines"] = len(Run.open(Path(sys.argv[2])).metrics())
 VERBS = ("generate", "stream", "score", "next_tokens", "read", "attention", "inspect")
 
 
-def units(small: bool) -> list[Unit]:
-    gigabytes = 0.005 if small else 10.0
+def units(small: bool, group: str) -> list[Unit]:
+    if group == "text":
+        text = ("text", partial(large_text, 0.005 if small else 10.0))
+        return [text, ("one line", partial(one_line, 0.005 if small else 1.0))]
     return [
-        ("text", partial(large_text, gigabytes)),
-        ("one line", partial(one_line, 0.005 if small else 1.0)),
         ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
         ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
         ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),

@@ -102,7 +102,7 @@ def test_several_processes_at_once(unit: Unit, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@ids(large.units(small=True))
+@ids([*large.units(True, "text"), *large.units(True, "other")])
 def test_large_and_long(unit: Unit, tmp_path: Path) -> None:
     """Would catch memory that grows with the text, with a line, with the number of files or of lines."""
     all_survive(unit, tmp_path)
