@@ -514,7 +514,7 @@ def test_killed_after_planning_repeats_the_plan(
     clock = Clock(0.25)
     monkeypatch.setattr(loop, "time", clock)
     go(straight, small)
-    save, saved = loop._Training.save, []
+    save, saved = loop.Training.save, []
 
     def save_or_die(training: Any) -> None:
         saved.append(training.progress.step)
@@ -523,7 +523,7 @@ def test_killed_after_planning_repeats_the_plan(
         save(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "save", save_or_die)
+        patch.setattr(loop.Training, "save", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             go(killed, small)
     stored = Run.open(killed.path).about["plan"]
@@ -615,7 +615,7 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = begin()
-    step = loop._Training._step
+    step = loop.Training._step
 
     def die_at_10(training: Any) -> None:
         if training.progress.step == 10:
@@ -623,7 +623,7 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
         step(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "_step", die_at_10)
+        patch.setattr(loop.Training, "_step", die_at_10)
         with pytest.raises(RuntimeError):
             train_run(run, small.train, small.valid, tensorboard=True, show=False)
     train_run(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)
