@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant("Newton-Schulz coefficient", OPTIMIZER, "alpha=2.0315", "alpha=2.0", TRAINING),
     Mutant("clip of the gradient", STEP, "clip or math.inf)", "math.inf)", TRAINING),
     Mutant("warm-up's first step", LOOP, "optimizer_config, self.progress.step,", "optimizer_config, 1,", TRAINING),
-    Mutant("state carried to the next batch", GRADIENTS, "None if batch.restart or self", "None if True or self", TRAINING),
+    Mutant("state carried to the next batch", GRADIENTS, "None if batch.restart or", "None if True or", TRAINING),
     Mutant("window of the carried state", GRADIENTS, "recent(self.config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "decode",
             "evaluation",
             "files",
+            "fold",
             "kernels",
             "machine",
             "model",

@@ -38,7 +38,9 @@ from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.data import opened, tokenizer_of
 from rhapsode.training.followed import FollowedRun
+from rhapsode.training.graph import Capture, graph_capture
 from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
+from rhapsode.training.precision import check_precision
 from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
 from rhapsode.training.worker import started
 
@@ -90,6 +92,8 @@ def train(
     format: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    precision: str | None = None,
+    cuda_graph: bool = False,
     resume: bool = False,
     processes: int = 1,
     accumulate: int = 1,
@@ -109,7 +113,9 @@ def train(
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
-    number of CPU threads, which several processes share; otherwise chosen as it goes. processes: how many of this
+    number of CPU threads, which several processes share; otherwise chosen as it goes. precision: of the products of a
+    step: float32, tf32 or bfloat16, a field of `train`. cuda_graph: the whole step is one launch of the GPU
+    (docs/gpu.md). processes: how many of this
     machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process
     computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
     lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
@@ -120,6 +126,7 @@ def train(
     """
     wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
     budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    train = train if precision is None else {**(train or {}), "precision": precision}
     sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
     if tensorboard and find_spec("tensorboard") is None:
         raise ValueError("TensorBoard files need the package tensorboard: pip install 'rhapsode[tensorboard]'")
@@ -128,6 +135,7 @@ def train(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     device = choose_device(device)
+    capture = graph_capture(device) if cuda_graph else None
     live = LiveTraining() if show is None and in_notebook() else None
     with joined(device, peer_seconds) as group, _talking(bool(show) and group.leads), fixed_threads(threads):
         if processes > 1 and not group.alone:
@@ -137,10 +145,11 @@ def train(
         request = training_request(wanted, preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
+        check_precision(request.own.get("train", {}).get("precision", "float32"), device)
         ready = _ready(request, path, resume or is_restart(), group)
         others = started(path, processes, device, peer_seconds, accumulate) if processes > 1 else nullcontext(group)
         with others as group:
-            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate)
+            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate, capture)
     return load(path, device=device)
 
 
@@ -195,6 +204,7 @@ def _train_to_the_end(
     on_event: Callable[[Event], object] | None,
     group: Group,
     accumulate: int,
+    capture: Capture | None,
 ) -> None:
     path, stores = ready.run.path, (ready.train, ready.valid)
     how_to_resume = f"resume it with: rhapsode train --resume --out {quoted(path)}"
@@ -205,9 +215,8 @@ def _train_to_the_end(
                 listener(event)
 
     try:
-        outcome = train_run(
-            ready.run, *stores, device, tensorboard, on_event=happened, group=group, accumulate=accumulate
-        )
+        how: dict[str, Any] = {"group": group, "accumulate": accumulate, "capture": capture}
+        outcome = train_run(ready.run, *stores, device, tensorboard, on_event=happened, **how)
     except KeyboardInterrupt:  # the second one
         say(f"stopped immediately, without saving; {how_to_resume}")
         raise

@@ -8,7 +8,6 @@ the warm-up, mended on the way, written down each time before it counts.
 
 import hashlib
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,30 +27,21 @@ from rhapsode.seeds import seed_everything
 from rhapsode.terminal import ToldElsewhere
 from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import Batcher, TokenStore
+from rhapsode.training.agreement import Agreement
 from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
+from rhapsode.training.graph import Capture, GraphStep
 from rhapsode.training.group import ALONE, Group
+from rhapsode.training.interruption import interruptible
 from rhapsode.training.journal import Journal, again_if_refused
 from rhapsode.training.optimizer import rate_at
 from rhapsode.training.plan import UNKNOWN, first_plan
+from rhapsode.training.precision import check_precision
 from rhapsode.training.progress import Progress, checkpoint_of, restore
 from rhapsode.training.step import TrainingStep
 
 TRAINING_REPORTS = 100  # reports of the training loss in a whole run
 STEPS_BETWEEN_EARLY_REPORTS = 10  # while the number of steps is not known
 SAMPLE = SampleConfig(max_tokens=60, temperature=0.7)
-
-
-@dataclass
-class _Agreed:
-    """What several processes have agreed on: process 0's seconds of training, whether to stop, whether to save now."""
-
-    seconds: float
-    stop: bool = False
-    save: bool = False
-    own_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.own_seconds = self.seconds
 
 
 @dataclass(frozen=True)
@@ -81,19 +71,22 @@ def train_run(
     on_event: Callable[[Event], object] | None = None,
     group: Group = ALONE,
     accumulate: int = 1,
+    capture: Capture | None = None,
 ) -> Outcome:
     """Trains the run to the end of its budget, from its checkpoint if it has one.
 
     Threads are PyTorch's as they are set; memory that is freed stays with the process from here on. show: live
     progress on stderr. on_event hears of what happens (events.py). group: the processes that train it together, of
     which those that do not lead open it as a FollowedRun. accumulate: parts of a batch that a process computes one
-    after the other. Ctrl-C or SIGTERM saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
+    after the other. capture: how the whole step is made one launch, where it is to be (graph.py). Ctrl-C or SIGTERM
+    saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
     naming the step before a non-finite loss or gradient can do harm, BlockingIOError where another process trains in
     the directory, and ConnectionError where one of the group is lost.
     """
     keep_freed_memory()
-    with run.lock(), _writer(run, tensorboard) as writer, _interruptible() as asked:
-        training = Training(run, train_store, valid_store, device, writer, asked, show, on_event, group, accumulate)
+    with run.lock(), _writer(run, tensorboard) as writer, interruptible() as asked:
+        how = (group, accumulate, capture)
+        training = Training(run, train_store, valid_store, device, writer, asked, show, on_event, *how)
         return training.go()
 
 
@@ -110,8 +103,9 @@ class Training:
         asked: threading.Event,
         show: bool,
         on_event: Callable[[Event], object] | None,
-        group: Group,
-        accumulate: int,
+        group: Group = ALONE,
+        accumulate: int = 1,
+        capture: Capture | None = None,
     ) -> None:
         about = run.about
         self.happened: Callable[[Event], object] = on_event or (lambda event: None)
@@ -128,17 +122,25 @@ class Training:
         if checkpoint is not None:
             run.check_fits(checkpoint.tensors)
         self.model = build_model(run.model_config, self.config.seed).to(self.device)
-        self.step = TrainingStep(self.model, self.optimizer_config, self.batch_config, group, accumulate)
+        check_precision(self.config.precision, device)
+        configs, precision = (self.optimizer_config, self.batch_config), self.config.precision
+        self.refused_capture = capture is not None and not (group.alone and accumulate == 1)
+        self.step: TrainingStep | GraphStep
+        if capture is None or self.refused_capture:
+            self.step = TrainingStep(self.model, *configs, group, accumulate, precision)
+        else:
+            self.step = GraphStep(self.model, *configs, capture, lambda line: self.journal.tell(line), precision)
+        self.settled_step = 0
         self.progress = Progress()
         self.plan = first_plan(self.config, self.optimizer_config.warmup_steps, self.batcher)
         self.plan.entries = about.get("plan") or self.plan.entries
         seed_everything(self.config.seed)
         if checkpoint is not None:
             self.progress = restore(run.path, checkpoint, self.step, self.batcher, self.plan)
+            self.settled_step = self.progress.step
         run.cut_metrics(checkpoint)
         self.valid: Score | None = None
-        self.saved_at = time.monotonic()
-        self.agreed = _Agreed(self.progress.seconds)
+        self.agreement = Agreement(group, asked, self.config.checkpoint_seconds, self.progress.seconds)
         self.journal = Journal(run, writer, show)
         self.stepped = False  # since the last look at what is due
         self.unsaved = False  # the last attempt to save failed
@@ -160,6 +162,8 @@ class Training:
     def begin(self) -> None:
         """Tells how it begins."""
         self.journal.tell(self._beginning())
+        if self.refused_capture:
+            self.journal.tell("a step is captured only in one process and with whole batches; it is launched in pieces")
         sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
         threads = torch.get_num_threads()
         self.happened(Started(self.run.path, sum(sizes), device, threads, self.progress.step, self.known_total))
@@ -168,7 +172,7 @@ class Training:
         """Saves and validates where that is due between two steps; how training ended, where it has."""
         progress = self.progress
         try:
-            if self.stepped and self._save_is_due():
+            if self.stepped and self.agreement.save():
                 self._save_if_possible()
             self.stepped = False
             if self._validation_is_due():
@@ -178,7 +182,7 @@ class Training:
                 return self._end("budget")
             if self.config.patience and progress.without_gain >= self.config.patience:
                 return self._end("patience")
-            if self._is_asked():
+            if self.agreement.stop():
                 raise Stopped
         except Stopped:
             self.save()
@@ -190,25 +194,30 @@ class Training:
         started = time.monotonic()
         batch = self.batcher.next(self.step.rows)
         try:
-            self.step.take(batch, self.rate, lambda nats: self._agree(nats, started))
+            self.step.take(batch, self.rate, lambda nats: self.agreement.on(nats, started))
         except FloatingPointError as error:
             self._not_finite(f"{error} at step {self.progress.step + 1}")
-        self.took(batch.scored, time.monotonic() - started)
+        self.took(batch.scored, started)
 
-    def took(self, scored: int, seconds: float) -> None:
-        """What is to be done after a step, of a batch with so many targets, that took so long."""
+    def took(self, scored: int, started: float) -> None:
+        """What is to be done after a step, of a batch with so many targets, that began at this time."""
         progress = self.progress
         progress.step += 1
         progress.tokens += scored
         progress.scored += scored
-        self.agreed.own_seconds += seconds
-        progress.seconds = self.agreed.own_seconds if self.group.alone else self.agreed.seconds
+        reports = self._report_is_due()
+        if reports or self.step.reads or math.isnan(self.step.nats_per_token):
+            self._settle()
+        seconds = time.monotonic() - started
+        self.agreement.worked(seconds)
+        progress.seconds = self.agreement.seconds
         timed_from = self.plan.timed_from
         extended = self.plan.after_step(progress.step, progress.seconds)
         if extended and self.group.any(not self.journal.noted("plan", self.plan.entries)):
             self.plan.entries.pop()  # what is not written down must not count; the next step tries again
             self.plan.timed_from = timed_from
-        self._report()
+        if reports:
+            self._report()
         self.threads.worked("step", seconds, scored)
         nats = self.step.nats_per_token
         self.journal.display.step(progress.step, self.total, nats, progress.tokens, progress.seconds)
@@ -220,33 +229,9 @@ class Training:
         """The share of the peak learning rate at which the next step is taken."""
         return rate_at(self.optimizer_config, self.progress.step, self.total)
 
-    def _agree(self, nats: float, started: float) -> float:
-        """The loss of the whole batch, of which `nats` is this process's share; and what else all have to know.
-
-        Nothing that is decided from here to the next step may hang on what one process alone knows: its clock, a signal
-        that it got.
-        """
-        if self.group.alone:
-            return nats
-        now, agreed = time.monotonic(), self.agreed
-        save = now - self.saved_at > self.config.checkpoint_seconds
-        leads = self.group.leads
-        mine = [nats, self.asked.is_set(), leads and agreed.own_seconds + now - started, leads and save]
-        nats, asked, agreed.seconds, save_due = self.group.sum(mine)
-        agreed.stop, agreed.save = asked > 0, save_due > 0
-        return nats
-
-    def _is_asked(self) -> bool:
-        """Whether the user asked any of the processes to stop."""
-        return self.asked.is_set() if self.group.alone else self.agreed.stop
-
-    def _save_is_due(self) -> bool:
-        if self.group.alone:
-            return time.monotonic() - self.saved_at > self.config.checkpoint_seconds
-        return self.agreed.save
-
     def _validate(self) -> None:
         progress, group = self.progress, self.group
+        self._settle()
 
         def on_tokens(count: int) -> None:
             self.journal.display.validating(count * group.size, self.valid_store.num_tokens)
@@ -271,11 +256,12 @@ class Training:
             better = not group.any(refused)
         if better:
             progress.best_loss, progress.best_step = loss, progress.step
-        train_loss = self.step.nats / max(1, progress.scored)
+        train_loss = progress.nats / max(1, progress.scored)
         bits, share = valid.bits_per_byte, valid.unspelled_share
         losses = {"train_loss": train_loss, "valid_loss": loss, "bits_per_byte": bits, "unspelled_share": share}
         self._write("valid", **losses, best=better)
-        self.step.nats, progress.scored = 0.0, 0
+        self.step.nats = progress.nats = 0.0
+        progress.scored = 0
         progress.validated_step = progress.step
         progress.validations += 1
         self.journal.tell(self._validated(train_loss, valid))
@@ -339,26 +325,13 @@ class Training:
 
     def save(self) -> None:
         """Commits a checkpoint of this very point."""
+        self._settle()
         self.journal.metrics.flush()
-        self._check_equal_weights()
-        self.progress.nats = self.step.nats
+        self.agreement.check_equal_weights(self.model, self.progress.step)
         tensors, progress = checkpoint_of(self.progress, self.step, self.batcher, self.plan)
         again_if_refused(lambda: self.run.save_last(tensors, progress))
-        self.saved_at = time.monotonic()
+        self.agreement.saved()
         self.happened(Saved(self.progress.step, self.run.path))
-
-    def _check_equal_weights(self) -> None:
-        """Raises ValueError where processes have different weights, which only a fault of a machine can bring about."""
-        if self.group.alone:
-            return
-        bits = [int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in self.model.parameters()]
-        size = self.group.size
-        parts = [float(part) for total in bits for part in (total >> 26, total & (2**26 - 1))]  # exact in float64
-        if self.group.any([total / size for total in self.group.sum(parts)] != parts):
-            raise ValueError(
-                f"the processes no longer have the same weights at step {self.progress.step}; this was not saved:"
-                " resume the run, and check the machines' memory"
-            )
 
     def _save_if_possible(self) -> None:
         """Saves on the way: where the disk refuses, training continues, and saving is tried again."""
@@ -368,7 +341,8 @@ class Training:
         except (ConnectionError, ToldElsewhere):
             raise
         except OSError as error:
-            refused, self.saved_at = True, time.monotonic()
+            refused = True
+            self.agreement.saved()
             self.journal.refused(error, "training continues, the last checkpoint is kept, and saving is tried again")
         if self.group.any(refused):
             self.unsaved = True
@@ -378,13 +352,23 @@ class Training:
             self.unsaved = False
             self.journal.saved()
 
-    def _report(self) -> None:
-        progress = self.progress
+    def _settle(self) -> None:
+        """Waits until it is known what the steps so far have found; stops where that is no finite number."""
+        try:
+            self.step.settle()
+        except FloatingPointError as error:
+            self._not_finite(f"{error} between step {self.settled_step + 1} and step {self.progress.step}")
+        self.settled_step = self.progress.step
+        self.progress.nats = self.step.nats
+
+    def _report_is_due(self) -> bool:
         every = max(1, self.total // TRAINING_REPORTS) if self.total < UNKNOWN else STEPS_BETWEEN_EARLY_REPORTS
-        if progress.step - progress.reported_step >= every:
-            progress.reported_step = progress.step
-            rate = rate_at(self.optimizer_config, progress.step - 1, self.total)
-            self._write("train", train_loss=self.step.nats_per_token, gradient_norm=self.step.norm, rate=rate)
+        return self.progress.step - self.progress.reported_step >= every
+
+    def _report(self) -> None:
+        self.progress.reported_step = self.progress.step
+        rate = rate_at(self.optimizer_config, self.progress.step - 1, self.total)
+        self._write("train", train_loss=self.step.nats_per_token, gradient_norm=self.step.norm, rate=rate)
 
     def _write(self, event: str, **values: Any) -> None:
         self.journal.write(event, self.progress, self.batch_config.batch_size, **values)
@@ -438,28 +422,6 @@ class Training:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C is an ordinary one."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,8 +11,11 @@ from rhapsode.recorded import check_schema, read_config
 from rhapsode.run import Checkpoint, below, load_weights, weights_of
 from rhapsode.state import State
 from rhapsode.tokens import Batcher
+from rhapsode.training.graph import GraphStep
 from rhapsode.training.plan import Plan
 from rhapsode.training.step import TrainingStep
+
+TakesSteps = TrainingStep | GraphStep
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Progress:
 
 
 def checkpoint_of(
-    progress: Progress, step: TrainingStep, batcher: Batcher, plan: Plan
+    progress: Progress, step: TakesSteps, batcher: Batcher, plan: Plan
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the fields of a checkpoint of this very point."""
     tensors = weights_of(step.model)
@@ -51,7 +54,7 @@ def checkpoint_of(
     return tensors, asdict(progress) | {"timed_from": plan.timed_from}
 
 
-def restore(path: Path, checkpoint: Checkpoint, step: TrainingStep, batcher: Batcher, plan: Plan) -> Progress:
+def restore(path: Path, checkpoint: Checkpoint, step: TakesSteps, batcher: Batcher, plan: Plan) -> Progress:
     """Takes what `checkpoint_of` gave, of the run in `path`; ValueError with one line where that cannot be."""
     try:
         return _take(path, checkpoint.tensors, dict(checkpoint.progress), step, batcher, plan)
@@ -64,7 +67,7 @@ def restore(path: Path, checkpoint: Checkpoint, step: TrainingStep, batcher: Bat
 
 
 def _take(
-    path: Path, tensors: dict[str, Tensor], fields_: dict[str, Any], step: TrainingStep, batcher: Batcher, plan: Plan
+    path: Path, tensors: dict[str, Tensor], fields_: dict[str, Any], step: TakesSteps, batcher: Batcher, plan: Plan
 ) -> Progress:
     load_weights(step.model, tensors, str(path))
     step.optimizers.load_state_tensors(below("optimizer/", tensors))
@@ -86,7 +89,7 @@ def _take(
     return progress
 
 
-def _check_state(step: TrainingStep, state: dict[str, Tensor]) -> None:
+def _check_state(step: TakesSteps, state: dict[str, Tensor]) -> None:
     """Raises ValueError where a carried state is not one of this model and batch."""
     tokens = torch.zeros(step.batch_config.batch_size, 1, dtype=torch.long, device=step.device)
     with torch.no_grad():

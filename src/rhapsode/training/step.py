@@ -18,6 +18,7 @@ from rhapsode.tokens import Batch, BatchConfig
 from rhapsode.training.gradients import BatchGradients
 from rhapsode.training.group import ALONE, Group
 from rhapsode.training.optimizer import Optimizers
+from rhapsode.training.precision import products
 
 
 class TrainingStep:
@@ -37,11 +38,13 @@ class TrainingStep:
         batch_config: BatchConfig,
         group: Group = ALONE,
         accumulate: int = 1,
+        precision: str = "float32",
     ) -> None:
         self.model, self.batch_config, self.clip_norm = model, batch_config, config.clip_norm
+        self.precision = precision
         self.device = next(model.parameters()).device
         self.optimizers = Optimizers(model, config)
-        self._gradients = BatchGradients(model, batch_config, group, accumulate)
+        self._gradients = BatchGradients(model, batch_config, group, accumulate, precision)
         self.rows = self._gradients.rows
         self.nats, self.nats_per_token, self.norm = 0.0, math.nan, math.nan
 
@@ -51,14 +54,15 @@ class TrainingStep:
         agree: from this process's share of the loss to that of all. Raises FloatingPointError, before the update, where
         loss or gradient are no finite numbers.
         """
-        nats = agree(self._gradients.of(batch))
-        if not math.isfinite(nats):
-            raise FloatingPointError(f"the loss became {nats}")
-        self._gradients.finish()
-        norm = clipped_norm(self.model, self.clip_norm).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the norm of the gradient became {norm}")
-        self.optimizers.step(rate)
+        with products(self.precision):
+            nats = agree(self._gradients.of(batch))
+            if not math.isfinite(nats):
+                raise FloatingPointError(f"the loss became {nats}")
+            self._gradients.finish()
+            norm = clipped_norm(self.model, self.clip_norm).item()
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"the norm of the gradient became {norm}")
+            self.optimizers.step(rate)
         self.nats_per_token, self.norm = nats, norm
         self.nats += nats * batch.scored
 
