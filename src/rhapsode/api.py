@@ -20,7 +20,7 @@ from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, trai
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.files import replacing
-from rhapsode.machine import choose_device
+from rhapsode.machine import Capture, choose_device, graph_capture
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
@@ -38,7 +38,6 @@ from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.data import opened, tokenizer_of
 from rhapsode.training.followed import FollowedRun
-from rhapsode.training.graph import Capture, graph_capture
 from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
 from rhapsode.training.precision import check_precision
 from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
@@ -51,21 +50,30 @@ if TYPE_CHECKING:
 MOST_TOKENS = 600  # of a story that is read by the grammar
 
 
-def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
+def load(
+    path: PathLike,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    tokenizer: PathLike | None = None,
+    cuda_graph: bool = False,
+) -> Model:
     """The model of a run directory, or of a model.pt that the course's program saved; nothing in it is executed.
 
     checkpoint: `best` (lowest validation loss) or `last`. device: auto, cpu, cuda or mps. tokenizer: the folder that
-    belongs to a model.pt; otherwise `my_tokenizer` beside it. Raises OSError or ValueError in one line that names the
-    path.
+    belongs to a model.pt; otherwise `my_tokenizer` beside it. cuda_graph: it writes on the GPU, a step of all texts in
+    one launch (docs/gpu.md); otherwise on the CPU, wherever it is. Raises OSError or ValueError in one line that names
+    the path.
     """
     path, device = Path(path), choose_device(device)
+    capture = graph_capture(device) if cuda_graph else None
     if path.is_file():
         network, own = _course_model(path, Path(tokenizer) if tokenizer else path.parent / "my_tokenizer")
-        return Model(network.to(device), own)
+        return Model(network.to(device), own, capture=capture)
     if tokenizer is not None:
         raise ValueError(f"{path}: a run has its own tokenizer; name one for a model.pt only")
     run = Run.open(path)
-    return Model(run.load_model(checkpoint, device), run.tokenizer, run)
+    return Model(run.load_model(checkpoint, device), run.tokenizer, run, capture)
 
 
 def train(
@@ -318,7 +326,9 @@ def study(
     format: str = "auto",
     device: str = "auto",
     jobs: int = 1,
+    together: bool = False,
     threads: int | None = None,
+    cuda_graph: bool = False,
     engine: str = "local",
     address: str | None = None,
     storage: str | None = None,
@@ -329,9 +339,10 @@ def study(
     name: size, batch, sequences, temperature, all, tracking or grid. vary: of a grid, `field=value,value` texts;
     assignments: `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into.
     out: the study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the
-    report too. jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or
-    `command srun -n1` and the like, which gets a process onto another machine. storage: an address where models that
-    train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
+    report too. jobs: models trained at once. together: models of one shape are trained side by side in one process, a
+    step of all of them at once, and count as one of the jobs. engine: local; ray, at the cluster's address or on this
+    machine; or `command srun -n1` and the like, which gets a process onto another machine. storage: an address where
+    models that train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """
@@ -362,7 +373,8 @@ def study(
     path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
         page = None if publish is None else Path(publish)
-        return run_study(request, path, jobs, threads, device, page, engine, address, storage)
+        where = (engine, address, storage)
+        return run_study(request, path, jobs, threads, device, page, *where, together, cuda_graph)
 
 
 def check(path: PathLike) -> "list[CheckedFile]":

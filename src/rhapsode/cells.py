@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rhapsode.fold import side_by_side
 from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
+from rhapsode.kernels.several import are_models_at_once, gated_recurrences, recurrences
 
 CELLS = ("elman", "gated", "none")
 
@@ -34,6 +35,8 @@ class RNNCell(nn.Module):
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
         """Projected inputs x (T, B, H), whose memory the hidden states take -> hidden states (T, B, H)."""
         weight = self.h2h.weight.to(x.dtype)  # another one only where products are made in bfloat16
+        if are_models_at_once():
+            return recurrences(x, weight, initial, activation_of(self))
         return recurrence(x, weight, initial, activation_of(self), overwrite=True)
 
 
@@ -62,6 +65,8 @@ class GatedCell(nn.Module):
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
         """Projected inputs x (T, B, 2 H), whose memory is used -> hidden states (T, B, H)."""
+        if are_models_at_once():
+            return gated_recurrences(x, initial)
         return gated_recurrence(x, initial, overwrite=True)
 
 

@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
     def look(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """The heads' outputs side by side (B, T, N value_dim), and the cache with these T tokens added."""
         cache = Cache(k, v) if cache is None else cache.extended(k, v)
-        return attend(q, cache.keys, cache.values).transpose(1, 2).flatten(2), cache
+        return attend(q, cache.keys, cache.values, cache.taken).transpose(1, 2).flatten(2), cache
 
 
 class Block(nn.Module):

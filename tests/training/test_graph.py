@@ -12,6 +12,7 @@ import replayed
 import torch
 from begun import MODELS, AskedAfter, assert_same_end, timeless
 
+from rhapsode.machine import Capture, eager
 from rhapsode.model import LanguageModel
 from rhapsode.run import Run
 from rhapsode.training import graph, loop, train_run
@@ -22,7 +23,7 @@ Begin = Callable[..., Run]
 LEARNS = {"optimizer": {"optimizer": "muon", "weight_decay": 0.1}, "batch": {"carry_state": True}}
 
 
-def go(run: Run, small: Any, capture: graph.Capture | None = replayed.capture) -> Any:
+def go(run: Run, small: Any, capture: Capture | None = replayed.capture) -> Any:
     return train_run(Run.open(run.path), small.train, small.valid, show=False, capture=capture)
 
 
@@ -121,7 +122,7 @@ def test_a_capture_that_fails_is_told_and_steps_go_on(begin: Begin, small: Any) 
         raise RuntimeError("operation not permitted when stream is capturing\n(details)")
 
     expected, found = begin("expected", **LEARNS), begin("found", **LEARNS)
-    go(expected, small, graph.eager)
+    go(expected, small, eager)
     go(found, small, fails)
     assert_same_end(found, expected)
     log = (found.path / "log.txt").read_text()
@@ -150,7 +151,7 @@ def test_a_capture_that_is_another_step_is_not_used(begin: Begin, small: Any, wr
         return torch.no_grad()(other)
 
     expected, found = begin("expected", **LEARNS), begin("found", **LEARNS)
-    go(expected, small, graph.eager)
+    go(expected, small, eager)
     go(found, small, lies)
     assert_same_end(found, expected)
     assert "is not the step it was captured from" in (found.path / "log.txt").read_text()
@@ -161,7 +162,7 @@ def test_the_recording_finds_a_rate_that_is_baked_in(begin: Begin, small: Any, m
     step = Optimizers.step
     monkeypatch.setattr(Optimizers, "step", lambda self, share: step(self, float(share.detach().numpy())))
     expected, found = begin("eager"), begin("replayed")
-    go(expected, small, graph.eager)
+    go(expected, small, eager)
     go(found, small)
     assert abs(np.array(losses(found)) - losses(expected)).max() > 1e-3
 

@@ -12,12 +12,13 @@ A row's first window has no state before it, so there are up to two captured upd
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rhapsode.machine import Capture, eager, on_own_stream
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import OptimizerConfig
 from rhapsode.state import State
@@ -26,35 +27,10 @@ from rhapsode.training.optimizer import Optimizers
 from rhapsode.training.precision import loss_at, products
 from rhapsode.training.step import clipped_norm
 
-# Captures a function: what it returns does to the same memory again what the function did.
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
 SLOTS = 2  # batches that are on their way at once
 LARGEST_LOSS_DIFFERENCE = 1e-4  # relative, between a replayed and an eager step, of loss and norm
 LARGEST_MOVE_DIFFERENCE = 0.02  # of the way that an update moves a weight, and a moment: Adam divides small by small
-SMALLEST = 1e-6  # differences of so little of a tensor's own length are rounding
-
-
-def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Captures a function of the GPU as a CUDA graph, without running it; returns what replays it.
-
-    PyTorch's own generator goes with it: a replay draws what the function would draw.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
-
-
-def graph_capture(device: str) -> Capture:
-    """What captures on this device; ValueError with one line where none can."""
-    if device != "cuda":
-        raise ValueError(f"--cuda-graph needs --device cuda, this is {device}: leave it out")
-    return cuda_graph
-
-
-def eager(function: Callable[[], None]) -> Callable[[], None]:
-    """No capture: the function itself."""
-    return function
+ROUNDING = 1e-6  # differences of so little of a tensor's own length are rounding
 
 
 class Memory:
@@ -107,9 +83,7 @@ class Memory:
 class GraphStep:
     """Stands in for a `TrainingStep` of one process and whole batches, and reads nothing back until `settle`.
 
-    capture: `cuda_graph` or `eager`. tell: hears why a captured step is not used. Before a captured step is trusted,
-    its first replay is compared with an eager step from the same state; where they differ by more than rounding, or
-    where the capture fails, steps are eager from there on.
+    capture: `cuda_graph` or `eager`. tell: hears why a captured step is not used.
     """
 
     reads = False
@@ -131,57 +105,35 @@ class GraphStep:
         self.rows = slice(0, batch_config.batch_size)
         self.nats, self.nats_per_token, self.norm = 0.0, math.nan, math.nan
         self._carries = False  # whether there is a state for the next batch
-        self._updates: dict[bool, Callable[[], None]] = {}  # by whether a state is continued
+        self._updates: dict[bool, Update] = {}  # by whether a state is continued
 
     def take(self, batch: Batch, rate: float, agree: Callable[[float], float] = float) -> None:
         """One batch, at this share of the peak rates; what it loses is known after `settle`."""
         self.memory.put(batch, rate)
         continued = self._carries and not batch.restart
         if continued not in self._updates:
-            self._updates[continued] = self._first(lambda: self._update(continued))
-        else:
-            self._updates[continued]()
+            self._updates[continued] = Update(lambda: self._update(continued), [self], self.capture, self.tell)
+        self._updates[continued]()
         self._carries = self.batch_config.carry_state
 
     def _update(self, continued: bool) -> None:
         """The step as a function of the memory, which is all that it reads and writes besides weights and moments."""
-        memory, model = self.memory, self.model
+        memory = self.memory
         state = State.from_tensors(memory.state) if continued else None
         with products(self.precision):
-            loss, after = loss_at(self.precision, model, memory.inputs, memory.targets, state)
+            loss, after = loss_at(self.precision, self.model, memory.inputs, memory.targets, state)
             loss.backward()
-            norm = clipped_norm(model, self.clip_norm)
-            self.optimizers.step(memory.numbers[1])
-        with torch.no_grad():
-            loss, norm, (nats, _, _, total) = loss.detach().double(), norm.double(), memory.found
-            memory.found.copy_(torch.stack((nats + loss * memory.numbers[0], loss, norm, total + loss + norm)))
-            if self.batch_config.carry_state:
-                memory.keep(after.recent(self.batch_config.window).apply(Tensor.detach))
+            self.finish(loss.detach())
+        if self.batch_config.carry_state:
+            memory.keep(after.recent(self.batch_config.window).apply(Tensor.detach))
 
-    def _first(self, update: Callable[[], None]) -> Callable[[], None]:
-        """The first step of its kind, eager; and the update for those to come, captured if that can be trusted."""
-        if self.capture is eager:
-            update()
-            return update
-        before, generators = self._snapshot(), self._generators()
-        _beside(self.device, update)  # also makes the moments, which a capture must find at their place
-        expected, moved = self._snapshot(), self._generators()
-        try:
-            self._go_back(before, generators)
-            replay = self.capture(update)
-            self._go_back(before, generators)
-            replay()
-            difference = _difference(before, expected, self._snapshot())
-        except RuntimeError as error:
-            difference, reason = "", " ".join(str(error).split())
-            self.tell(f"the step could not be captured, so it is launched piece by piece: {reason}")
-        else:
-            if not difference:
-                return replay
-            self.tell(f"a captured step is not the step it was captured from ({difference}); steps are not captured")
-        self._go_back(expected, moved)
-        self.capture = eager
-        return update
+    def finish(self, loss: Tensor) -> None:
+        """Clips the gradients that are there, makes the update, and adds up what the step has found."""
+        memory = self.memory
+        norm = clipped_norm(self.model, self.clip_norm)
+        self.optimizers.step(memory.numbers[1])
+        loss, norm, (nats, _, _, total) = loss.double(), norm.double(), memory.found
+        memory.found.copy_(torch.stack((nats + loss * memory.numbers[0], loss, norm, total + loss + norm)))
 
     def settle(self) -> None:
         """Waits for the steps taken so far, and reads what they found.
@@ -213,17 +165,70 @@ class GraphStep:
         self.memory.keep(state)
         self._carries = True
 
-    # -- the same state twice --------------------------------------------------------------------------------------
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All that an update changes."""
+    def changing(self) -> dict[str, Tensor]:
+        """All that an update changes, by name."""
         weights = {f"weight {name}": parameter.detach() for name, parameter in self.model.named_parameters()}
         moments = {f"optimizer {name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
         state = {f"state {name}": tensor for name, tensor in self.memory.state.items()}
         return {**weights, **moments, **state, "losses": self.memory.found}
 
+
+class Update:
+    """An update of one model, or of several side by side: made eagerly the first time, and replayed from then on.
+
+    Before a captured one is trusted, its first replay is compared with the eager update from the same state; where they
+    differ by more than rounding, or where the capture fails, all are eager, and `tell` hears why.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[], None],
+        steps: Sequence[GraphStep],
+        capture: Capture,
+        tell: Callable[[str], object],
+    ) -> None:
+        self.update, self.steps, self.capture, self.tell = update, steps, capture, tell
+        self.device = steps[0].device
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        """Makes the update, with what lies in the memories now."""
+        if self._replay is None:
+            self._replay = self._first()
+        else:
+            self._replay()
+
+    def _first(self) -> Callable[[], None]:
+        """The first update; and what makes those to come."""
+        if self.capture is eager:
+            self.update()
+            return self.update
+        before, generators = self._snapshot(), self._generators()
+        on_own_stream(self.device, self.update)  # also makes the moments, which a capture must find at their place
+        expected, moved = self._snapshot(), self._generators()
+        try:
+            self._go_back(before, generators)
+            replay = self.capture(self.update)
+            self._go_back(before, generators)
+            replay()
+            difference = _difference(before, expected, self._snapshot())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            self.tell(f"the step could not be captured, so it is launched piece by piece: {reason}")
+        else:
+            if not difference:
+                return replay
+            self.tell(f"a captured step is not the step it was captured from ({difference}); steps are not captured")
+        self._go_back(expected, moved)
+        for step in self.steps:
+            step.capture = eager
+        return self.update
+
+    def _changing(self) -> dict[str, Tensor]:
+        return {f"{k} {name}": part for k, step in enumerate(self.steps) for name, part in step.changing().items()}
+
     def _snapshot(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+        return {name: tensor.clone() for name, tensor in self._changing().items()}
 
     def _generators(self) -> list[Tensor]:
         on_device = [torch.cuda.get_rng_state()] if self.device.type == "cuda" else []
@@ -232,7 +237,7 @@ class GraphStep:
     @torch.no_grad()
     def _go_back(self, snapshot: dict[str, Tensor], generators: list[Tensor]) -> None:
         """Puts everything back where it was, in its place; what was not there yet begins at zero."""
-        for name, tensor in self._tensors().items():
+        for name, tensor in self._changing().items():
             if name in snapshot:
                 tensor.copy_(snapshot[name])
             else:
@@ -242,29 +247,17 @@ class GraphStep:
             torch.cuda.set_rng_state(generators[1])
 
 
-def _beside(device: torch.device, function: Callable[[], None]) -> None:
-    """Runs a function on a stream of its own, as PyTorch wants it before a capture."""
-    if device.type != "cuda":
-        function()
-        return
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 def _difference(before: dict[str, Tensor], expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """What differs between two steps from one state by more than rounding; the empty text where nothing does."""
     for name, tensor in expected.items():
         wanted, got = tensor.double(), found[name].double()
-        if name == "losses":
+        if name.endswith("losses"):
             allowed = LARGEST_LOSS_DIFFERENCE * wanted.abs()
             if not ((got - wanted).abs() <= allowed).all() and wanted.isfinite().all():
                 return f"losses {got.tolist()} instead of {wanted.tolist()}"
             continue
         start = before[name].double() if name in before else torch.zeros_like(wanted)
-        allowed = LARGEST_MOVE_DIFFERENCE * (wanted - start).norm() + SMALLEST * wanted.norm()
+        allowed = LARGEST_MOVE_DIFFERENCE * (wanted - start).norm() + ROUNDING * wanted.norm()
         if (got - wanted).norm() > allowed:
             return f"{name} by {float((got - wanted).norm() / wanted.norm()):.1e} of its length"
     return ""

@@ -96,3 +96,17 @@ def again_if_refused(write: Callable[[], None]) -> None:
         write()
     except OSError:
         write()
+
+
+@contextmanager
+def board(run: Run, wanted: bool) -> Iterator[Any]:
+    """TensorBoard's writer, or None; what a killed process wrote after the checkpoint is hidden there."""
+    if not wanted:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    checkpoint = run.load("last")
+    step = checkpoint.progress.get("step", -1) + 1 if checkpoint else 0
+    with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
+        yield writer

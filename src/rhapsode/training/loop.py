@@ -19,9 +19,8 @@ import torch
 
 from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import Score, Worker, score
-from rhapsode.machine import keep_freed_memory
+from rhapsode.machine import Capture, keep_freed_memory
 from rhapsode.model import build_model
-from rhapsode.recipe import BUDGETS
 from rhapsode.run import Run
 from rhapsode.seeds import seed_everything
 from rhapsode.terminal import ToldElsewhere
@@ -29,10 +28,11 @@ from rhapsode.threads import ThreadChooser, chosen_threads
 from rhapsode.tokens import Batcher, TokenStore
 from rhapsode.training.agreement import Agreement
 from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
-from rhapsode.training.graph import Capture, GraphStep
+from rhapsode.training.graph import GraphStep
 from rhapsode.training.group import ALONE, Group
 from rhapsode.training.interruption import interruptible
-from rhapsode.training.journal import Journal, again_if_refused
+from rhapsode.training.journal import Journal, again_if_refused, board
+from rhapsode.training.lines import beginning, counted, validated
 from rhapsode.training.optimizer import rate_at
 from rhapsode.training.plan import UNKNOWN, first_plan
 from rhapsode.training.precision import check_precision
@@ -79,12 +79,12 @@ def train_run(
     progress on stderr. on_event hears of what happens (events.py). group: the processes that train it together, of
     which those that do not lead open it as a FollowedRun. accumulate: parts of a batch that a process computes one
     after the other. capture: how the whole step is made one launch, where it is to be (graph.py). Ctrl-C or SIGTERM
-    saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError
-    naming the step before a non-finite loss or gradient can do harm, BlockingIOError where another process trains in
-    the directory, and ConnectionError where one of the group is lost.
+    saves and returns; a second Ctrl-C stops at once. Raises FloatingPointError naming the step before a non-finite loss
+    or gradient can do harm, BlockingIOError where another process trains in the directory, and ConnectionError where
+    one of the group is lost.
     """
     keep_freed_memory()
-    with run.lock(), _writer(run, tensorboard) as writer, interruptible() as asked:
+    with run.lock(), board(run, tensorboard) as writer, interruptible() as asked:
         how = (group, accumulate, capture)
         training = Training(run, train_store, valid_store, device, writer, asked, show, on_event, *how)
         return training.go()
@@ -139,6 +139,7 @@ class Training:
             self.progress = restore(run.path, checkpoint, self.step, self.batcher, self.plan)
             self.settled_step = self.progress.step
         run.cut_metrics(checkpoint)
+        self.threads: ThreadChooser  # chosen within `choosing_threads`
         self.valid: Score | None = None
         self.agreement = Agreement(group, asked, self.config.checkpoint_seconds, self.progress.seconds)
         self.journal = Journal(run, writer, show)
@@ -153,7 +154,7 @@ class Training:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def go(self) -> Outcome:
-        with self.journal.open(), self._threads() as self.threads:
+        with self.journal.open(), self.choosing_threads() as self.threads:
             self.begin()
             while (outcome := self.due()) is None:
                 self._step()
@@ -161,12 +162,13 @@ class Training:
 
     def begin(self) -> None:
         """Tells how it begins."""
-        self.journal.tell(self._beginning())
+        threads, count = torch.get_num_threads(), sum(p.numel() for p in self.model.parameters())
+        where = counted(threads, "thread") if self.device.type == "cpu" else str(self.device)
+        where = where if self.group.alone else f"{self.group.size} processes of {where}"
+        self.journal.tell(beginning(self.config, count, where, self.progress.step, self.total))
         if self.refused_capture:
             self.journal.tell("a step is captured only in one process and with whole batches; it is launched in pieces")
-        sizes, device = (p.numel() for p in self.model.parameters()), str(self.device)
-        threads = torch.get_num_threads()
-        self.happened(Started(self.run.path, sum(sizes), device, threads, self.progress.step, self.known_total))
+        self.happened(Started(self.run.path, count, str(self.device), threads, self.progress.step, self.known_total))
 
     def due(self) -> Outcome | None:
         """Saves and validates where that is due between two steps; how training ended, where it has."""
@@ -264,7 +266,8 @@ class Training:
         progress.scored = 0
         progress.validated_step = progress.step
         progress.validations += 1
-        self.journal.tell(self._validated(train_loss, valid))
+        floor = self.run.about.get("floor_bits_per_byte")
+        self.journal.tell(validated(progress, self.total, train_loss, valid, floor))
         sample = None
         if "tokenizer" in self.run.about and self.config.prompt and group.leads:
             text = write_texts(Engine(self.model, self.run.tokenizer), self.config.prompt, SAMPLE)[0]
@@ -273,7 +276,7 @@ class Training:
         self.happened(Validated(progress.step, train_loss, loss, valid.bits_per_byte, better, sample))
 
     @contextmanager
-    def _threads(self) -> Iterator[ThreadChooser]:
+    def choosing_threads(self) -> Iterator[ThreadChooser]:
         """The number of threads is chosen as training goes; which steps had how many stands in run.json."""
         plan = [entry for entry in self.run.about.get("thread_plan", []) if entry[0] < self.progress.step]
         before = plan[-1][1] if plan else self.run.about["threads"]
@@ -285,14 +288,14 @@ class Training:
         def changed(count: int) -> None:
             note(count)
             why = "the cores are free again" if count == begun else "because another process keeps a core busy"
-            self.journal.tell(f"step {self.progress.step:,}: now using {_number(count, 'thread')}, {why}")
+            self.journal.tell(f"step {self.progress.step:,}: now using {counted(count, 'thread')}, {why}")
 
         begun = torch.get_num_threads()
         with chosen_threads(changed if self.device.type == "cpu" else None) as chooser:
             if self.device.type == "cpu" and begun != before and torch.get_num_threads() == begun:
                 if not plan:
                     self.journal.tell(
-                        f"this run was started with {_number(before, 'thread')} and now uses {begun}, so its numbers"
+                        f"this run was started with {counted(before, 'thread')} and now uses {begun}, so its numbers"
                         f" can differ in the last digits; --threads {before} gives exactly the same"
                     )
                 note(begun)
@@ -375,33 +378,6 @@ class Training:
 
     # -- what is told --------------------------------------------------------------------------------------------
 
-    def _beginning(self) -> str:
-        count = sum(p.numel() for p in self.model.parameters())
-        parameters = f"{count / 1e6:.1f}M parameters" if count >= 10**6 else f"{count:,} parameters"
-        threads = _number(torch.get_num_threads(), "thread") if self.device.type == "cpu" else str(self.device)
-        if not self.group.alone:
-            threads = f"{self.group.size} processes of {threads}"
-        if self.progress.step:
-            return f"{parameters}, {threads}; resumed at step {self.progress.step:,}"
-        amount, unit = next((amount, name) for name in BUDGETS if (amount := getattr(self.config, name)))
-        budget = f"{amount:,.15g} {unit.removesuffix('s') if amount == 1 else unit}"
-        steps = (
-            f"{self.total:,} steps" if self.total < UNKNOWN else "the number of steps is chosen after a short timing"
-        )
-        return f"{parameters}, {threads}; budget {budget}: {steps}"
-
-    def _validated(self, train_loss: float, valid: Score) -> str:
-        progress = self.progress
-        rate = progress.tokens / max(progress.seconds, 1e-9)
-        floor = self.run.about.get("floor_bits_per_byte")
-        against = "" if floor is None else f", the floor is {floor:.3f}"
-        if valid.correction_bits:
-            against += f", {valid.correction_bits / valid.num_bytes:.3f} of it for what the tokenizer cannot represent"
-        bits = "" if valid.bits_per_byte is None else f" ({valid.bits_per_byte:.3f} bits per byte{against})"
-        losses = f"train {train_loss:.3f}, valid {valid.nats_per_token:.3f}{bits}"
-        best = "" if progress.best_step == progress.step else f", best at step {progress.best_step:,}"
-        return f"step {progress.step:,} of {self.total:,}: {losses}{best}; {rate:,.0f} tokens/s"
-
     def _not_finite(self, what: str) -> NoReturn:
         self.journal.tell(what)
         raise FloatingPointError(f"{what}; this was not saved in {self.run.path}; try a smaller learning_rate")
@@ -418,21 +394,3 @@ class Training:
         progress = self.progress
         self.happened(Ended(ended, progress.step, progress.tokens, progress.seconds))
         return Outcome(ended, progress, self.valid)
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _writer(run: Run, wanted: bool) -> Iterator[Any]:
-    """TensorBoard's writer, or None; what a killed process wrote after the checkpoint is hidden there."""
-    if not wanted:
-        yield None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    checkpoint = run.load("last")
-    step = checkpoint.progress.get("step", -1) + 1 if checkpoint else 0
-    with SummaryWriter(str(run.path / "tensorboard"), purge_step=step) as writer:
-        yield writer
