@@ -41,7 +41,7 @@ def traffic() -> list[tuple[int, GenerationRequest]]:
     random = torch.Generator().manual_seed(0)
     made = []
     for number, (when, length, count) in enumerate(
-        [(0, 3, 9), (0, 40, 20), (2, 1, 4), (3, 17, 30), (12, 5, 6), (13, 2, 9)]
+        [(0, 3, 9), (0, 0, 20), (2, 1, 4), (3, 17, 30), (12, 45, 6), (13, 0, 9)]
     ):
         ids = torch.randint(3, 250, (length,), generator=random).tolist()
         config = SampleConfig(count, temperature=0.0 if number % 2 else 0.7, seed=number, top_k=0 if number < 4 else 20)
