@@ -54,8 +54,8 @@ class Mutant:
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
 TASKS = "studies/tasks.py"
-LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
-GRADIENTS = "training/gradients.py"
+STEP, LOOP, GRADIENTS = "training/step.py", "training/loop.py", "training/gradients.py"
+OPTIMIZER, CELLS = "training/optimizer.py", "cells.py"
 REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
 MUTANTS = [
@@ -110,9 +110,9 @@ MUTANTS = [
     Mutant("Nesterov's step ahead", OPTIMIZER, 'p.grad.add(momentum, alpha=group["momentum"])', "momentum", TRAINING),
     Mutant("scale of tall matrices", OPTIMIZER, "max(1.0, rows / columns) ** 0.5", "1.0", TRAINING),
     Mutant("Newton-Schulz coefficient", OPTIMIZER, "alpha=2.0315", "alpha=2.0", TRAINING),
-    Mutant("clip of the gradient", LOOP, "clip or math.inf)", "math.inf)", TRAINING),
-    Mutant("warm-up's first step", LOOP, "optimizer_config, progress.step,", "optimizer_config, 1,", TRAINING),
-    Mutant("state of the batch before", GRADIENTS, "if batch.restart or", "if batch.restart is not None or", TRAINING),
+    Mutant("clip of the gradient", STEP, "clip or math.inf)", "math.inf)", TRAINING),
+    Mutant("warm-up's first step", LOOP, "optimizer_config, self.progress.step,", "optimizer_config, 1,", TRAINING),
+    Mutant("state carried to the next batch", GRADIENTS, "None if batch.restart or", "None if True or", TRAINING),
     Mutant("window of the carried state", GRADIENTS, "recent(self.config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),

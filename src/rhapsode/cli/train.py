@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
+from rhapsode.cli.options import CUDA_GRAPH, CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
 from rhapsode.terminal import EXIT_STOPPED
 
 STORIES = 3
@@ -35,6 +35,8 @@ def train(
     seed: int = typer.Option(None, help="Seed for weights, data order and dropout (0)."),
     threads: int = THREADS,
     device: str = DEVICE,
+    precision: str = typer.Option(None, help="Precision of a step's products: float32, tf32 or bfloat16 (float32)."),
+    cuda_graph: bool = CUDA_GRAPH,
     format: str = FORMAT,
     cut: str = typer.Option("auto", *CUT, help=CUT_HELP),
     separator: str = typer.Option(None, help=SEPARATOR_HELP),
@@ -76,6 +78,7 @@ def train(
         raise ValueError("--resume needs --out DIR, the run to resume")
     if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
         raise ValueError("--max-restarts needs --out DIR: a training that is started again has to find its run")
+    wanted |= {"precision": precision, "cuda_graph": cuda_graph}
     running: dict[str, Any] = {"processes": processes, "accumulate": accumulate, "peer_seconds": peer_timeout}
     _train(out, device=device, threads=threads, resume=resume, tensorboard=tensorboard, **running, **wanted)
 

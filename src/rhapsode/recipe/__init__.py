@@ -7,7 +7,7 @@ presets.py    minute, coffee
 rules.py      how a preset is fitted to a text, each rule with its reason
 """
 
-from rhapsode.recipe.configs import BUDGETS, FEWEST_TIMED_STEPS, OptimizerConfig, TrainConfig
+from rhapsode.recipe.configs import BUDGETS, FEWEST_TIMED_STEPS, PRECISIONS, OptimizerConfig, TrainConfig
 from rhapsode.recipe.value import Recipe
 
-__all__ = ["BUDGETS", "FEWEST_TIMED_STEPS", "OptimizerConfig", "Recipe", "TrainConfig"]
+__all__ = ["BUDGETS", "FEWEST_TIMED_STEPS", "PRECISIONS", "OptimizerConfig", "Recipe", "TrainConfig"]
