@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Tokens of a vocabulary, of a text that can teach so many.
-VOCABULARY = {"minute": 2048, "coffee": 2048}
+VOCAB_SIZES = {"minute": 2048, "coffee": 2048}
 
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
 PACE = {"minute": 32_000, "coffee": 19_000}

@@ -14,7 +14,7 @@ from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTES_OR_PIECES, SP
 
 KINDS = ("bpe", "unigram", "characters")
 SAMPLE_BYTES = 20_000_000
-BYTES_PER_TOKEN = 1_500  # of text, for each token of a vocabulary that is fitted to it
+TEXT_BYTES_PER_TOKEN = 1_500  # of text, for each token of a vocabulary that is fitted to it
 FEWEST_FITTED = 512
 # The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
 # words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
@@ -67,9 +67,9 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
 
 
 def fitted_vocab_size(num_bytes: int, most: int) -> int:
-    """How many tokens a text of so many bytes can teach: `most`, halved until there are BYTES_PER_TOKEN for each."""
+    """How many tokens a text of so many bytes can teach: `most`, halved until there are TEXT_BYTES_PER_TOKEN for each."""
     size = most
-    while size > FEWEST_FITTED and size * BYTES_PER_TOKEN > num_bytes:
+    while size > FEWEST_FITTED and size * TEXT_BYTES_PER_TOKEN > num_bytes:
         size //= 2
     return size
 

@@ -11,7 +11,7 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import BUDGETS, Recipe
 from rhapsode.recipe.changes import Sections, merge
-from rhapsode.recipe.presets import PRESETS, VOCABULARY
+from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
 from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def choose_recipe(request: TrainingRequest) -> Chosen:
     """
     name, own = preset_of(request), request.own
     seed = Recipe.from_sections(merge(PRESETS[name], own), vocab_size=1).train.seed
-    data = open_data(request.data, seed, VOCABULARY[name])
+    data = open_data(request.data, seed, VOCAB_SIZES[name])
     fitted = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
     sections, vocab_size = merge(fitted.sections, own), data.tokenizer.vocab_size
     wanted = own.get("model", {}).get("vocab_size", vocab_size)
@@ -130,9 +130,9 @@ def _why_vocabulary(request: DataRequest, preset: str, vocab_size: int) -> str:
         return "your choice"
     if request.tokenizer not in (None, *KINDS) or any(is_prepared(each) for each in locations_of(request.data)):
         return "its tokenizer's"
-    if vocab_size == VOCABULARY[preset]:
+    if vocab_size == VOCAB_SIZES[preset]:
         return f"as in {preset}"
-    return f"instead of {VOCABULARY[preset]}: by the size and the letters of the text"
+    return f"instead of {VOCAB_SIZES[preset]}: by the size and the letters of the text"
 
 
 def preset_of(request: TrainingRequest) -> str:
