@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := 2.13.0
+TRITON := 3.7.1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: story browser test quick cluster lint format clients bench docs notebooks faults audit lock clean
@@ -13,6 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/gpu: .venv/installed    ## Triton, whose kernels are tested without a GPU; 200 MB, in TORCH for NVIDIA's cards anyway
+	test "$$(uname -s)" != Linux || $(BIN)/pip install --quiet --disable-pip-version-check triton==$(TRITON)
 	@touch $@
 
 .venv/axe: .venv/installed    ## axe-core for the tests of the page, from npm
@@ -27,7 +32,7 @@ browser: /usr/bin/chromium
 story: .venv/installed        ## train on the corpus inside the package and print stories
 	$(BIN)/rhapsode story
 
-test: .venv/installed browser lint    ## everything: lint, types, all tests
+test: .venv/gpu browser lint    ## everything: lint, types, all tests
 	$(BIN)/python -m pytest -q
 
 quick: .venv/installed        ## the tests that take seconds

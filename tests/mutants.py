@@ -54,7 +54,8 @@ class Mutant:
 MODEL, NORM, RECURRENCE, ATTENTION = "model.py", "kernels/norm.py", "kernels/recurrence.py", "kernels/attention.py"
 GATED, COPYING, COPY_LOSS = "kernels/gated.py", "copying.py", "kernels/copying.py"
 TASKS = "studies/tasks.py"
-LOOP, OPTIMIZER, CELLS = "training/loop.py", "training/optimizer.py", "cells.py"
+STEP, LOOP, GRADIENTS = "training/step.py", "training/loop.py", "training/gradients.py"
+OPTIMIZER, CELLS = "training/optimizer.py", "cells.py"
 REQUESTS, PREFIXES, TEXTS = "decode/requests.py", "decode/prefixes.py", "decode/texts.py"
 
 MUTANTS = [
@@ -66,7 +67,7 @@ MUTANTS = [
     Mutant("norm's learned scale", NORM, "return normal * weight", "return normal.clone()", EQUATIONS),
     Mutant("norm's division by the root", NORM, "normal = x * scale", "normal = x.clone()", EQUATIONS),
     Mutant("norm's gradient along x", NORM, "(normal, mean, value=-1)", "(normal, mean, value=0)", LOSS),
-    Mutant("gradient through time", RECURRENCE, "g.addmm_(following, weight)", "g.add_(following)", LOSS),
+    Mutant("gradient through time", RECURRENCE, "_add_product(g, following, weight)", "g.add_(following)", LOSS),
     Mutant("what a gate keeps", GATED, "a[now], c[now], value=-1,", "a[now], c[now], value=0,", EQUATIONS),
     Mutant("gradient through a gate", GATED, "torch.addcmul(g, *following, out=G)", "G.copy_(g)", LOSS),
     Mutant("gradient across a block of steps", GATED, "torch.add(g, carried, out=G)", "G.copy_(g)", BLOCKS),
@@ -109,10 +110,10 @@ MUTANTS = [
     Mutant("Nesterov's step ahead", OPTIMIZER, 'p.grad.add(momentum, alpha=group["momentum"])', "momentum", TRAINING),
     Mutant("scale of tall matrices", OPTIMIZER, "max(1.0, rows / columns) ** 0.5", "1.0", TRAINING),
     Mutant("Newton-Schulz coefficient", OPTIMIZER, "alpha=2.0315", "alpha=2.0", TRAINING),
-    Mutant("clip of the gradient", LOOP, "clip or math.inf)", "math.inf)", TRAINING),
-    Mutant("warm-up's first step", LOOP, "optimizer_config, progress.step,", "optimizer_config, 1,", TRAINING),
-    Mutant("state carried to the next batch", LOOP, "None if batch.restart else self.state", "None", TRAINING),
-    Mutant("window of the carried state", LOOP, "recent(self.batch_config.window)", "recent(10**9)", TRAINING),
+    Mutant("clip of the gradient", STEP, "clip or math.inf)", "math.inf)", TRAINING),
+    Mutant("warm-up's first step", LOOP, "optimizer_config, self.progress.step,", "optimizer_config, 1,", TRAINING),
+    Mutant("state carried to the next batch", GRADIENTS, "None if batch.restart or", "None if True or", TRAINING),
+    Mutant("window of the carried state", GRADIENTS, "recent(self.config.window)", "recent(10**9)", TRAINING),
     Mutant("first weights near the identity", MODEL, "KEPT = 0.9 ", "KEPT = 0.8 ", CURVE),
     Mutant("text begins after </s>", REQUESTS, "return [tokenizer.eos_id, *tok", "return [*tok", STORY),
     Mutant("page named by all ids before it", PREFIXES, "(before + np.array(ids", '(b"" + np.array(ids', ENGINE),

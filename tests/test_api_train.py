@@ -316,7 +316,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a text for a number": ({"model": {"embed_dim": "8"}}, "model: embed_dim must be a whole number, got '8'"),
     "no dict": ({"model": 8}, "train: model must be a dict of fields, got 8"),
     "a value that cannot be": ({"model": {"embed_dim": 0}}, "embed_dim must be at least 1, got 0"),
-    "an unknown preset": ({"preset": "tea"}, "preset must be one of minute, coffee, overnight, got 'tea'"),
+    "an unknown preset": ({"preset": "tea"}, "preset must be one of minute, coffee, got 'tea'"),
     "an unknown device": ({"device": "abacus"}, "device must be one of auto, cpu, cuda, mps, got 'abacus'"),
     "recipe and section": ({"recipe": RECIPE, "model": MODEL}, "recipe= already sets every field: change it with"),
     "recipe and budget": ({"recipe": RECIPE}, "recipe= already sets every field: change it with"),

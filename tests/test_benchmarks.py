@@ -131,8 +131,8 @@ def test_recipes_are_compared_by_what_they_mean() -> None:
     """Would catch hours that are run again for a default written out, and a result that is kept for another recipe."""
     same_recipe = importlib.import_module("quality").same_recipe
     preset = PRESETS["coffee"]
-    assert same_recipe(preset, merge(preset, {"model": {"num_layers": 1, "dropout": 0.0}}))
-    assert not same_recipe(preset, merge(preset, {"model": {"num_layers": 2}}))
+    assert same_recipe(preset, merge(preset, {"model": {"num_heads": 1, "dropout": 0.0}}))
+    assert not same_recipe(preset, merge(preset, {"model": {"num_layers": 1}}))
     assert not same_recipe(preset, merge(preset, {"batch": {"window": 64}}))
     assert not same_recipe({**preset, "model": {**preset["model"], "a field of old": 3}}, preset)
     assert same_recipe({"dropout": 0.1}, {"dropout": 0.1})
@@ -159,11 +159,11 @@ def test_ablations_of_a_preset_alone_say_what_they_lack(
     """Would catch hours of training whose table is never printed."""
     ablations, report = importlib.import_module("ablations"), importlib.import_module("report")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "overnight"])
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "coffee"])
     with pytest.raises(SystemExit) as caught:
         ablations.main()
     assert caught.value.code == 2
-    assert "--alone needs the runs of overnight itself" in capsys.readouterr().err
+    assert "--alone needs the runs of coffee itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("results/quality-*.json")))

@@ -52,6 +52,13 @@ def test_the_example_of_decoding_runs(tiny_run: Path, capsys: pytest.CaptureFixt
     assert len({each.split()[0] for each in capsys.readouterr().out.splitlines() if each}) >= 3
 
 
+def test_the_example_of_the_kernels_runs(capsys: pytest.CaptureFixture) -> None:
+    """Would catch a page about the forms of the kernels that they have left behind."""
+    ((_, code),) = examples(ROOT / "docs" / "kernels.md")
+    exec(compile(code, "kernels.md", "exec"), {})
+    assert re.findall(r"fast|plain", capsys.readouterr().out) == ["fast", "plain"]
+
+
 @pytest.mark.slow
 def test_the_first_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture

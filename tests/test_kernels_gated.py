@@ -65,3 +65,21 @@ def test_memory_of_the_inputs_is_used_where_it_may_be() -> None:
     upstream = torch.randn_like(h)
     ours, theirs = (torch.autograd.grad(each, (leaf, initial), upstream) for each in (h, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (2, 1), (0, None)], ids=str)
+def test_models_side_by_side(dims: tuple[int, int | None]) -> None:
+    """torch.vmap catches rows that get another model's states."""
+    single = [torch.stack([each.detach() + model for model in range(3)]) for each in tensors(4, 2, 3)]
+    x, initial = (
+        (each[0] if dim is None else each.movedim(0, dim)).clone().requires_grad_()
+        for each, dim in zip(single, dims, strict=True)
+    )
+    ours = torch.vmap(gated_recurrence, in_dims=dims)(x, initial)
+    begins = [initial if dims[1] is None else initial.select(dims[1], model) for model in range(3)]
+    alone = torch.stack([gated_recurrence(x.select(dims[0], m), begin) for m, begin in enumerate(begins)])
+    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-13)
+    upstream = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (x, initial), upstream), torch.autograd.grad(alone, (x, initial), upstream)
+    )

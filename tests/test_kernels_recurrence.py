@@ -76,6 +76,33 @@ def test_states_in_the_place_of_the_inputs(transposed: bool) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dims", [(0, 0, 0), (2, 1, 1), (0, None, None), (None, 0, None)], ids=str)
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("with_initial", [True, False])
+def test_models_side_by_side(dims: tuple[int | None, int | None, int | None], T: int, with_initial: bool) -> None:
+    """torch.vmap catches rows that meet another model's weights, and a gradient that is one model's for all."""
+    M = 3
+    parts = [tensors(T, 2 + model, 4) for model in (0, 0, 0)]
+    single = [torch.stack([model * 0.1 + part[i] for model, part in enumerate(parts)]).detach() for i in range(3)]
+    inputs = [
+        (each[0] if dim is None else each.movedim(0, dim)).clone().requires_grad_()
+        for each, dim in zip(single, dims, strict=True)
+    ]
+    count = 3 if with_initial else 2
+    side_by_side = torch.vmap(recurrence, in_dims=dims[:count])(*inputs[:count])
+    alone = [
+        recurrence(
+            *(each if dim is None else each.select(dim, m) for each, dim in zip(inputs[:count], dims, strict=False))
+        )
+        for m in range(M)
+    ]
+    torch.testing.assert_close(side_by_side, torch.stack(alone), rtol=0, atol=1e-12)
+    upstream = torch.randn_like(side_by_side)
+    ours = torch.autograd.grad(side_by_side, inputs[:count], upstream)
+    theirs = torch.autograd.grad(torch.stack(alone), inputs[:count], upstream)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
 def test_unknown_activation_is_named() -> None:
     x, weight, _ = tensors(2, 1, 2)
     with pytest.raises(ValueError, match="activation must be one of relu, tanh, got 'gelu'"):

@@ -255,7 +255,7 @@ def test_the_loss_where_pytorch_has_none_of_its_own(reduction: str, monkeypatch:
 
 
 def test_unknown_form_of_kernels() -> None:
-    with pytest.raises(ValueError, match="one of fast, plain, got 'quick'"), form("quick"):
+    with pytest.raises(ValueError, match="one of fast, plain, triton, vmap, got 'quick'"), form("quick"):
         pass
 
 

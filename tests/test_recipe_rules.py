@@ -13,7 +13,6 @@ from rhapsode.recipe.rules import (
     MOST_DROPOUT,
     MOST_EPOCHS,
     REREAD_RATE,
-    WIDEST,
     TextSize,
     fit_preset,
     tokens_read,
@@ -54,7 +53,7 @@ def test_any_text_gets_a_recipe_that_it_can_fill(
         read = tokens_read(name, PRESETS[name]["train"], 128, num_tokens)
         often = read > FEW_EPOCHS * num_tokens
         if often:
-            read *= 0.75 if name == "overnight" else 0.75 * 0.75
+            read *= 0.75
         ends = read > MOST_EPOCHS * num_tokens
         assert recipe.sections["train"] == ({"epochs": MOST_EPOCHS} if ends else PRESETS[name]["train"])
     assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
@@ -74,40 +73,22 @@ def test_a_large_text_gets_the_preset_as_it_stands(name: str) -> None:
 
 
 def test_what_a_text_changes() -> None:
-    """Read often: a smaller rate, dropout, a second block; a small text: fewer rows, less width; long stories: state is
-    carried."""
+    """Read often: a smaller rate and dropout; a small text: fewer rows for pairs; long stories: state is carried."""
     once = fit_preset("coffee", TextSize(10**7, 50_000), tokens(10**7)).sections
     often = fit_preset("coffee", TextSize(10**5, 500), tokens(10**6)).sections
     whole = fit_preset("coffee", TextSize(10**7, 1), tokens(10**7)).sections
     assert once["model"]["pair_embeddings"] > often["model"]["pair_embeddings"] > 0
     assert once["model"]["dropout"] < often["model"]["dropout"]
-    assert "num_layers" not in once["model"]
-    assert (often["model"]["num_layers"], often["model"]["attention"]) == (2, "last")
-    assert fit_preset("overnight", TextSize(10**5, 500), tokens(10**6)).sections["model"]["num_layers"] == 3
     assert once["optimizer"]["learning_rate"] > often["optimizer"]["learning_rate"]
     assert once["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]
     assert "carry_state" not in once["batch"]
     assert whole["batch"]["carry_state"]
-    assert often["model"]["embed_dim"] < once["model"]["embed_dim"]
-    assert fit_preset("overnight", TextSize(10**5, 500), tokens(10**6)).sections["model"]["embed_dim"] == WIDEST
     asked = fit_preset(
         "coffee", TextSize(10**5, 500), {**tokens(10**6), "batch": {"window": 32, "batch_size": 2}}
     ).sections
     assert asked["batch"] == {"window": 32, "batch_size": 2}
     assert asked["optimizer"]["weight_decay"] < often["optimizer"]["weight_decay"]  # of the steps that it really takes
     assert fit_preset("coffee", TextSize(9_000, 50), tokens(1e5)).sections["optimizer"]["warmup_steps"] < 50
-
-
-def test_a_user_s_own_number_of_blocks_decides() -> None:
-    """Would catch `--set num_layers=1` with the epochs, and so the dropout, of the slower model that it declined, and
-    `num_layers=2` whose attention moves to the last block unasked."""
-    text = TextSize(500_000, 2_500)
-    chosen = fit_preset("coffee", text)
-    assert (chosen.sections["model"]["num_layers"], chosen.sections["model"]["attention"]) == (2, "last")
-    for blocks in (1, 2):
-        own = fit_preset("coffee", text, {"model": {"num_layers": blocks}})
-        assert not {"num_layers", "attention"} & (own.sections["model"].keys() | own.reasons.keys())
-        assert own.sections["model"]["dropout"] > chosen.sections["model"]["dropout"]
 
 
 def test_what_a_budget_of_minutes_reads() -> None:
@@ -117,10 +98,8 @@ def test_what_a_budget_of_minutes_reads() -> None:
         recipe = fit_preset("coffee", TextSize(size, size // 200), {"train": {"minutes": 10.0}})
         full = 600 * PACE["coffee"]
         often = full > 5 * size
-        assert f"would process {full * 0.75 * 0.75 if often else full:,.0f}," in recipe.text
+        assert f"would process {full * 0.75 if often else full:,.0f}," in recipe.text
         assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
-    slow = fit_preset("overnight", TextSize(10**7, 10**5))  # three blocks, and no further one
-    assert f"would process {0.75 * 480 * 60 * PACE['overnight']:,.0f}," in slow.text
 
 
 def test_tokens_that_a_budget_reads() -> None:

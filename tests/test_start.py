@@ -83,7 +83,7 @@ def test_the_last_word(tmp_path: Path) -> None:
     assert own_sections(file, {}, 6, ["minutes=3"])["train"] == {"minutes": 3.0, "seed": 6}
     with pytest.raises(ValueError, match=r"give only one budget \(.*\), got --tokens and --minutes"):
         own_sections(file, {"tokens": 9, "minutes": 1.0}, None, None)
-    with pytest.raises(ValueError, match="--preset must be one of minute, coffee, overnight, got 'tea'"):
+    with pytest.raises(ValueError, match="--preset must be one of minute, coffee, got 'tea'"):
         choose_recipe(asked(preset="tea"))
 
 

@@ -20,7 +20,7 @@ from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, trai
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.files import replacing
-from rhapsode.machine import choose_device
+from rhapsode.machine import Capture, choose_device, graph_capture
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
@@ -39,6 +39,7 @@ from rhapsode.training import Event, Interrupted, train_run
 from rhapsode.training.data import opened, tokenizer_of
 from rhapsode.training.followed import FollowedRun
 from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
+from rhapsode.training.precision import check_precision
 from rhapsode.training.start import Ready, TrainingRequest, begin, choose_recipe, resume
 from rhapsode.training.worker import started
 
@@ -49,21 +50,30 @@ if TYPE_CHECKING:
 MOST_TOKENS = 600  # of a story that is read by the grammar
 
 
-def load(path: PathLike, *, checkpoint: str = "best", device: str = "auto", tokenizer: PathLike | None = None) -> Model:
+def load(
+    path: PathLike,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    tokenizer: PathLike | None = None,
+    cuda_graph: bool = False,
+) -> Model:
     """The model of a run directory, or of a model.pt that the course's program saved; nothing in it is executed.
 
     checkpoint: `best` (lowest validation loss) or `last`. device: auto, cpu, cuda or mps. tokenizer: the folder that
-    belongs to a model.pt; otherwise `my_tokenizer` beside it. Raises OSError or ValueError in one line that names the
-    path.
+    belongs to a model.pt; otherwise `my_tokenizer` beside it. cuda_graph: it writes on the GPU, a step of all texts in
+    one launch (docs/gpu.md); otherwise on the CPU, wherever it is. Raises OSError or ValueError in one line that names
+    the path.
     """
     path, device = Path(path), choose_device(device)
+    capture = graph_capture(device) if cuda_graph else None
     if path.is_file():
         network, own = _course_model(path, Path(tokenizer) if tokenizer else path.parent / "my_tokenizer")
-        return Model(network.to(device), own)
+        return Model(network.to(device), own, capture=capture)
     if tokenizer is not None:
         raise ValueError(f"{path}: a run has its own tokenizer; name one for a model.pt only")
     run = Run.open(path)
-    return Model(run.load_model(checkpoint, device), run.tokenizer, run)
+    return Model(run.load_model(checkpoint, device), run.tokenizer, run, capture)
 
 
 def train(
@@ -90,6 +100,8 @@ def train(
     format: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    precision: str | None = None,
+    cuda_graph: bool = False,
     resume: bool = False,
     processes: int = 1,
     accumulate: int = 1,
@@ -103,13 +115,15 @@ def train(
     data: a file, a folder, `hub:NAME` or `storyworld` (the corpus inside the package) as one str or Path; several as
     Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. None:
     storyworld. valid: the same, to be judged by; None: a folder's validation split, or a share that is held out.
-    preset: minute, coffee or overnight, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
+    preset: minute or coffee, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
     them, in place of the preset's. model, optimizer, train, batch: fields that are to be otherwise, or recipe: all of
     them, whose vocab_size must be the tokenizer's. seed: of weights, order and dropout.
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
-    number of CPU threads, which several processes share; otherwise chosen as it goes. processes: how many of this
+    number of CPU threads, which several processes share; otherwise chosen as it goes. precision: of the products of a
+    step: float32, tf32 or bfloat16, a field of `train`. cuda_graph: the whole step is one launch of the GPU
+    (docs/gpu.md). processes: how many of this
     machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process
     computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
     lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
@@ -120,6 +134,7 @@ def train(
     """
     wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
     budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
+    train = train if precision is None else {**(train or {}), "precision": precision}
     sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
     if tensorboard and find_spec("tensorboard") is None:
         raise ValueError("TensorBoard files need the package tensorboard: pip install 'rhapsode[tensorboard]'")
@@ -128,6 +143,7 @@ def train(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     device = choose_device(device)
+    capture = graph_capture(device) if cuda_graph else None
     live = LiveTraining() if show is None and in_notebook() else None
     with joined(device, peer_seconds) as group, _talking(bool(show) and group.leads), fixed_threads(threads):
         if processes > 1 and not group.alone:
@@ -137,10 +153,11 @@ def train(
         request = training_request(wanted, preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
+        check_precision(request.own.get("train", {}).get("precision", "float32"), device)
         ready = _ready(request, path, resume or is_restart(), group)
         others = started(path, processes, device, peer_seconds, accumulate) if processes > 1 else nullcontext(group)
         with others as group:
-            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate)
+            _train_to_the_end(ready, device, tensorboard, live, on_event, group, accumulate, capture)
     return load(path, device=device)
 
 
@@ -195,6 +212,7 @@ def _train_to_the_end(
     on_event: Callable[[Event], object] | None,
     group: Group,
     accumulate: int,
+    capture: Capture | None,
 ) -> None:
     path, stores = ready.run.path, (ready.train, ready.valid)
     how_to_resume = f"resume it with: rhapsode train --resume --out {quoted(path)}"
@@ -205,9 +223,8 @@ def _train_to_the_end(
                 listener(event)
 
     try:
-        outcome = train_run(
-            ready.run, *stores, device, tensorboard, on_event=happened, group=group, accumulate=accumulate
-        )
+        how: dict[str, Any] = {"group": group, "accumulate": accumulate, "capture": capture}
+        outcome = train_run(ready.run, *stores, device, tensorboard, on_event=happened, **how)
     except KeyboardInterrupt:  # the second one
         say(f"stopped immediately, without saving; {how_to_resume}")
         raise
@@ -309,7 +326,9 @@ def study(
     format: str = "auto",
     device: str = "auto",
     jobs: int = 1,
+    together: bool = False,
     threads: int | None = None,
+    cuda_graph: bool = False,
     engine: str = "local",
     address: str | None = None,
     storage: str | None = None,
@@ -320,9 +339,10 @@ def study(
     name: size, batch, sequences, temperature, all, tracking or grid. vary: of a grid, `field=value,value` texts;
     assignments: `field=value` texts, the same in all models. scale: multiplies the budgets, or minutes: to fit into.
     out: the study's directory, studies/NAME by default; the same call resumes it. publish: a folder that gets the
-    report too. jobs: models trained at once. engine: local; ray, at the cluster's address or on this machine; or
-    `command srun -n1` and the like, which gets a process onto another machine. storage: an address where models that
-    train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
+    report too. jobs: models trained at once. together: models of one shape are trained side by side in one process, a
+    step of all of them at once, and count as one of the jobs. engine: local; ray, at the cluster's address or on this
+    machine; or `command srun -n1` and the like, which gets a process onto another machine. storage: an address where
+    models that train on other machines keep their files, if those do not see `out`. The rest is as for `train`.
     Returns its chapters, settings and page. Raises ValueError or OSError with one line before anything is trained;
     Interrupted after Ctrl-C.
     """
@@ -353,7 +373,8 @@ def study(
     path = Path("studies") / name if out is None else Path(out)
     with _talking(show):
         page = None if publish is None else Path(publish)
-        return run_study(request, path, jobs, threads, device, page, engine, address, storage)
+        where = (engine, address, storage)
+        return run_study(request, path, jobs, threads, device, page, *where, together, cuda_graph)
 
 
 def check(path: PathLike) -> "list[CheckedFile]":

@@ -33,7 +33,8 @@ class RNNCell(nn.Module):
 
     def recur(self, x: Tensor, initial: Tensor | None) -> Tensor:
         """Projected inputs x (T, B, H), whose memory the hidden states take -> hidden states (T, B, H)."""
-        return recurrence(x, self.h2h.weight, initial, activation_of(self), overwrite=True)
+        weight = self.h2h.weight.to(x.dtype)  # another one only where products are made in bfloat16
+        return recurrence(x, weight, initial, activation_of(self), overwrite=True)
 
 
 class GatedCell(nn.Module):

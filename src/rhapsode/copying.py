@@ -54,7 +54,8 @@ class CopyHead(nn.Module):
 
     def places(self, x: Tensor, copies: CopyState) -> Tensor:
         """softmax_n(s_tn) (B, T, S): x (B, T, width) are the features of the last T of the S tokens in `copies`."""
-        return attention_weights(self.query_transform(x)[:, None], copies.cache.keys)[:, 0]
+        cache = copies.cache
+        return attention_weights(self.query_transform(x)[:, None], cache.keys, cache.taken)[:, 0]
 
     def log_probabilities(self, logits: Tensor, x: Tensor, copies: CopyState) -> Tensor:
         """log p_t (B, T, V) from the vocabulary's logits (B, T, V) and the features x (B, T, width).

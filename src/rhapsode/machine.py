@@ -1,10 +1,11 @@
-"""What a computation runs on: device, processor, memory, and the commit of the code."""
+"""What a computation runs on: device, processor, memory, and the commit of the code; and a GPU's work as one launch."""
 
 import ctypes
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -96,3 +97,42 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, NEVER)
         mallopt(M_MMAP_MAX, 0)  # large pieces come from the heap too, which is not trimmed
+
+
+# Captures a function: what it returns does to the same memory again what the function did.
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
+    """Captures a function of the GPU as a CUDA graph, without running it; returns what replays it.
+
+    PyTorch's own generator goes with it: a replay draws what the function would draw.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def eager(function: Callable[[], None]) -> Callable[[], None]:
+    """No capture: the function itself."""
+    return function
+
+
+def graph_capture(device: str) -> Capture:
+    """What captures on this device; ValueError with one line where none can."""
+    if device != "cuda":
+        raise ValueError(f"--cuda-graph needs --device cuda, this is {device}: leave it out")
+    return cuda_graph
+
+
+def on_own_stream(device: torch.device, function: Callable[[], None]) -> None:
+    """Runs a function on a stream of its own, as PyTorch wants it before a capture."""
+    if device.type != "cuda":
+        function()
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)

@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
     def look(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """The heads' outputs side by side (B, T, N value_dim), and the cache with these T tokens added."""
         cache = Cache(k, v) if cache is None else cache.extended(k, v)
-        return attend(q, cache.keys, cache.values).transpose(1, 2).flatten(2), cache
+        return attend(q, cache.keys, cache.values, cache.taken).transpose(1, 2).flatten(2), cache
 
 
 class Block(nn.Module):
@@ -233,11 +233,15 @@ class LanguageModel(nn.Module):
         Returns (loss, the state after the tokens).
         """
         x, head, state = self.before_logits(tokens, state)
+        return self.loss_of(x, head, targets, state, reduction), state
+
+    def loss_of(self, x: Tensor, head: Affine, targets: Tensor, state: State, reduction: str = "mean") -> Tensor:
+        """The cross-entropy of `loss` from what `before_logits` gives."""
         if self.copy_head is not None:
             assert state.copies is not None
-            return self.copy_head.loss(x, *head, targets, state.copies, reduction), state
+            return self.copy_head.loss(x, *head, targets, state.copies, reduction)
         nats = linear_cross_entropy(x.flatten(0, 1), *head, targets.flatten(), reduction)
-        return (nats.view(targets.shape) if reduction == "none" else nats), state
+        return nats.view(targets.shape) if reduction == "none" else nats
 
     def before_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Affine, State]:
         """As `features`, and beside them the linear map that makes their logits, those of the vocabulary alone."""

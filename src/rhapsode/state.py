@@ -8,7 +8,7 @@ B rows, N heads, S tokens seen, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class Cache:
     values: Tensor
     room: _Room | None = None
 
+    @property
+    def taken(self) -> Tensor | None:
+        """Which of its places hold a token, (B, 1, 1, S); None: all of them."""
+        return None
+
     def extended(self, keys: Tensor, values: Tensor) -> "Cache":
         """This cache with T more tokens: keys (B, N, T, key_dim), values (B, N, T, value_dim)."""
         if torch.is_grad_enabled():
@@ -69,6 +74,28 @@ class Cache:
         """The last `tokens` of its tokens."""
         keys, values = (part[:, :, max(0, part.shape[2] - tokens) :] for part in (self.keys, self.values))
         return Cache(keys, values)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedCache(Cache):
+    """A cache of one size for all times, into which a single token is written in place: what a GPU's graph can replay.
+
+    places (B,): how many tokens each row has read; whoever owns it counts them. No value: `extended` changes it.
+    """
+
+    places: Tensor = field(kw_only=True)
+
+    @property
+    def taken(self) -> Tensor:
+        """The places up to the token that is read now."""
+        return (torch.arange(self.keys.shape[2], device=self.keys.device) <= self.places[:, None])[:, None, None]
+
+    def extended(self, keys: Tensor, values: Tensor) -> "FixedCache":
+        """This cache, with one more token a row: keys (B, N, 1, key_dim), values (B, N, 1, value_dim)."""
+        at = self.places[:, None, None, None]
+        self.keys.scatter_(2, at.expand(keys.shape), keys)
+        self.values.scatter_(2, at.expand(values.shape), values)
+        return self
 
 
 class BlockState(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from rhapsode.decode import Alternative, Engine, SampleConfig, prompt_ids, read_ids, read_text, score_ids, write
 from rhapsode.inspection import copy_map
 from rhapsode.inspection import read as look
+from rhapsode.machine import Capture
 from rhapsode.model import LanguageModel
 from rhapsode.recipe import Recipe
 from rhapsode.results import AttentionMap, Completion, CopyMap, NextToken, Scores, TextScore, check_count
@@ -32,8 +33,10 @@ class Model:
     not known (a course model). metrics: the lines of metrics.jsonl. fingerprint: SHA-256 of weights and tokenizer.
     """
 
-    def __init__(self, network: LanguageModel, tokenizer: Tokenizer, run: Run | None = None) -> None:
-        self.network, self.tokenizer, self.run = network.eval(), tokenizer, run
+    def __init__(
+        self, network: LanguageModel, tokenizer: Tokenizer, run: Run | None = None, capture: Capture | None = None
+    ) -> None:
+        self.network, self.tokenizer, self.run, self._capture = network.eval(), tokenizer, run, capture
         self._engine: Engine | None = None
         self._weights: list[tuple[int, int]] = []  # those that the engine has
 
@@ -74,7 +77,7 @@ class Model:
         """An engine with the weights that the network has now."""
         weights = [(parameter.data_ptr(), parameter._version) for parameter in self.network.parameters()]
         if self._engine is None or weights != self._weights:
-            self._engine, self._weights = Engine(self.network, self.tokenizer), weights
+            self._engine, self._weights = Engine(self.network, self.tokenizer, capture=self._capture), weights
         return self._engine
 
     # -- writing -------------------------------------------------------------------------------------------------

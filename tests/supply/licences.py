@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lock import LOCK, pinned
 
 LONGEST = 60  # characters; what is longer is a licence's whole text
-TORCH = "torch"
+BESIDE_THE_LOCK = {"torch", "triton"}  # their versions are in the Makefile
 
 
 def licence_of(name: str) -> str:
@@ -33,9 +33,9 @@ def normal(name: str) -> str:
 
 
 def installed() -> dict[str, str]:
-    """The version of each package of the lock, and of torch, that is installed here."""
+    """The version of each package of the lock, and of torch and triton, that is installed here."""
     names = {normal(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
-    locked = {normal(name) for name in pinned(LOCK.read_text(encoding="utf-8"))} | {TORCH}
+    locked = {normal(name) for name in pinned(LOCK.read_text(encoding="utf-8"))} | BESIDE_THE_LOCK
     return {name: names[name] for name in sorted(locked & names.keys())}
 
 

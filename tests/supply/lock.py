@@ -1,10 +1,11 @@
-"""Resolves requirements.lock anew: every package but torch, for all systems, with the digests of all their files.
+"""Resolves requirements.lock anew: all packages but torch and triton, for all systems, with the digests of their files.
 
     python tests/supply/lock.py             needs uv; keeps the versions that are in the lock already
     python tests/supply/lock.py --upgrade   takes the newest
 
 torch is not in it: it is installed first, by its version, and brings packages of its own for each kind of GPU and
-system that no one lock can list. What it needs everywhere is in the lock.
+system that no one lock can list, triton among them, of which each torch wants one version. What it needs everywhere is
+in the lock.
 """
 
 import re
@@ -24,10 +25,10 @@ HEADER = """# Pinned versions with the SHA-256 of their files, for all systems; 
 
 
 def wanted() -> list[str]:
-    """The requirements of the package and all its extras, without torch."""
+    """The requirements of the package and all its extras, without torch and triton."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
-    found = [each for each in (*project["dependencies"], *extras) if not re.match(r"(torch|rhapsode)\b", each)]
+    found = [each for each in (*project["dependencies"], *extras) if not re.match(r"(torch|triton|rhapsode)\b", each)]
     return sorted({*found, *NEEDED_BY_TORCH, *NEEDED_TO_INSTALL})
 
 

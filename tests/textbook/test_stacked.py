@@ -208,7 +208,7 @@ def test_a_whole_training_run_is_the_textbooks(
     losses, norms = [], []
     optimizer = Optimizer(weights, rates)
     for step in range(steps):
-        inputs, targets, restart = batcher.next()
+        inputs, targets, restart, _ = batcher.next()
         model = StackedModel(weights, configs["model"].num_heads, configs["model"].activation)
         loss, gradients, state = model.gradients(inputs.numpy(), targets.numpy(), None if restart else state)
         state = state.detached(T)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from begun import MODELS, assert_same_end
 from forked import in_processes
-from test_loop import MODELS, assert_same_end, begin  # noqa: F401 (begin is a fixture)
 
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run
@@ -39,6 +39,11 @@ def train_together(run: Run, small: Any, size: int, accumulate: int = 1, seconds
         return train_run(own, small.train, small.valid, show=False, group=group, accumulate=accumulate)
 
     return in_processes(size, work, seconds)
+
+
+def assert_ended(ends: list[Any], ended: str = "budget") -> None:
+    """All processes came to that end; shows what they raised."""
+    assert [end.ended if isinstance(end, Outcome) else end for end in ends] == [ended] * len(ends)
 
 
 def losses(run: Run) -> dict[str, list[float]]:
@@ -95,7 +100,7 @@ def assert_same_curve(found: Run, expected: Run) -> None:
 
 
 @pytest.mark.parametrize("division", [(2, 1), (4, 1), (1, 3)])
-def test_curve_is_that_of_one_process(begin: Callable[..., Run], small: Any, division: tuple[int, int]) -> None:  # noqa: F811
+def test_curve_is_that_of_one_process(begin: Callable[..., Run], small: Any, division: tuple[int, int]) -> None:
     """Would catch data, plan, dropout or validation that hang on the division, and metrics written twice.
 
     24 steps of Muon and AdamW with everything that a model can have.
@@ -104,7 +109,7 @@ def test_curve_is_that_of_one_process(begin: Callable[..., Run], small: Any, div
     one, several = begin("one", **OPTIONS), begin("several", **OPTIONS)
     train_run(one, small.train, small.valid, show=False)
     ends = train_together(several, small, size, accumulate)
-    assert [end.ended for end in ends] == ["budget"] * size
+    assert_ended(ends)
     assert len({(end.progress.step, end.progress.tokens, end.progress.best_loss) for end in ends}) == 1
     assert_same_curve(several, one)
     assert Run.open(several.path).about["division"] == [[0, *division]]
@@ -125,33 +130,34 @@ def stop_at(run: Run, small: Any, step: int) -> Callable[[Group], Outcome]:
     return work
 
 
-def test_resumed_by_as_many_processes_to_the_bit(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_resumed_by_as_many_processes_to_the_bit(begin: Callable[..., Run], small: Any) -> None:
     """Would catch state of a process that is not in the checkpoint, and sums whose order changes."""
     straight, stopped = begin("straight", **OPTIONS), begin("stopped", **OPTIONS)
-    train_together(straight, small, 3)
+    assert_ended(train_together(straight, small, 3))
     for step in (2, 11):
         ends = in_processes(3, stop_at(stopped, small, step))
-        assert [(end.ended, end.progress.step) for end in ends] == [("interrupted", step + 1)] * 3
-    train_together(stopped, small, 3)
+        assert_ended(ends, "interrupted")
+        assert [end.progress.step for end in ends] == [step + 1] * 3
+    assert_ended(train_together(stopped, small, 3))
     assert_same_end(Run.open(stopped.path), Run.open(straight.path))
 
 
-def test_resumed_by_more_and_fewer_processes(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_resumed_by_more_and_fewer_processes(begin: Callable[..., Run], small: Any) -> None:
     """Would catch a checkpoint that only as many processes can take: two begin, three continue, one ends."""
     one, several = begin("one", **OPTIONS), begin("several", **OPTIONS)
     train_run(one, small.train, small.valid, show=False)
-    in_processes(2, stop_at(several, small, 4))
-    in_processes(3, stop_at(several, small, 10))
+    assert_ended(in_processes(2, stop_at(several, small, 4)), "interrupted")
+    assert_ended(in_processes(3, stop_at(several, small, 10)), "interrupted")
     train_run(Run.open(several.path), small.train, small.valid, show=False)
     assert_same_curve(several, one)
     assert Run.open(several.path).about["division"] == [[0, 2, 1], [5, 3, 1], [11, 1, 1]]
 
 
-def test_minutes_are_planned_by_one_clock(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_minutes_are_planned_by_one_clock(begin: Callable[..., Run], small: Any) -> None:
     """Would catch processes that plan by clocks of their own, of which one ends while another waits for it."""
     run = begin("minutes", optimizer={"warmup_steps": 10}, minutes=0.01)
     ends = train_together(run, small, 2)
-    assert [end.ended for end in ends] == ["budget"] * 2
+    assert_ended(ends)
     assert len({(end.progress.step, end.progress.seconds) for end in ends}) == 1
     plan = Run.open(run.path).about["plan"]
     assert plan[0][0] == 10
@@ -170,7 +176,7 @@ def one_tells(found: list[Any], kind: type[Exception]) -> str:
     return str(telling[0])
 
 
-def test_killed_process(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_killed_process(begin: Callable[..., Run], small: Any) -> None:
     """Would catch processes that wait for good for one that is gone, and a line from each of them."""
     run = begin("run", **OPTIONS, checkpoint_seconds=0.0)
 
@@ -205,7 +211,7 @@ def test_stopped_process_is_lost_in_time() -> None:
     assert str(found[0]).startswith("lost another of the 2 training processes: process 1 has given no sign for")
 
 
-def test_full_disk(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_full_disk(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch processes that go on, or hang, where the one that writes cannot."""
     run = begin("run", **OPTIONS)
 
@@ -216,13 +222,13 @@ def test_full_disk(begin: Callable[..., Run], small: Any, monkeypatch: pytest.Mo
     assert "No space left" in one_tells(train_together(run, small, 3), OSError)
 
 
-def test_loss_that_is_no_number(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_loss_that_is_no_number(begin: Callable[..., Run], small: Any) -> None:
     """Would catch one process that stops where the others update, and a line from each."""
     run = begin("run", optimizer={"learning_rate": 1e30, "optimizer": "adam", "warmup_steps": 0})
     assert "at step" in one_tells(train_together(run, small, 2), FloatingPointError)
 
 
-def test_weights_that_differ(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_weights_that_differ(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch weights that drift apart unseen: a flipped bit in one machine's memory."""
     run = begin("run", **OPTIONS)
     step = BatchGradients.finish
@@ -236,7 +242,7 @@ def test_weights_that_differ(begin: Callable[..., Run], small: Any, monkeypatch:
     assert "no longer have the same weights" in one_tells(train_together(run, small, 2), ValueError)
 
 
-def test_processes_with_other_data_or_code(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_processes_with_other_data_or_code(begin: Callable[..., Run], small: Any) -> None:
     """Would catch two hosts that train one model on two texts."""
     run = begin("run", **OPTIONS)
 
@@ -250,7 +256,7 @@ def test_processes_with_other_data_or_code(begin: Callable[..., Run], small: Any
     assert "another training data (" in said
 
 
-def test_batch_too_small_to_divide(begin: Callable[..., Run], small: Any) -> None:  # noqa: F811
+def test_batch_too_small_to_divide(begin: Callable[..., Run], small: Any) -> None:
     """Would catch a process with nothing to do, and dropout that cannot be that of the whole batch."""
     run = begin("run", batch={"batch_size": 2})
     assert "batch_size 2 is too small for 3 processes x 1 parts" in one_tells(train_together(run, small, 3), ValueError)

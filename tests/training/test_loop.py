@@ -15,103 +15,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from begun import MODELS, AskedAfter, assert_same_end, timeless
 from torch.nn import functional as F
 
 from rhapsode.evaluation import Score
-from rhapsode.model import LanguageModel, ModelConfig, build_model
-from rhapsode.recipe import OptimizerConfig, Recipe, TrainConfig
+from rhapsode.model import LanguageModel, build_model
 from rhapsode.run import Run
 from rhapsode.threads import ThreadChooser
-from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Outcome, loop, train_run
-from rhapsode.training.start import create_run
-
-MODELS = {
-    "plain": {"embed_dim": 6, "hidden_dim": 10, "key_dim": 3, "value_dim": 5},
-    "stacked": {
-        "kind": "stacked",
-        "embed_dim": 8,
-        "hidden_dim": 10,
-        "key_dim": 3,
-        "value_dim": 5,
-        "num_layers": 2,
-        "attention": "last",
-        "feed_forward": 1,
-        "dropout": 0.2,
-        "pair_embeddings": 50,
-        "copy_dim": 3,
-    },
-}
-
-
-@pytest.fixture
-def begin(small: Any, tmp_path: Path) -> Callable[..., Run]:
-    """Makes a run: 24 steps, a validation after each sixth, and no sample there, unless said otherwise."""
-
-    def make(
-        name: str = "run",
-        model: dict[str, Any] = MODELS["plain"],
-        optimizer: dict[str, Any] | None = None,
-        batch: dict[str, Any] | None = None,
-        tokenizer: Tokenizer | None = small.tokenizer,
-        **training: Any,
-    ) -> Run:
-        if not set(training) & {"sequences", "tokens", "epochs", "minutes"}:
-            training["sequences"] = 24 * 4
-        recipe = Recipe(
-            ModelConfig(small.tokenizer.vocab_size, **model),
-            OptimizerConfig(**{"warmup_steps": 5, **(optimizer or {})}),
-            TrainConfig(**{"validations": 4, "prompt": "", **training}),
-            BatchConfig(**{"window": 16, "batch_size": 4, **(batch or {})}),
-        )
-        if tokenizer is not None:
-            return create_run(tmp_path / name, recipe, tokenizer, {})
-        return Run.create(tmp_path / name, recipe.to_dict(), None)
-
-    return make
-
-
-class AskedAfter:
-    """In place of the event that Ctrl-C sets: it is set at the n-th look at it, and from then on."""
-
-    def __init__(self, looks: int) -> None:
-        self.left = looks
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def interrupted(
     run: Run, small: Any, monkeypatch: pytest.MonkeyPatch, looks: int, valid: TokenStore | None = None
 ) -> Outcome:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_interruptible", lambda: nullcontext(AskedAfter(looks)))
+        patch.setattr(loop, "interruptible", lambda: nullcontext(AskedAfter(looks)))
         return train_run(Run.open(run.path), small.train, valid or small.valid, show=False)
 
 
 def go(run: Run, small: Any) -> Outcome:
     return train_run(Run.open(run.path), small.train, small.valid, show=False)
-
-
-def timeless(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
-
-
-def assert_same_end(run: Run, other: Run) -> None:
-    """Bit by bit: weights, optimiser, generators, carried state, best weights, progress, metrics."""
-    for name in ("last", "best"):
-        found, expected = run.load(name), other.load(name)
-        assert found is not None
-        assert expected is not None
-        assert found.tensors.keys() == expected.tensors.keys()
-        for key, tensor in expected.tensors.items():
-            assert torch.equal(found.tensors[key], tensor), f"{name}: {key}"
-        of_time = ("seconds", "timed_from", "metrics_bytes")
-        differing = {key for key in expected.progress if found.progress[key] != expected.progress[key]}
-        assert differing <= set(of_time)
-    assert timeless(run.metrics()) == timeless(other.metrics())
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam"])
@@ -514,7 +438,7 @@ def test_killed_after_planning_repeats_the_plan(
     clock = Clock(0.25)
     monkeypatch.setattr(loop, "time", clock)
     go(straight, small)
-    save, saved = loop._Training.save, []
+    save, saved = loop.Training.save, []
 
     def save_or_die(training: Any) -> None:
         saved.append(training.progress.step)
@@ -523,7 +447,7 @@ def test_killed_after_planning_repeats_the_plan(
         save(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "save", save_or_die)
+        patch.setattr(loop.Training, "save", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             go(killed, small)
     stored = Run.open(killed.path).about["plan"]
@@ -615,7 +539,7 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = begin()
-    step = loop._Training._step
+    step = loop.Training._step
 
     def die_at_10(training: Any) -> None:
         if training.progress.step == 10:
@@ -623,7 +547,7 @@ def test_tensorboard(begin: Callable[..., Run], small: Any, monkeypatch: pytest.
         step(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "_step", die_at_10)
+        patch.setattr(loop.Training, "_step", die_at_10)
         with pytest.raises(RuntimeError):
             train_run(run, small.train, small.valid, tensorboard=True, show=False)
     train_run(Run.open(run.path), small.train, small.valid, tensorboard=True, show=False)

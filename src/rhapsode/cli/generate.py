@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rhapsode.cli.options import CHECKPOINT, DEVICE, JSON, RUN, THREADS
+from rhapsode.cli.options import CHECKPOINT, CUDA_GRAPH, DEVICE, JSON, RUN, THREADS
 
 
 def generate(
@@ -24,6 +24,7 @@ def generate(
     checkpoint: str = CHECKPOINT,
     threads: int = THREADS,
     device: str = DEVICE,
+    cuda_graph: bool = CUDA_GRAPH,
     as_json: bool = JSON,
 ) -> None:
     """Continue a prompt."""
@@ -33,7 +34,7 @@ def generate(
 
     prompt = read_prompt(prompt)
     with fixed_threads(threads):
-        model = load(run, checkpoint=checkpoint, device=device)
+        model = load(run, checkpoint=checkpoint, device=device, cuda_graph=cuda_graph)
         sampling = {
             **{"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
             **{"repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed},

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from rhapsode.cli.options import CUT, CUT_HELP, FIELD_HELP, FORMAT, SEPARATOR_HELP
+from rhapsode.cli.options import CUDA_GRAPH, CUT, CUT_HELP, FIELD_HELP, FORMAT, SEPARATOR_HELP
 from rhapsode.terminal import EXIT_STOPPED
 
 EXIT_FAILED = 1  # a report there is, but not of all cells
@@ -28,6 +28,9 @@ MINUTES = typer.Option(
     None, "--minutes", "-m", help="Choose the scale so that the whole study takes about this many minutes."
 )
 JOBS = typer.Option(1, min=1, help="How many cells to train at once; they share the threads.")
+TOGETHER = typer.Option(
+    False, "--together", help="Train cells of one shape side by side, a step of all of them at once; made for GPUs."
+)
 SEEDS = typer.Option(1, help="How many seeds to train each setting with.")
 SEED = typer.Option(0, help="The first seed.")
 THREADS = typer.Option(None, min=1, help="CPU threads in total; by default as many as there are cores.")
@@ -56,10 +59,12 @@ def _add(name: str, help_text: str) -> None:
         scale: float = SCALE,
         minutes: float = MINUTES,
         jobs: int = JOBS,
+        together: bool = TOGETHER,
         seeds: int = SEEDS,
         seed: int = SEED,
         threads: int = THREADS,
         device: str = DEVICE,
+        cuda_graph: bool = CUDA_GRAPH,
         assignments: list[str] = SET,
         valid_stories: int = VALID_STORIES,
         publish: Path = PUBLISH,
@@ -72,7 +77,13 @@ def _add(name: str, help_text: str) -> None:
         format: str = FORMAT,
     ) -> None:
         asked = {key: value for key, value in locals().items() if key in ASKED}
-        where = {"engine": engine, "address": address, "storage": storage}
+        where = {
+            "engine": engine,
+            "address": address,
+            "storage": storage,
+            "together": together,
+            "cuda_graph": cuda_graph,
+        }
         _run(name, (), out, jobs, threads, device, publish, where, asked)
 
 
@@ -100,10 +111,12 @@ def grid(
     scale: float = SCALE,
     minutes: float = MINUTES,
     jobs: int = JOBS,
+    together: bool = TOGETHER,
     seeds: int = SEEDS,
     seed: int = SEED,
     threads: int = THREADS,
     device: str = DEVICE,
+    cuda_graph: bool = CUDA_GRAPH,
     assignments: list[str] = SET,
     valid_stories: int = VALID_STORIES,
     publish: Path = PUBLISH,
@@ -117,7 +130,8 @@ def grid(
 ) -> None:
     """Any other study: all combinations of the values of any fields, with mean and spread over seeds."""
     asked = {key: value for key, value in locals().items() if key in ASKED}
-    where = {"engine": engine, "address": address, "storage": storage}
+    where: dict[str, Any] = {"engine": engine, "address": address, "storage": storage}
+    where |= {"together": together, "cuda_graph": cuda_graph}
     _run("grid", tuple(vary or ()), out, jobs, threads, device, publish, where, asked)
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import typer
 
-from rhapsode.cli.options import CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
+from rhapsode.cli.options import CUDA_GRAPH, CUT, CUT_HELP, DEVICE, FIELD_HELP, FORMAT, OUT, SEPARATOR_HELP, THREADS
 from rhapsode.terminal import EXIT_STOPPED
 
 STORIES = 3
-PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or overnight. Default: coffee; without DATA, minute."
+PRESET_HELP = "Recipe: minute or coffee (about ten minutes). Default: coffee; without DATA, minute."
 
 
 def train(
@@ -27,12 +27,16 @@ def train(
     sequences: int = typer.Option(None, help="Budget: sequences (rows of a batch)."),
     epochs: float = typer.Option(None, help="Budget: passes over the data."),
     tokenizer: str = typer.Option(None, help="A tokenizer folder, or the kind to train: bpe, unigram, characters."),
-    vocab_size: int = typer.Option(None, help="Vocabulary size of a tokenizer that is trained (1024)."),
+    vocab_size: int = typer.Option(
+        None, help="Vocabulary size of a tokenizer that is trained; by default the preset and the text decide."
+    ),
     config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
     assignments: list[str] = typer.Option(None, "--set", help="Set a field of the recipe: field=value; repeatable."),
     seed: int = typer.Option(None, help="Seed for weights, data order and dropout (0)."),
     threads: int = THREADS,
     device: str = DEVICE,
+    precision: str = typer.Option(None, help="Precision of a step's products: float32, tf32 or bfloat16 (float32)."),
+    cuda_graph: bool = CUDA_GRAPH,
     format: str = FORMAT,
     cut: str = typer.Option("auto", *CUT, help=CUT_HELP),
     separator: str = typer.Option(None, help=SEPARATOR_HELP),
@@ -74,6 +78,7 @@ def train(
         raise ValueError("--resume needs --out DIR, the run to resume")
     if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0):
         raise ValueError("--max-restarts needs --out DIR: a training that is started again has to find its run")
+    wanted |= {"precision": precision, "cuda_graph": cuda_graph}
     running: dict[str, Any] = {"processes": processes, "accumulate": accumulate, "peer_seconds": peer_timeout}
     _train(out, device=device, threads=threads, resume=resume, tensorboard=tensorboard, **running, **wanted)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from rhapsode.decode.choice import SPOILT, Scored
 from rhapsode.decode.ending import Continuation
+from rhapsode.decode.graphs import GraphTexts
 from rhapsode.decode.kernel import KNOWN, PAGE, Packed, usable_kernel
 from rhapsode.decode.modules import ModuleTexts
 from rhapsode.decode.prefixes import Prefixes, page_key, page_keys
@@ -35,6 +36,7 @@ from rhapsode.decode.requests import (
     Written,
 )
 from rhapsode.decode.texts import Texts
+from rhapsode.machine import Capture
 from rhapsode.model import LanguageModel
 from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
@@ -50,7 +52,9 @@ class Engine:
 
     max_rows: requests that run at once; others wait, first come first served. max_context: the most tokens of a text
     that are read, prompt and continuation; None for any number. prefix_bytes: the most memory for saved prefixes, 0
-    for none. It computes with the weights that the network has now, on the CPU, wherever the network is.
+    for none. It computes with the weights that the network has now, on the CPU, wherever the network is; with a
+    capture (`machine.cuda_graph`) where the network is, a step as one launch, prompts as one block, no saved prefixes,
+    and no promise about bits (graphs.py).
     """
 
     def __init__(
@@ -61,11 +65,12 @@ class Engine:
         max_rows: int = MOST_ROWS,
         max_context: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        capture: Capture | None = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, network.config
-        self.max_rows, self.max_context = max_rows, max_context
-        self._prefixes = Prefixes(prefix_bytes)
-        self._network = _prepared(network)
+        self.max_rows, self.max_context, self._capture = max_rows, max_context, capture
+        self._prefixes = Prefixes(0 if capture else prefix_bytes)
+        self._network = copy.deepcopy(network).eval() if capture else _prepared(network)
         self._begin()
 
     def another(self) -> "Engine":
@@ -76,7 +81,11 @@ class Engine:
 
     def _begin(self) -> None:
         network = self._network
-        self._texts: Any = Texts(network) if isinstance(network, Packed) else ModuleTexts(network)
+        self._texts: Any
+        if self._capture is not None and isinstance(network, LanguageModel):
+            self._texts = GraphTexts(network, self.max_rows, self._capture)
+        else:
+            self._texts = Texts(network) if isinstance(network, Packed) else ModuleTexts(network)
         self._counters = Counters()
         self._next = 0
         self._queue: deque[_Row] = deque()
@@ -88,7 +97,9 @@ class Engine:
 
     @property
     def backend(self) -> str:
-        """What computes: `kernel` (compiled C) or `modules` (PyTorch, where there is no compiler)."""
+        """What computes: `kernel` (compiled C), `modules` (PyTorch, where there is no compiler), `graph` (on a GPU)."""
+        if self._capture is not None:
+            return "graph"
         return "kernel" if isinstance(self._network, Packed) else "modules"
 
     @property
@@ -217,7 +228,9 @@ class Engine:
                 if row.next_key in taken:
                     continue  # when another text has read this page, it is there for this one, too
                 taken |= {row.next_key} if row.next_key else set()
-            end = min(len(row.ids) - 1, (row.read // PAGE + 1) * PAGE)
+            end = len(row.ids) - 1
+            if self._capture is None:
+                end = min(end, (row.read // PAGE + 1) * PAGE)
             if row.read < end:
                 pieces.append((row, row.ids[row.read : end]))
             if len(pieces) == PROMPTS_AT_ONCE:

@@ -30,7 +30,7 @@ class StateEdge(NamedTuple):
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+def alone(method: Callable[..., Any]) -> Callable[..., Any]:
     """Without gradients, on one thread: sums are made in another order on several."""
 
     @wraps(method)
@@ -74,7 +74,7 @@ class ModuleTexts:
         """Gives the slot back."""
         del self.states[slot], self.lengths[slot], self.choosers[slot], self.alternatives[slot]
 
-    @_alone
+    @alone
     def read(self, pieces: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Reads tokens of several texts: (slot, ids)."""
         self._logits = torch.cat([self._read(slot, ids) for slot, ids in pieces])
@@ -84,17 +84,17 @@ class ModuleTexts:
         self.lengths[slot] += len(ids)
         return logits[0]
 
-    @_alone
+    @alone
     def score(self, targets: Sequence[int], alternatives: int) -> Scored:
         """What is known of tokens at the positions of the last `read`, from the first on."""
         return score_tokens(list(targets), self._logits[: len(targets)], alternatives)
 
-    @_alone
+    @alone
     def score_after(self, logits: Tensor, target: int, alternatives: int) -> Scored:
         """What is known of a token by the logits (1, V) in its place."""
         return score_tokens([target], logits, alternatives)
 
-    @_alone
+    @alone
     def choose(self, slot: int, logits: Tensor) -> Scored:
         """The next token of a text by logits (1, V)."""
         try:
@@ -107,26 +107,30 @@ class ModuleTexts:
         """The texts that `step` is about from now on, and the token that each of them reads next."""
         self._slots, self._tokens = list(slots), list(tokens)
 
-    @_alone
+    @alone
     def step(self) -> Scored:
         """Reads a token of each text of the group, and chooses the next one, which is then the one to be read."""
         found = [
             self.choose(slot, self._read(slot, [token])) for slot, token in zip(self._slots, self._tokens, strict=True)
         ]
         self._tokens = [each.ids[0] for each in found]
+        return self.together(found)
+
+    def together(self, found: Sequence[Scored]) -> Scored:
+        """What was chosen for the texts of the group, one after the other, as one."""
         wanted = any(self.alternatives[slot] for slot in self._slots)
         likeliest = [each.likeliest[0] if each.likeliest else ([], []) for each in found] if wanted else []
-        return Scored(self._tokens, [each.log_probabilities[0] for each in found], likeliest)
+        return Scored([each.ids[0] for each in found], [each.log_probabilities[0] for each in found], likeliest)
 
-    @_alone
+    @alone
     def edge(self, slot: int) -> StateEdge:
         """The memory of a text whose last page is full."""
         state = self.states[slot]
         assert state is not None
         named = state.tensors().items()
-        return StateEdge({name: (part[:, :, -PAGE:] if _has_places(name) else part).clone() for name, part in named})
+        return StateEdge({name: (part[:, :, -PAGE:] if has_places(name) else part).clone() for name, part in named})
 
-    @_alone
+    @alone
     def resume(self, slot: int, edges: Sequence[StateEdge]) -> None:
         """Gives a text that has read whole pages, at the last edge, the pages and the memory of more edges.
 
@@ -164,5 +168,6 @@ def _extended(before: Cache | None, page: Cache | None) -> Cache | None:
     return before.extended(page.keys, page.values) if before is not None and page is not None else page
 
 
-def _has_places(name: str) -> bool:
+def has_places(name: str) -> bool:
+    """Whether a tensor of a state has a place for each token."""
     return name.endswith(("/keys", "/values", "/ids"))

@@ -9,18 +9,21 @@ from torch.nn import functional as F
 from rhapsode.kernels.forms import is_fast
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(key_dim)) v, where the T queries are the last T of the S positions and none looks ahead.
 
-    q (B, N, T, key_dim), k (B, N, S, key_dim), v (B, N, S, value_dim), S >= T -> (B, N, T, value_dim).
+    q (B, N, T, key_dim), k (B, N, S, key_dim), v (B, N, S, value_dim), S >= T -> (B, N, T, value_dim). taken: in a
+    cache of fixed size, which positions a single query sees, (B, 1, 1, S).
     """
-    return _fused(q, k, v) if is_fast(q) else attention_weights(q, k) @ v
+    return _fused(q, k, v, taken) if is_fast(q) else attention_weights(q, k, taken) @ v
 
 
-def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, taken: Tensor | None = None) -> Tensor:
     """The weights of `attend`, (..., T, S); each row sums to 1."""
     T, S, key_dim = q.shape[-2], k.shape[-2], q.shape[-1]
     scores = q @ k.mT / math.sqrt(key_dim)
+    if taken is not None:
+        return scores.masked_fill(~taken, -torch.inf).softmax(-1)
     if T == 1:  # it sees all of them
         return scores.softmax(-1)
     return scores.masked_fill(~visible(T, S, q.device), -torch.inf).softmax(-1)
@@ -31,10 +34,10 @@ def visible(T: int, S: int, device: torch.device) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None) -> Tensor:
     T, S, key_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     # is_causal aligns the triangle with the top left corner, which is right only while the cache is empty.
-    mask = visible(T, S, q.device) if 1 < T < S else None
+    mask = visible(T, S, q.device) if 1 < T < S else taken
     # The fused kernels want one head size: zeros added to q and k change no score, those added to v are cut off.
     if key_dim != value_dim:
         width = max(key_dim, value_dim)

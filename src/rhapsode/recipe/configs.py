@@ -7,6 +7,7 @@ from rhapsode.seeds import check_seed
 
 OPTIMIZERS = ("muon", "adamw", "adam")
 DECAYS = ("linear", "cosine", "constant")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 BUDGETS = ("sequences", "tokens", "epochs", "minutes")
 FEWEST_TIMED_STEPS = 10  # by which a budget in minutes learns the pace, in the warm-up
 
@@ -60,7 +61,8 @@ class TrainConfig:
     not validation. validations: how many, evenly spaced, the last at the end. patience: stop after so many
     validations without a new best, 0 for never. seed: of the weights, the order of the data, and dropout.
     checkpoint_seconds: how often a checkpoint is written between validations, too.
-    prompt: what the sample shown at each validation goes on from.
+    prompt: what the sample shown at each validation goes on from. precision: of the products of a training step:
+    `float32`, or `tf32` or `bfloat16` where the device has them; weights and validation are float32 throughout.
     """
 
     sequences: int = 0
@@ -72,6 +74,7 @@ class TrainConfig:
     seed: int = 0
     checkpoint_seconds: float = 30.0
     prompt: str = "Once upon a time"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in BUDGETS:
@@ -81,6 +84,8 @@ class TrainConfig:
         if len(given) != 1:
             what = f"got {' and '.join(given)}" if given else "got none greater than 0"
             raise ValueError(f"the budget must be exactly one of {', '.join(BUDGETS)}; {what}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.validations < 1:
             raise ValueError(f"validations must be >= 1, got {self.validations}")
         check_seed(self.seed)

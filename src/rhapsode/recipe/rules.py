@@ -1,8 +1,8 @@
 """How a preset is fitted to a text: small rules, each a function from how things stand to changes with a reason.
 
 A text that a preset's time reads only a few times is trained on with the preset as it is. A smaller text is read more
-often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout, weight decay and a
-second block, and end in time. What each is worth was measured: docs/presets.md.
+often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout and weight decay,
+and end in time. What each is worth was measured: docs/presets.md.
 """
 
 import math
@@ -16,8 +16,7 @@ from rhapsode.recipe.presets import PACE, PRESETS
 
 FEW_EPOCHS = 5  # up to these a preset stays as it is; beyond, what learns fast overfits
 REREAD_RATE = 3e-3
-REREAD_PACE = 0.75  # dropout and carried state take their time,
-SECOND_BLOCK_PACE = 0.75  # and so does a second block
+REREAD_PACE = 0.75  # dropout and carried state take their time
 STEPS_TIMES_DECAY = 300
 MOST_DECAY = 1.0
 MOST_EPOCHS = 20
@@ -26,8 +25,6 @@ DROPOUT_PER_DOUBLING = 0.2
 MOST_DROPOUT = 0.4
 TOKENS_PER_PAIR = 16  # of the text, for each row of the table of pairs
 FEWEST_ROWS = 256
-WIDEST, WIDEST_TOKENS = 192, 100_000  # embed_dim for a text of so many tokens; its square grows with them
-WIDTH_STEP = 32
 BATCHES_PER_EPOCH = 8
 SHORTEST_WINDOW = 16
 LONG_STORY = 8  # windows
@@ -100,16 +97,11 @@ class Fitting:
         return f"with more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the speed of the unchanged {self.preset} preset)"
 
     @property
-    def second_block(self) -> bool:
-        """Whether a rule added a block."""
-        return any(change.field == "num_layers" for change in self.changes)
-
-    @property
     def tokens_at_own_pace(self) -> float:
         """How many tokens the budget reads by what the rules have made of the preset."""
         read = self.tokens_at_full_pace
         if self.often and "minutes" in (self.budget or PRESETS[self.preset]["train"]):
-            read *= REREAD_PACE * (SECOND_BLOCK_PACE if self.second_block else 1)
+            read *= REREAD_PACE
         return read
 
     @property
@@ -166,14 +158,6 @@ def carry_long_stories(case: Fitting) -> list[Change]:
     return [Change("batch", "carry_state", True, f"the average story is at least {LONG_STORY} windows long")]
 
 
-def add_a_block(case: Fitting) -> list[Change]:
-    """A second block where there is one, and the time to read the text often."""
-    if not case.often or case.get("model", "num_layers", 1) != 1 or case.chosen("model", "num_layers"):
-        return []
-    reason = f"{case.many}, a second block lowers the loss"
-    return [Change("model", "num_layers", 2, reason), Change("model", "attention", "last", reason)]
-
-
 def end_in_time(case: Fitting) -> list[Change]:
     """At most so many epochs of a text, unless the user chose a budget."""
     if case.budget or case.epochs <= MOST_EPOCHS:
@@ -211,23 +195,6 @@ def slow_down(case: Fitting) -> list[Change]:
     ]
 
 
-def narrow(case: Fitting) -> list[Change]:
-    """A width that the text can fill."""
-    model = PRESETS[case.preset]["model"]
-    widest = WIDEST * math.sqrt(max(1.0, case.text.num_tokens / WIDEST_TOKENS))
-    share = widest / model["embed_dim"]
-    return [
-        Change(
-            "model",
-            name,
-            WIDTH_STEP * round(model[name] * share / WIDTH_STEP),
-            f"reduced from {model[name]}: a wider model overfits a text of this size",
-        )
-        for name in ("embed_dim", "hidden_dim")
-        if share < 1
-    ]
-
-
 def warm_up_in_time(case: Fitting) -> list[Change]:
     """A warm-up that leaves most of the steps to what comes after it."""
     if WARMUP_SHARE * case.steps >= OptimizerConfig.warmup_steps:
@@ -239,8 +206,8 @@ def warm_up_in_time(case: Fitting) -> list[Change]:
 
 Rule = Callable[[Fitting], list[Change]]
 RULES: tuple[Rule, ...] = (
-    *(fill_an_epoch, carry_long_stories, add_a_block, end_in_time),
-    *(fewer_pairs, drop_out, slow_down, narrow, warm_up_in_time),
+    *(fill_an_epoch, carry_long_stories, end_in_time),
+    *(fewer_pairs, drop_out, slow_down, warm_up_in_time),
 )
 
 
@@ -256,7 +223,7 @@ class Fitted(NamedTuple):
 def fit_preset(name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] | None = None) -> Fitted:
     """The preset `name` for a text, by all RULES in their order.
 
-    own: what a user chose, by section. Budget, window, batch size and number of blocks decide with the text; what was
+    own: what a user chose, by section. Budget, window and batch size decide with the text; what was
     chosen is to be laid over the result. A text that the preset's own minutes would read more than MOST_EPOCHS times is
     read that often.
     """

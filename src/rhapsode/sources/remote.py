@@ -5,6 +5,7 @@ Token stores are not copied: of them, pieces are read where they lie (`tokens/ra
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def is_remote(location: str) -> bool:
 
 def location_of(path: str) -> str:
     """A location that went through a `pathlib.Path`, which makes `https:/x` of `https://x`."""
-    return path if Path(path).exists() else _COLLAPSED.sub(r"\1://", path, count=1)
+    return path if os.path.exists(path) else _COLLAPSED.sub(r"\1://", path, count=1)
 
 
 def file_system(location: str) -> tuple[Any, str]:

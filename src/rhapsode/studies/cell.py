@@ -1,8 +1,9 @@
 """One cell of a study, in a process of its own, so that whatever happens to it happens to it alone.
 
-    python -m rhapsode.studies.cell STUDY_DIRECTORY CELL THREADS [STORAGE]
+    python -m rhapsode.studies.cell STUDY_DIRECTORY CELL[,CELL...] THREADS [STORAGE]
 
-With a storage, the study is found there, and the cell works in a folder of this machine (storage.py).
+Several cells are trained side by side, and what one of them fails of is told in its log alone. With a storage, the
+study is found there, and the cell works in a folder of this machine (storage.py).
 
 Trains the cell's run directory to its end, from its checkpoint if it has one, and writes result.json last. Exit code
 0: finished; 130: stopped and saved; 2: one line on stderr says what went wrong.
@@ -14,14 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from rhapsode.decode import Engine, SampleConfig, write
-from rhapsode.machine import device_name
+from rhapsode.machine import device_name, eager, graph_capture
 from rhapsode.recipe import Recipe
 from rhapsode.run import Run
 from rhapsode.studies.data import valid_view
@@ -36,6 +38,9 @@ from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore
 from rhapsode.training import Event, Outcome, Saved, train_run
 from rhapsode.training.start import create_run
+from rhapsode.training.together import OF_ONE_RUN, Trainee, train_together
+
+_Found = TypeVar("_Found")
 
 PROMPT = "Once upon a time there was a"
 TEMPERATURES = (0.0, 0.3, 0.8)
@@ -45,12 +50,67 @@ COMPLETION_TOKENS = 112  # with the prompt and </s>, about the 128 that training
 SECONDS_FOR_ANOTHER = 60.0  # to save and go, after the study that it belonged to was killed
 
 
+class _Opened(NamedTuple):
+    """A cell's run, and what it trains on and is validated on."""
+
+    run: Run
+    train: TokenStore
+    valid: TokenStore
+
+
 def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None) -> str:
     """Trains the cell and writes its result; returns how training ended, as in `Outcome.ended`.
 
     storage: where it was continued from, and what is saved is copied to.
     """
     torch.set_num_threads(threads)
+    opened = _open(study, cell, threads)
+    capture = graph_capture(study.device) if study.cuda_graph else None
+
+    def train() -> Outcome:
+        copy = _copying(study, cell, storage)
+        return train_run(*opened, study.device, show=False, on_event=copy, capture=capture)
+
+    outcome = _train_when_free(train)
+    _close(study, cell, opened, outcome, threads, storage)
+    return outcome.ended
+
+
+def run_beside(study: Study, cells: Sequence[Cell], threads: int, storage: str | None = None) -> dict[str, str]:
+    """Trains cells of one shape side by side and writes their results; returns how each ended, by its name.
+
+    What a cell fails of is told in its own log, and is `failed`.
+    """
+    torch.set_num_threads(threads)
+    capture = graph_capture(study.device) if study.cuda_graph else eager
+    ended: dict[str, str] = {}
+
+    def failed(cell: Cell, error: Exception) -> None:
+        study.log_path(cell).parent.mkdir(exist_ok=True)
+        with study.log_path(cell).open("a", encoding="utf-8") as log:
+            log.write(f"{one_line(error)}\n")
+        ended[cell.name] = "failed"
+
+    opened: list[tuple[Cell, _Opened]] = []
+    for cell in cells:
+        try:
+            opened.append((cell, _open(study, cell, threads)))
+        except OF_ONE_RUN as error:
+            failed(cell, error)
+    trainees = [Trainee(*parts, _copying(study, cell, storage)) for cell, parts in opened]
+    outcomes = _train_when_free(lambda: train_together(trainees, study.device, capture))
+    for (cell, parts), outcome in zip(opened, outcomes, strict=True):
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            _close(study, cell, parts, outcome, threads, storage)
+            ended[cell.name] = outcome.ended
+        except OF_ONE_RUN as error:
+            failed(cell, error)
+    return ended
+
+
+def _open(study: Study, cell: Cell, threads: int) -> _Opened:
     about, path = study.about, study.cell_path(cell)
     tokenizer: Tokenizer | None = None
     if cell.task in TASKS:
@@ -68,29 +128,35 @@ def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None)
         run = create_run(path, recipe, tokenizer, more)
     if run.about.get("study") != study.identity(cell):
         raise ValueError(f"{path} holds a run with a different plan; remove it to start this cell again")
+    return _Opened(run, train_store, view)
+
+
+def _close(study: Study, cell: Cell, opened: _Opened, outcome: Outcome, threads: int, storage: str | None) -> None:
+    """Writes the result of a cell that was trained to its end."""
+    if outcome.ended != "interrupted":
+        result = _result(opened.run, outcome, cell, opened.train, threads, study.device)
+        asked = min(REFERENCE_STORIES, study.about["valid_stories"] or REFERENCE_STORIES)
+        study.finish(cell, result | ({"tracking": _tracking(opened.run, cell, asked)} if cell.task else {}))
+    if storage is not None:
+        put_cell(study.cell_path(cell), storage)
+
+
+def _copying(study: Study, cell: Cell, storage: str | None) -> Callable[[Event], None]:
+    """Copies what a cell saves to the storage, where there is one."""
 
     def copy(event: Event) -> None:
         if storage is not None and isinstance(event, Saved):
-            put_cell(path, storage)
+            put_cell(study.cell_path(cell), storage)
 
-    outcome = _train_when_free(run, train_store, view, study.device, copy)
-    if outcome.ended != "interrupted":
-        result = _result(run, outcome, cell, train_store, threads, study.device)
-        asked = min(REFERENCE_STORIES, about["valid_stories"] or REFERENCE_STORIES)
-        study.finish(cell, result | ({"tracking": _tracking(run, cell, asked)} if cell.task else {}))
-    if storage is not None:
-        put_cell(path, storage)
-    return outcome.ended
+    return copy
 
 
-def _train_when_free(
-    run: Run, train_store: TokenStore, valid_store: TokenStore, device: str, on_event: Callable[[Event], None]
-) -> Outcome:
+def _train_when_free(train: Callable[[], _Found]) -> _Found:
     """Trains; waits first for the process of a killed study, which saves and goes when it finds itself alone."""
     deadline = time.monotonic() + SECONDS_FOR_ANOTHER
     while True:
         try:
-            return train_run(run, train_store, valid_store, device, show=False, on_event=on_event)
+            return train()
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -110,7 +176,7 @@ def _result(
     points = [{key: event[key] for key in keys} for event in run.metrics() if event["event"] == "valid"]
     progress = outcome.progress
     model = run.load_model("last")
-    engine = Engine(model, run.tokenizer)
+    engines = [Engine(model, run.tokenizer)] if cell.completions else []  # a task has no tokenizer
     batches_per_epoch = Batcher(train_store, run.config("batch", BatchConfig), cell.seed).batches_per_epoch
     return {
         "ended": outcome.ended,
@@ -122,7 +188,7 @@ def _result(
         "threads_begun": run.about["threads"],
         "device": device_name(device),
         "device_begun": run.about.get("device", "cpu"),
-        "completions": [_completions(engine, t, cell.seed) for t in TEMPERATURES] if cell.completions else [],
+        "completions": [_completions(engine, t, cell.seed) for engine in engines for t in TEMPERATURES],
     }
 
 
@@ -170,29 +236,38 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_from_storage(storage: str, name: str, threads: int) -> str:
-    with tempfile.TemporaryDirectory(prefix="rhapsode-cell-") as folder:
-        get_study(storage, Path(folder))
-        study = Study.open(Path(folder))
-        cell = study.plan.cells[name]
-        get_cell(storage, study.cell_path(cell))
-        return run_cell(study, cell, threads, storage)
+def _from_storage(storage: str, names: Sequence[str], folder: Path) -> Study:
+    get_study(storage, folder)
+    study = Study.open(folder)
+    for name in names:
+        get_cell(storage, study.cell_path(study.plan.cells[name]))
+    return study
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, for the report."""
+    return str(error).strip().replace("\n", " ") or type(error).__name__
 
 
 def main(arguments: list[str]) -> int:
-    """The process: (study directory, cell, threads, storage or nothing) -> exit code."""
-    path, name, threads, *storage = arguments
+    """The process: (study directory, cell or cells, threads, storage or nothing) -> exit code."""
+    path, joined, threads, *storage = arguments
+    names = joined.split(",")
     _leave_with_parent()
     try:
-        if storage:
-            ended = _run_from_storage(storage[0], name, int(threads))
-        else:
-            study = Study.open(Path(path))
-            ended = run_cell(study, study.plan.cells[name], int(threads))
-    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        print(str(error).strip().replace("\n", " ") or type(error).__name__, file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="rhapsode-cell-") if storage else nullcontext(path) as folder:
+            study = _from_storage(storage[0], names, Path(folder)) if storage else Study.open(Path(folder))
+            cells, where = [study.plan.cells[name] for name in names], (storage[0] if storage else None)
+            if len(cells) == 1:
+                ended = {names[0]: run_cell(study, cells[0], int(threads), where)}
+            else:
+                ended = run_beside(study, cells, int(threads), where)
+    except (*OF_ONE_RUN, MemoryError, RuntimeError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
-    return EXIT_STOPPED if ended == "interrupted" else 0
+    if "failed" in ended.values():
+        return 2
+    return EXIT_STOPPED if "interrupted" in ended.values() else 0
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ class Study:
         """Where its cells train: `cpu`, `cuda` or `mps`. Studies that do not say so trained on the CPU."""
         return str(self.about.get("device", "cpu"))
 
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether a step of its cells is one launch of the GPU."""
+        return bool(self.about.get("cuda_graph"))
+
+    def note(self, **how: Any) -> None:
+        """Writes down how its cells are to be trained from now on."""
+        self.about = {**self.about, **how}
+        write_text(self.path / "study.json", as_json(self.about))
+
     def stores(self) -> tuple[TokenStore, TokenStore]:
         """The (train, valid) stores of all its cells; ValueError where the data are others by now."""
         return reopen_data(self.about["data"], self.tokenizer(), self.request.seed, str(self.path))

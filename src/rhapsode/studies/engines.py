@@ -49,8 +49,8 @@ class CellEngine(Protocol):
 
     shares_machine: bool
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
-        """Starts a cell, with so many threads; what it says goes into the log."""
+    def start(self, study: Study, cells: Sequence[Cell], threads: int, log: IO[bytes]) -> CellAtWork:
+        """Starts a cell, or several side by side, with so many threads; what it says goes into the log."""
 
     def close(self) -> None:
         """Gives back what the engine took."""
@@ -75,22 +75,23 @@ def engine_named(name: str, address: str | None = None, storage: str | None = No
     raise ValueError(f"--engine must be {ENGINES}; got {name!r}")
 
 
-def command_of_cell(study: Study, cell: Cell, threads: int, storage: str | None) -> list[str]:
-    """The command that trains a cell."""
-    words = [sys.executable, "-m", "rhapsode.studies.cell", os.path.abspath(study.path), cell.name, str(threads)]
+def command_of_cells(study: Study, cells: Sequence[Cell], threads: int, storage: str | None) -> list[str]:
+    """The command that trains a cell, or several side by side."""
+    names = ",".join(cell.name for cell in cells)  # no name has a comma
+    words = [sys.executable, "-m", "rhapsode.studies.cell", os.path.abspath(study.path), names, str(threads)]
     return words + ([] if storage is None else [storage])
 
 
 class CommandEngine:
-    """A process for each cell, with some words before its command or none."""
+    """A process for each cell or group of cells, with some words before its command or none."""
 
     def __init__(self, before: Sequence[str], storage: str | None, shares_machine: bool) -> None:
         self.before, self.storage, self.shares_machine = before, storage, shares_machine
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
+    def start(self, study: Study, cells: Sequence[Cell], threads: int, log: IO[bytes]) -> CellAtWork:
         """Raises FileNotFoundError where there is no such command."""
         return subprocess.Popen(
-            [*self.before, *command_of_cell(study, cell, threads, self.storage)],
+            [*self.before, *command_of_cells(study, cells, threads, self.storage)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -125,11 +126,11 @@ class RayEngine:
         cpus = ray.cluster_resources().get("CPU", 0)
         say(f"Ray: {len(ray.nodes())} machines, {cpus:g} CPUs")
 
-    def start(self, study: Study, cell: Cell, threads: int, log: IO[bytes]) -> CellAtWork:
+    def start(self, study: Study, cells: Sequence[Cell], threads: int, log: IO[bytes]) -> CellAtWork:
         """Hands the cell to Ray, which starts it when a machine has so many CPUs free."""
         task = self.ray.remote(num_cpus=threads, max_retries=RETRIES, retry_exceptions=False)(run_command)
-        command = command_of_cell(study, cell, threads, self.storage)
-        return RayCell(self.ray, task.options(name=cell.name).remote(command, threads), log)
+        command = command_of_cells(study, cells, threads, self.storage)
+        return RayCell(self.ray, task.options(name=cells[0].name).remote(command, threads), log)
 
     def close(self) -> None:
         """Leaves the cluster, or ends it where it was started here."""

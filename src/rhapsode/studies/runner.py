@@ -22,6 +22,7 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import SECONDS_BETWEEN_LINES, console, say
 from rhapsode.studies.directory import Study
 from rhapsode.studies.engines import CellAtWork, CellEngine
+from rhapsode.studies.groups import groups_of
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.storage import get_cell
 from rhapsode.studies.tasks import TASKS
@@ -56,10 +57,13 @@ class _Stop:
     event: threading.Event = field(default_factory=threading.Event)
 
 
-def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage: str | None = None) -> dict[str, str]:
+def run_cells(
+    study: Study, jobs: int, threads: int, engine: CellEngine, storage: str | None = None, together: bool = False
+) -> dict[str, str]:
     """Runs all cells that are not finished, `jobs` at once with `threads` CPU threads each.
 
-    engine: what starts them; storage: where they keep their files, if not in the study's directory.
+    engine: what starts them; storage: where they keep their files, if not in the study's directory. together: cells of
+    one shape are trained side by side, and count as one of the jobs.
 
     Returns what went wrong, by the name of the cell. Raises Interrupted after Ctrl-C or SIGTERM.
     """
@@ -70,15 +74,17 @@ def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage
     if len(waiting) < len(all_jobs):
         say(f"{len(all_jobs) - len(waiting)} of {len(all_jobs)} cells are finished already")
     failed: dict[str, str] = {}
+    by_name = {job.cell.name: job for job in waiting}
+    groups = [[by_name[cell.name] for cell in group] for group in groups_of([j.cell for j in waiting], together)]
     running: list[_Job] = []
     began = told = time.monotonic()
     live = Live(console=console, refresh_per_second=4) if console.is_terminal and waiting else None
     with _interruptible() as stop, live or nullcontext():
         try:
-            while running or (waiting and not stop.asked):
-                while waiting and len(running) < jobs and not stop.asked:
-                    running.append(waiting.pop(0))
-                    _start(study, running[-1], threads, engine)
+            while running or (groups and not stop.asked):
+                while groups and len({id(job.process) for job in running}) < jobs and not stop.asked:
+                    _start(study, groups[0], threads, engine)
+                    running += groups.pop(0)
                 for job in list(running):
                     if _look(study, job):
                         running.remove(job)
@@ -94,9 +100,8 @@ def run_cells(study: Study, jobs: int, threads: int, engine: CellEngine, storage
                     say(f"{shares}; {done} of {len(all_jobs)} done; {_left(all_jobs)}")
                 if stop.event.wait(SECONDS_BETWEEN_LOOKS):
                     stop.event.clear()
-                    for job in running:
-                        if job.process:
-                            job.process.kill() if stop.asked > 1 else job.process.terminate()
+                    for process in {id(job.process): job.process for job in running if job.process}.values():
+                        process.kill() if stop.asked > 1 else process.terminate()
         finally:
             for job in running:
                 if job.process and job.process.poll() is None:
@@ -123,15 +128,20 @@ def _job(study: Study, cell: Cell) -> _Job:
     return job
 
 
-def _start(study: Study, job: _Job, threads: int, engine: CellEngine) -> None:
-    path = study.log_path(job.cell)
+def _start(study: Study, group: list[_Job], threads: int, engine: CellEngine) -> None:
+    """Starts the process of a cell, or of several that are trained side by side; it writes to the log of the first."""
+    path = study.log_path(group[0].cell)
     path.parent.mkdir(exist_ok=True)
-    job.log = path.open("wb")
-    job.process = engine.start(study, job.cell, threads, job.log)
-    job.state, job.started = "running", time.monotonic()
-    job.share_before = job.share = _share(study.cell_path(job.cell))[0]
-    if not console.is_terminal:
-        say(f"{job.cell.name}: {'resumed' if job.share else 'started'}")
+    for job in group[1:]:
+        study.log_path(job.cell).unlink(missing_ok=True)
+    group[0].log = path.open("wb")
+    process = engine.start(study, [job.cell for job in group], threads, group[0].log)
+    for job in group:
+        job.process, job.state, job.started = process, "running", time.monotonic()
+        job.share_before = job.share = _share(study.cell_path(job.cell))[0]
+        if not console.is_terminal:
+            beside = f", beside {len(group) - 1} others" if len(group) > 1 else ""
+            say(f"{job.cell.name}: {'resumed' if job.share else 'started'}{beside}")
 
 
 def _look(study: Study, job: _Job) -> bool:
@@ -165,8 +175,8 @@ def _total_steps(run: dict[str, Any]) -> int:
 def _end(study: Study, job: _Job, failed: dict[str, str], stopping: bool, silent: bool) -> None:
     """Notes how the job's process ended."""
     assert job.process is not None
-    assert job.log is not None
-    job.log.close()
+    if job.log is not None:
+        job.log.close()
     name, code = job.cell.name, job.process.returncode
     result = study.result(job.cell)
     if result is not None:
@@ -180,7 +190,8 @@ def _end(study: Study, job: _Job, failed: dict[str, str], stopping: bool, silent
     if stopping:
         job.state = "stopped"
         return
-    lines = study.log_path(job.cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    path = study.log_path(job.cell)  # of several side by side, only one that fails by itself has its own
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
     if code < 0:
         reason = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:

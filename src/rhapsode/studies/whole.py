@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import rhapsode
-from rhapsode.machine import choose_device, commit, device_name, processor
+from rhapsode.machine import choose_device, commit, device_name, graph_capture, processor
 from rhapsode.progress import say
 from rhapsode.recipe.changes import build
 from rhapsode.run import check_free
@@ -56,12 +56,16 @@ def run_study(
     engine: str = "local",
     address: str | None = None,
     storage: str | None = None,
+    together: bool = False,
+    cuda_graph: bool = False,
 ) -> Finished:
     """Starts the study in `out` or resumes it, and writes its report; progress goes to stderr.
 
     jobs: cells at once, which share the threads. engine, address, storage: what runs the cells (engines.py), where a
     Ray cluster is, and where cells on other machines keep their files if not in `out`. device: as in `rhapsode train`;
-    a study that is gone on with stays on the device it was started on. Raises ValueError or OSError with one line
+    a study that is gone on with stays on the device it was started on. together: cells of one shape, seeds above all,
+    are trained side by side in one process, and count as one of the jobs. cuda_graph: each step is one launch of the
+    GPU (docs/gpu.md). Raises ValueError or OSError with one line
     before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
@@ -76,13 +80,18 @@ def run_study(
     try:
         study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
         with study.lock():
-            study.about["jobs"] = jobs
-            where = f"{jobs} at once on {device_name(study.device)} with {threads_each} threads each"
+            if cuda_graph:
+                graph_capture(study.device)
+            if study.cuda_graph != cuda_graph:
+                study.note(cuda_graph=cuda_graph)
+            study.about |= {"jobs": jobs, "together": together}
+            side = ", those of one shape side by side" if together else ""
+            where = f"{jobs} at once on {device_name(study.device)} with {threads_each} threads each{side}"
             say(f"study directory: {out}; {len(study.plan.cells)} cells, {where}")
             try:
                 if storage is not None:
                     put_study(study.path, storage)
-                failed = run_cells(study, jobs, threads_each, runs, storage)
+                failed = run_cells(study, jobs, threads_each, runs, storage, together)
             except Interrupted:
                 raise Interrupted(f"stopped and saved; resume it with: {study.about['command']}") from None
             page = write_report(study, failed, _facts(), publish)

@@ -14,6 +14,8 @@ from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTES_OR_PIECES, SP
 
 KINDS = ("bpe", "unigram", "characters")
 SAMPLE_BYTES = 20_000_000
+TEXT_BYTES_PER_TOKEN = 1_500  # of text, for each token of a vocabulary that is fitted to it
+FEWEST_FITTED = 512
 # The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
 # words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
 # a sample there.
@@ -21,7 +23,7 @@ LONG_PART = re.compile(r"\S{32,64}")
 MOST_OF_LONG_PARTS = 250_000  # characters
 
 
-def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1024) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1024, fit: bool = False) -> Tokenizer:
     """Trains a tokenizer; the same texts give the same tokenizer.
 
     kind: `bpe` (byte-level: any text comes back exactly), `unigram` (as the course's; characters not seen in
@@ -30,6 +32,7 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
         character seen, of which vocab_size is a limit; unseen ones become <unk>).
     texts: read once, as a stream. Of more than 20 MB, a regular sample is taken (every second, fourth, ...
         text), and of letters without a blank parts of 64 characters, so time and memory are bounded.
+    fit: whether a text too small to teach so many tokens of bpe gets fewer (`fitted_vocab_size`).
     <pad> is 0, </s> is 1, and <unk>, which bpe does without, 2. A text too poor for vocab_size gives a
     smaller vocabulary and says so. Raises ValueError where vocab_size cannot hold the alphabet, or texts are
     empty.
@@ -39,6 +42,8 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
     sample = sample_of(texts)
     if not sample:
         raise ValueError("no text to train a tokenizer on")
+    if fit and kind == "bpe":
+        vocab_size = fitted_vocab_size(sum(len(text.encode()) for text in sample), vocab_size)
     alphabet = sorted(set().union(*sample))
     specials = ["<pad>", "</s>"] if kind == "bpe" else ["<pad>", "</s>", "<unk>"]
     needed = len(specials) + (
@@ -59,6 +64,14 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
     if kind != "characters" and tokenizer.vocab_size < vocab_size:
         say(f"the text gives {tokenizer.vocab_size:,} tokens, fewer than the {vocab_size:,} requested")
     return tokenizer
+
+
+def fitted_vocab_size(num_bytes: int, most: int) -> int:
+    """How many tokens a text of so many bytes can teach: `most`, halved until there are TEXT_BYTES_PER_TOKEN for each."""
+    size = most
+    while size > FEWEST_FITTED and size * TEXT_BYTES_PER_TOKEN > num_bytes:
+        size //= 2
+    return size
 
 
 def sample_of(texts: Iterable[str], most_bytes: int = SAMPLE_BYTES) -> list[str]:

@@ -4,7 +4,7 @@ tokenizer = tokenizer_for(source, "bpe", 1024)
 store = prepare(source, tokenizer)
 train, valid = store.hold_out(0.05, seed=0)
 batcher = Batcher(train, BatchConfig(window=128, batch_size=32), seed=0)
-inputs, targets, restart = batcher.next()
+inputs, targets, restart, scored = batcher.next()
 """
 
 from rhapsode.tokens.batches import IGNORED, Batch, BatchConfig, Batcher

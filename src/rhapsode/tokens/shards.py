@@ -251,7 +251,12 @@ class _Shards:
             folder = self.place.local_folder("tokenizer-copy")
             self.tokenizer.save(folder)
             self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (str(folder),))
-        self.waiting[self.pool.submit(make_shard, *asked)] = number
+        try:
+            future = self.pool.submit(make_shard, *asked)
+        except (BrokenProcessPool, OSError) as error:  # another's process was killed just now, and no new one starts
+            future = Future()
+            future.set_exception(BrokenProcessPool(str(error)))
+        self.waiting[future] = number
 
     def _wait(self) -> None:
         """Waits for a shard; those whose process was killed are made again."""
@@ -268,7 +273,7 @@ class _Shards:
             again += self.waiting.values()
             self.waiting.clear()
             assert self.pool is not None
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool.shutdown(cancel_futures=True)  # nobody else is left who makes them
             self.pool = None
             for number in sorted(again):
                 self.attempts[number] = self.attempts.get(number, 0) + 1

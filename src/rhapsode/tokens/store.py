@@ -175,9 +175,11 @@ class TokenStore:
 
 
 def tokenizer_for(
-    source: Source, kind: str = "bpe", vocab_size: int = 1024, cache_dir: Path | None = None
+    source: Source, kind: str = "bpe", vocab_size: int = 1024, cache_dir: Path | None = None, fit: bool = False
 ) -> Tokenizer:
     """The tokenizer of this kind and size trained on the source; trained once, then found in the cache.
+
+    fit: whether a text too small for so many tokens gets fewer, as `train_tokenizer` says.
 
     For storyworld it is trained on the first stories, so that it is the same for all numbers of them above 2,000.
     """
@@ -188,7 +190,9 @@ def tokenizer_for(
             f"{source.description}: token ids have no text to train a tokenizer on; give their tokenizer with"
             " --tokenizer"
         )
-    key = hashlib.sha256(f"{TRAINING_VERSION} {source.fingerprint()} {kind} {vocab_size}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{TRAINING_VERSION} {source.fingerprint()} {kind} {vocab_size}{' fitted' * fit}".encode()
+    ).hexdigest()
     folder = _cache(cache_dir) / f"tokenizer-{key[:32]}"
     try:
         check_checksums(folder, folder.name)
@@ -199,7 +203,7 @@ def tokenizer_for(
         _set_aside(folder, error)
     with reading_bar("reading for the tokenizer", source) as on_read:
         sample = sample_of(piece.text for piece in source.pieces(on_read))
-    tokenizer = train_tokenizer(sample, kind, vocab_size)
+    tokenizer = train_tokenizer(sample, kind, vocab_size, fit)
     with _new_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer

@@ -86,8 +86,10 @@ class TrainingData:
     floor_bits_per_byte: float | None
 
 
-def open_data(request: DataRequest, seed: int) -> TrainingData:
+def open_data(request: DataRequest, seed: int, most_tokens: int | None = None) -> TrainingData:
     """Makes, or finds in the cache, the tokenizer and the stores that the request names; seed: of what is held out.
+
+    most_tokens: of a vocabulary whose size the request leaves open, which is then fitted to the text; None: 1,024.
 
     Raises ValueError or OSError with one line.
     """
@@ -98,7 +100,7 @@ def open_data(request: DataRequest, seed: int) -> TrainingData:
     source = opened(request.data or (STORYWORLD,), asked)
     say(source.description)
     settled = source.resolved if isinstance(source, FileSource) else asked
-    tokenizer = tokenizer_of(request, source)
+    tokenizer = tokenizer_of(request, source, most_tokens)
     store = _store_of(source, tokenizer)
     about["source_fingerprint"] = source.fingerprint()
     valid = request.valid
@@ -260,8 +262,8 @@ def reading_settings(about: dict[str, Any], where: str) -> SourceConfig:
     return read_config(SourceConfig, source, where, "data.source")
 
 
-def tokenizer_of(request: DataRequest, source: Source) -> Tokenizer:
-    """The tokenizer that was named, or one trained on the source."""
+def tokenizer_of(request: DataRequest, source: Source, most_tokens: int | None = None) -> Tokenizer:
+    """The tokenizer that was named, or one trained on the source; most_tokens: as for `open_data`."""
     named = request.tokenizer
     if isinstance(source, PreparedSource) and named is None and request.vocab_size is None:
         return source.tokenizer
@@ -270,6 +272,8 @@ def tokenizer_of(request: DataRequest, source: Source) -> Tokenizer:
             raise ValueError("vocab_size needs a tokenizer to be trained; this one is trained already")
         return named
     if named is None or named in KINDS:
+        if request.vocab_size is None and most_tokens is not None:
+            return tokenizer_for(source, named or "bpe", most_tokens, fit=True)
         return tokenizer_for(source, named or "bpe", 1024 if request.vocab_size is None else request.vocab_size)
     if request.vocab_size is not None:
         raise ValueError("--vocab-size needs a tokenizer to be trained; --tokenizer names one that is trained already")

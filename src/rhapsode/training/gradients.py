@@ -13,6 +13,7 @@ from rhapsode.model import LanguageModel
 from rhapsode.state import State
 from rhapsode.tokens import IGNORED, Batch, BatchConfig
 from rhapsode.training.group import Group, share
+from rhapsode.training.precision import loss_at
 from rhapsode.training.sums import GradientSums
 
 
@@ -22,7 +23,9 @@ class BatchGradients:
     accumulate: the parts in which a process computes its rows. Raises ValueError where there are too few rows.
     """
 
-    def __init__(self, model: LanguageModel, config: BatchConfig, group: Group, accumulate: int = 1) -> None:
+    def __init__(
+        self, model: LanguageModel, config: BatchConfig, group: Group, accumulate: int = 1, precision: str = "float32"
+    ) -> None:
         count, parts = config.batch_size, group.size * accumulate
         # A single row has no order in memory from which to tell in which order the whole draws its masks.
         fewest = 2 if model.config.dropout else 1
@@ -32,7 +35,7 @@ class BatchGradients:
                 f"batch_size {count} is too small for {group.size} processes x {accumulate} parts with {each} each; use"
                 f" at most {max(1, count // fewest)} parts in all"
             )
-        self.model, self.config, self.group = model, config, group
+        self.model, self.config, self.group, self.precision = model, config, group, precision
         self.device = next(model.parameters()).device
         self.rows = group.rows(count)
         own = self.rows.stop - self.rows.start
@@ -57,11 +60,11 @@ class BatchGradients:
                 self.sums.begin()
             first = self.rows.start
             if len(targets) == self.config.batch_size:
-                loss, after = self.model.loss(inputs, targets, state)
+                loss, after = loss_at(self.precision, self.model, inputs, targets, state)
             else:
                 place = slice(first + rows.start, first + rows.stop)
                 with rows_of_batch(place, self.config.batch_size):
-                    loss, after = self.model.loss(inputs, targets, state)
+                    loss, after = loss_at(self.precision, self.model, inputs, targets, state)
                 loss = loss * (int((targets != IGNORED).sum()) / batch.scored)
             loss.backward()
             nats += loss.item()

@@ -32,9 +32,13 @@ def rate_at(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 class Optimizers:
-    """The optimisers of a model, driven as one."""
+    """The optimisers of a model, driven as one.
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    captured: learning rates are tensors beside the weights and steps are counted there too, so that an update that was
+    captured once (graph.py) can be replayed at another rate.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, captured: bool = False) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts: list[torch.optim.Optimizer] = []
@@ -51,16 +55,23 @@ class Optimizers:
         ]
         adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         betas = (config.beta1, config.beta2)
-        self.parts.append(adam([g for g in groups if g["params"]], config.learning_rate, betas, fused=True))
+        options: Any = {"fused": True, "capturable": captured}
+        self.parts.append(adam([g for g in groups if g["params"]], config.learning_rate, betas, **options))
+        device = next(model.parameters()).device
         for part in self.parts:
             for group in part.param_groups:
                 group["peak"] = group["lr"]
+                if captured:
+                    group["lr"] = torch.tensor(group["peak"], dtype=torch.float32, device=device)
 
-    def step(self, share: float) -> None:
-        """One update at this share of the peak learning rates; then the gradients are gone."""
+    def step(self, share: float | Tensor) -> None:
+        """One update at this share of the peak learning rates, a tensor where captured; then the gradients are gone."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = group["peak"] * share
+                if isinstance(share, Tensor):
+                    group["lr"].copy_(share * group["peak"])
+                else:
+                    group["lr"] = group["peak"] * share
             part.step()
             part.zero_grad(set_to_none=True)
 
@@ -131,11 +142,14 @@ class Muon(torch.optim.Optimizer):
                 by_shape[tuple(p.shape)].append((p, p.grad.add(momentum, alpha=group["momentum"])))
             for (rows, columns), pairs in by_shape.items():
                 updates = orthogonalise(torch.stack([update for _, update in pairs]))
-                scale = max(1.0, rows / columns) ** 0.5
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (p, _), update in zip(pairs, updates, strict=True):
                     if group["weight_decay"]:
                         p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * scale)
+                    if isinstance(rate, Tensor):
+                        p.addcmul_(update, rate, value=-1)
+                    else:
+                        p.add_(update, alpha=-rate)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

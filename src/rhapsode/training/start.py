@@ -11,13 +11,22 @@ from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import BUDGETS, Recipe
 from rhapsode.recipe.changes import Sections, merge
-from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
 from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
-from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
+from rhapsode.tokens.shards import is_prepared
+from rhapsode.training.data import (
+    IN_MEMORY,
+    DataRequest,
+    TrainingData,
+    locations_of,
+    open_data,
+    reading_settings,
+    reopen_data,
+)
 from rhapsode.training.plan import first_plan
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments
@@ -100,19 +109,30 @@ def choose_recipe(request: TrainingRequest) -> Chosen:
     """
     name, own = preset_of(request), request.own
     seed = Recipe.from_sections(merge(PRESETS[name], own), vocab_size=1).train.seed
-    data = open_data(request.data, seed)
+    data = open_data(request.data, seed, VOCAB_SIZES[name])
     fitted = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
     sections, vocab_size = merge(fitted.sections, own), data.tokenizer.vocab_size
     wanted = own.get("model", {}).get("vocab_size", vocab_size)
     if wanted != vocab_size:
         fitting = f"recipe.with_changes(model={{'vocab_size': {vocab_size}}})"
         raise ValueError(f"the recipe has vocab_size {wanted}, the tokenizer {vocab_size}: take {fitting}")
-    lines = [fitted.text]
+    lines = [fitted.text, f"vocab_size {vocab_size}: {_why_vocabulary(request.data, name, vocab_size)}"]
     for section, fields in sections.items():
         for key, value in fields.items():
             why = "your choice" if key in own.get(section, {}) else fitted.reasons.get(key, f"as in {name}")
             lines.append(f"{key} {value}: {why}")
     return Chosen(data, Recipe.from_sections(sections, vocab_size), lines)
+
+
+def _why_vocabulary(request: DataRequest, preset: str, vocab_size: int) -> str:
+    """Why the vocabulary has so many tokens."""
+    if request.vocab_size is not None:
+        return "your choice"
+    if request.tokenizer not in (None, *KINDS) or any(is_prepared(each) for each in locations_of(request.data)):
+        return "its tokenizer's"
+    if vocab_size == VOCAB_SIZES[preset]:
+        return f"as in {preset}"
+    return f"instead of {VOCAB_SIZES[preset]}: by the size and the letters of the text"
 
 
 def preset_of(request: TrainingRequest) -> str:

@@ -158,12 +158,18 @@ def settings_table(study: Study, facts: dict[str, str]) -> Table:
         *([f"in {part.name}", _common_fields(study, part)] for part in study.plan.parts if tracks),
         ["scale", _scale(study)],
         ["seeds", f"{request.seeds}, starting at {request.seed}"],
-        ["cells", f"{len(results)} of {len(study.plan.cells)} finished, at most {about['jobs']} at once"],
+        ["cells", f"{len(results)} of {len(study.plan.cells)} finished, {_at_once(about)}"],
         ["device", ", ".join(sorted({name for result in results for name in devices_of(result)})) or study.device],
         ["threads per cell", ", ".join(map(str, used)) or "-"],
         *([name, value] for name, value in facts.items()),
     ]
     return Table("Settings", ("what", "value"), rows)
+
+
+def _at_once(about: dict[str, Any]) -> str:
+    if about.get("together"):
+        return f"those of one shape side by side, at most {about['jobs']} such groups at once: seconds are of a group"
+    return f"at most {about['jobs']} at once"
 
 
 def _common_fields(study: Study, part: Part) -> str:
