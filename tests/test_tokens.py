@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsode import storyworld
+from rhapsode import files, storyworld
 from rhapsode.files import STALE_SECONDS
 from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
@@ -281,6 +282,25 @@ def test_cache_that_cannot_be_written(tmp_path: Path, bpe: Tokenizer) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(OSError, match="cannot write into the cache"):
             prepare(source, bpe, tmp_path / "locked")
+
+
+def test_a_folder_in_the_making_that_another_process_sweeps_up(
+    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a traceback where another process takes a folder that was made just now for one that was left."""
+    swept, sync = [], files.sync_directory
+
+    def sweeping(folder: Path) -> None:
+        if folder.name.startswith(files.MAKING) and len(swept) < 2:
+            swept.append(folder)
+            shutil.rmtree(folder)
+        sync(folder)
+
+    monkeypatch.setattr(files, "sync_directory", sweeping)
+    made = prepare(open_source([str(write_stories(tmp_path / "a.jsonl"))]), bpe, tmp_path / "cache")
+    assert len(swept) == 2
+    assert made.num_stories == len(STORIES)
+    assert [path.name[:6] for path in (tmp_path / "cache").iterdir()] == ["store-"]
 
 
 PREPARE = """

@@ -125,14 +125,8 @@ def making(path: Path) -> Iterator[Path]:
     for other in path.parent.glob(f"{MAKING}*"):
         if _is_abandoned(other):
             shutil.rmtree(other, ignore_errors=True)
+    temporary, lock = _locked_folder(path)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    lock = FileLock(temporary / ".lock")  # makes the folder again where another process just swept it up, empty
-    try:
-        lock.acquire()
-        sync_directory(temporary)  # what has no lock has nothing else either
         temporary.chmod(0o755)
         yield temporary
         for folder, _, files in os.walk(temporary, topdown=False):
@@ -154,6 +148,31 @@ def making(path: Path) -> Iterator[Path]:
             named = str(error.filename or path).replace(str(temporary), str(path))
             raise OSError(error.errno, error.strerror, named) from None
         raise
+
+
+def _locked_folder(path: Path) -> tuple[Path, FileLock]:
+    """A new temporary folder beside `path`, and the lock in it, which is held.
+
+    Until it is, another process may take the folder for one that was left, and remove it; then it is made anew.
+    """
+    while True:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire()
+            sync_directory(folder)  # what has no lock has nothing else either
+            return folder, lock
+        except BaseException as error:
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, FileNotFoundError):
+                continue
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            raise
 
 
 def _is_abandoned(folder: Path) -> bool:

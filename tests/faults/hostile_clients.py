@@ -21,7 +21,8 @@ from loopback import PATIENCE, WatchedServer, connect, exchange, request, status
 
 LONG = {"prompt": "Once", "max_tokens": 8_000, "logprobs": 20, "stream": True, "logit_bias": {"1": -100}}
 AT_ONCE = 100  # connections that are tried at the same time
-MEGABYTES = 96.0  # by which a unit may leave the process larger: what was cached, and the allocator's own
+MEGABYTES = 96.0  # by which a unit may leave the process larger: 64 of saved prefixes, and the allocator's own
+OF_READERS = 224.0  # the same where hundreds of texts were kept at once
 OF_SIZES = 256.0  # the same where bodies of 4 MB were read
 PEAK = 512.0  # for a while, of one request
 
@@ -46,7 +47,8 @@ def units(small: bool) -> list[Unit]:
 def _run(run: Callable[..., Awaitable[None]], count: int, seed: int, folder: Path) -> Tally:
     """One unit, with the client beside it, and what must hold afterwards as one more try."""
     tally, server = Tally(), the_server()
-    with watched(server, tally.facts, OF_SIZES if run is sizes else MEGABYTES) as check:
+    most = {sizes: OF_SIZES, slow_readers: OF_READERS}.get(run, MEGABYTES)
+    with watched(server, tally.facts, most) as check:
         asyncio.run(run(server, count, random.Random(seed), tally))
     tally.note_of(check, "afterwards")
     return tally

@@ -8,15 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import kill_and_resume
 import pytest
 from kill_and_resume import AT_START, Life, digests, killed, report, uninterrupted, write_data
 
-KILLS = 3  # twenty at full size: docs/resume.md
+KILLS, STEPS = 3, 90  # twenty and 240 at full size: docs/resume.md
 
 
 @pytest.mark.slow
-def test_kills_and_one_interrupt(tmp_path: Path) -> None:
+def test_kills_and_one_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch any state outside the checkpoint, a checkpoint that can be half written, and files in disorder."""
+    monkeypatch.setattr(kill_and_resume, "STEPS", STEPS)
     write_data(tmp_path)
     straight, start = uninterrupted(tmp_path)
     out, kills = killed(tmp_path, start, KILLS)
