@@ -293,15 +293,17 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
     Of two processes that make the same folder, the first to end wins, and the other throws its own away.
     """
+    begun = False
     try:
         with making(folder) as temporary:
+            begun = True
             yield temporary
             files = [path for path in temporary.iterdir() if path.name not in (".lock", CHECKSUMS)]
             write_checksums(temporary, folder.name, files)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        if begun and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another process was faster
-        if isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
+        if begun and isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(folder)):
             return  # the cache was cleaned meanwhile; the caller looks again
         if not str(error.filename or "").startswith(str(folder)):
             raise  # of the source
