@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 MAKING = ".making-"  # how the names of folders begin that are not whole yet
 STALE_SECONDS = 3600.0
-ATTEMPTS = 5  # at what other processes may undo
+CLAIM_ATTEMPTS = 5  # at what other processes may undo
 CHECKSUMS = "SHA256SUMS"
 OURS = "# rhapsode: "  # how its first line begins, which says what the folder is
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -151,7 +151,7 @@ def making(path: Path) -> Iterator[Path]:
 
 def _claimed(path: Path) -> tuple[Path, FileLock]:
     """A new folder beside `path`, and its lock, held. Those that nobody holds any more are removed first."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(CLAIM_ATTEMPTS):
         make_directory(path.parent)
         for other in path.parent.glob(f"{MAKING}*"):
             if _is_abandoned(other):
@@ -167,7 +167,7 @@ def _claimed(path: Path) -> tuple[Path, FileLock]:
             lock.release()
             shutil.rmtree(temporary, ignore_errors=True)
             # Another process may have found it without its lock, and removed it.
-            if not isinstance(error, FileNotFoundError) or attempt + 1 == ATTEMPTS:
+            if not isinstance(error, FileNotFoundError) or attempt + 1 == CLAIM_ATTEMPTS:
                 raise
         else:
             return temporary, lock
