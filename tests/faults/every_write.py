@@ -45,7 +45,7 @@ from rhapsode.terminal import told
 from rhapsode.tokens import TokenStore, prepare, tokenizer_for
 
 CURE = re.compile("make room|choose another|set RHAPSODE_CACHE|check it, or use another|can be written|permissions")
-SMALL_TRIES = 10  # of a work in the suite, drawn from all
+SMALL_TRIES = 8  # of a work in the suite, drawn from all
 
 
 @dataclass(frozen=True)

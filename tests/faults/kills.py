@@ -26,7 +26,7 @@ from rhapsode.progress import silent
 from rhapsode.run import Run
 
 LIVES, KILLS_OF_A_LIFE = 10, 20  # 200 kills
-SMALL_POINTS = 7  # of a work, in the suite
+SMALL_POINTS = 4  # of a work, in the suite
 STARTING = 0.15  # of the kills come while the process starts
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 

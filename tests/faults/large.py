@@ -77,9 +77,9 @@ VERBS = ("generate", "stream", "score", "next_tokens", "read", "attention", "ins
 
 def units(small: bool, group: str) -> list[Unit]:
     if group == "text":
-        text = ("text", partial(large_text, 0.005 if small else 10.0))
-        return [text, ("one line", partial(one_line, 0.005 if small else 1.0))]
+        return [("text", partial(large_text, 0.005 if small else 10.0))]
     return [
+        ("one line", partial(one_line, 0.005 if small else 1.0)),
         ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
         ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
         ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,10 @@ def new_study(made: Material, path: Path) -> Study:
     return finished_study(made, path, run=False)
 
 
-def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0) -> Study:
-    """A study of two cells with its report; without run, its directory alone."""
+def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0, report: bool = True) -> Study:
+    """A study of two cells with its report, which takes seconds; without run, its directory alone."""
     from rhapsode.studies import whole
+    from rhapsode.studies.cell import run_cell
 
     request = StudyRequest(
         "grid",
@@ -118,10 +119,14 @@ def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0) 
         valid_stories=4,
         seed=seed,
     )  # fmt: skip
-    with silent(), using_cache(made.cache), ExitStack():
-        if run:
-            return whole.run_study(request, path, jobs=1, threads=1, device="cpu").study
-        return whole._begin(request, path, 1, "cpu")
+    with silent(), using_cache(made.cache):
+        study = whole._begin(request, path, 1, "cpu")
+        with study.lock():
+            for cell in study.plan.cells.values() if run else ():
+                run_cell(study, cell, 1)  # as `run_study` does in processes that take seconds to start
+            if run and report:
+                whole.write_report(study, {}, whole._facts(), None)
+        return study
 
 
 def course_model(made: Material, path: Path) -> Path:

@@ -63,7 +63,7 @@ def _run_path() -> Path:
 
 @cache
 def _study_path() -> Path:
-    finished_study(made(), made().folder / "study")
+    finished_study(made(), made().folder / "study", report=False)
     return made().folder / "study"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kill_and_resume import AT_START, Life, digests, killed, report, uninterrupted, write_data
 
-KILLS = 5  # twenty at full size: docs/resume.md
+KILLS = 3  # twenty at full size: docs/resume.md
 
 
 @pytest.mark.slow

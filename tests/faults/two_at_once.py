@@ -143,7 +143,7 @@ def shared_cache(rounds: int, seed: int, folder: Path) -> Tally:
         out, err = child.communicate()
         lines = out.split("\n")[:-1]
         ended = child.returncode == 0 or "is removed or damaged again and again" in err
-        good = ended and lines and set(lines) == {wanted}
+        good = ended and set(lines) <= {wanted} and (lines or child.returncode)
         tally.note(None if good else f"process {number + 1}: {set(lines)}, {err[-300:]}")
     tally.facts = {"removed or damaged": removed, "prepared": 4 * times}
     return tally
@@ -258,7 +258,7 @@ def jumping_clock(seed: int, folder: Path) -> Tally:
         assert not leftovers(folder / "cache")
 
     def study() -> None:
-        assert json.loads((finished_study(made, folder / "study").path / "study.json").read_text())
+        assert json.loads((finished_study(made, folder / "study", report=False).path / "study.json").read_text())
 
     with patch("time.time", jumping):
         for check in (train, make_store, study):

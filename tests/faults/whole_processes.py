@@ -18,7 +18,7 @@ from kill_and_resume import digests, write_data
 
 CALLS = ("write", "fsync", "rename", "mkdir", "openat", "ftruncate")
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES", "EDQUOT", "EINTR")
-TRIES, SMALL_TRIES = 60, 2
+TRIES, SMALL_TRIES = 60, 1
 SETTINGS = (
     *("embed_dim=8", "hidden_dim=8", "key_dim=4", "value_dim=4", "window=16", "batch_size=4", "checkpoint_seconds=0"),
     *("validations=2", "kind=stacked", "num_layers=1"),
