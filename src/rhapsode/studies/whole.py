@@ -69,6 +69,8 @@ def run_study(
     before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
+    if cuda_graph:
+        graph_capture(choose_device(device))
     plan = plan_of(request)  # what is wrong with the request is told before data are read
     runs = engine_named(engine, address, storage)
     if isinstance(runs, RayEngine) and jobs == 1:
@@ -80,8 +82,6 @@ def run_study(
     try:
         study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
         with study.lock():
-            if cuda_graph:
-                graph_capture(study.device)
             if study.cuda_graph != cuda_graph:
                 study.note(cuda_graph=cuda_graph)
             study.about |= {"jobs": jobs, "together": together}
