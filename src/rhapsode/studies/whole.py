@@ -65,8 +65,8 @@ def run_study(
     Ray cluster is, and where cells on other machines keep their files if not in `out`. device: as in `rhapsode train`;
     a study that is gone on with stays on the device it was started on. together: cells of one shape, seeds above all,
     are trained side by side in one process, and count as one of the jobs. cuda_graph: each step is one launch of the
-    GPU (docs/gpu.md). Raises ValueError or OSError with one line
-    before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
+    GPU (docs/gpu.md). Raises ValueError or OSError with one line before anything is trained, and Interrupted after
+    Ctrl-C, once the cells have saved.
     """
     check_extras()
     if cuda_graph:
