@@ -18,7 +18,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Step:
-    """One update. loss: of its batch, nats per token (the last that was read, where a GPU is not waited for); tokens and
+    """One update. loss: of its batch, nats per token (the last that was read, where a GPU is not waited for). tokens,
     seconds: of training so far."""
 
     step: int
