@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsode import files, storyworld
-from rhapsode.files import STALE_SECONDS
+from rhapsode import storyworld
+from rhapsode.files import STALE_SECONDS, making
 from rhapsode.sources import SourceConfig, cutting, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokenizer.corrections import corrections
@@ -233,6 +235,30 @@ def test_id_lists_are_taken_as_they_are(tmp_path: Path, bpe: Tokenizer, monkeypa
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("moment", ["before its lock", "after its lock"])
+def test_a_folder_that_is_swept_up_while_it_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Would catch a process that ends because another took its new folder for a dead one's."""
+    acquire, swept = FileLock.acquire, []
+
+    def swept_up(lock: FileLock, *arguments: Any, **more: Any) -> Any:
+        folder = Path(lock.lock_file).parent
+        if not swept and moment == "before its lock":
+            shutil.rmtree(folder)
+        held = acquire(lock, *arguments, **more)
+        if not swept and moment == "after its lock":
+            shutil.rmtree(folder)
+        swept.append(folder)
+        return held
+
+    monkeypatch.setattr(FileLock, "acquire", swept_up)
+    with making(tmp_path / "cache" / "made") as folder:
+        (folder / "file").write_text("whole")
+    assert (tmp_path / "cache" / "made" / "file").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["made"]
+
+
 def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, bpe: Tokenizer) -> None:
     """Would catch garbage that fills the disk, and the removal of what another process is making."""
     source = open_source([str(write_stories(tmp_path / "a.jsonl"))])
@@ -284,28 +310,10 @@ def test_cache_that_cannot_be_written(tmp_path: Path, bpe: Tokenizer) -> None:
             prepare(source, bpe, tmp_path / "locked")
 
 
-def test_a_folder_in_the_making_that_another_process_sweeps_up(
-    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Would catch a traceback where another process takes a folder that was made just now for one that was left."""
-    swept, sync = [], files.sync_directory
-
-    def sweeping(folder: Path) -> None:
-        if folder.name.startswith(files.MAKING) and len(swept) < 2:
-            swept.append(folder)
-            shutil.rmtree(folder)
-        sync(folder)
-
-    monkeypatch.setattr(files, "sync_directory", sweeping)
-    made = prepare(open_source([str(write_stories(tmp_path / "a.jsonl"))]), bpe, tmp_path / "cache")
-    assert len(swept) == 2
-    assert made.num_stories == len(STORIES)
-    assert [path.name[:6] for path in (tmp_path / "cache").iterdir()] == ["store-"]
-
-
 PREPARE = """
 import sys
 from pathlib import Path
+from typing import Any
 from rhapsode.sources import open_source
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import prepare

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 MAKING = ".making-"  # how the names of folders begin that are not whole yet
 STALE_SECONDS = 3600.0
+CLAIM_ATTEMPTS = 5  # at what other processes may undo
 CHECKSUMS = "SHA256SUMS"
 OURS = "# rhapsode: "  # how its first line begins, which says what the folder is
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -121,13 +122,11 @@ def making(path: Path) -> Iterator[Path]:
     A folder that killed processes left unfinished beside `path` is removed. Raises OSError, with the name `path`,
     where it cannot be written, and where something is at `path` by then that is not an empty folder.
     """
-    make_directory(path.parent)
-    for other in path.parent.glob(f"{MAKING}*"):
-        if _is_abandoned(other):
-            shutil.rmtree(other, ignore_errors=True)
-    temporary, lock = _locked_folder(path)
     try:
-        temporary.chmod(0o755)
+        temporary, lock = _claimed(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
         yield temporary
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
@@ -150,29 +149,29 @@ def making(path: Path) -> Iterator[Path]:
         raise
 
 
-def _locked_folder(path: Path) -> tuple[Path, FileLock]:
-    """A new temporary folder beside `path`, and the lock in it, which is held.
-
-    Until it is, another process may take the folder for one that was left, and remove it; then it is made anew.
-    """
-    while True:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        lock = FileLock(folder / ".lock")
+def _claimed(path: Path) -> tuple[Path, FileLock]:
+    """A new folder beside `path`, and its lock, held. Those that nobody holds any more are removed first."""
+    for attempt in range(CLAIM_ATTEMPTS):
+        make_directory(path.parent)
+        for other in path.parent.glob(f"{MAKING}*"):
+            if _is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{MAKING}{path.name[:64]}.", dir=path.parent))
+        lock = FileLock(temporary / ".lock")
         try:
             lock.acquire()
-            sync_directory(folder)  # what has no lock has nothing else either
-            return folder, lock
-        except BaseException as error:
+            sync_directory(temporary)  # what has no lock has nothing else either
+            temporary.chmod(0o755)
+            os.stat(temporary / ".lock")
+        except OSError as error:
             lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, FileNotFoundError):
-                continue
-            if isinstance(error, OSError) and error.errno:
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            # Another process may have found it without its lock, and removed it.
+            if not isinstance(error, FileNotFoundError) or attempt + 1 == CLAIM_ATTEMPTS:
+                raise
+        else:
+            return temporary, lock
+    raise AssertionError
 
 
 def _is_abandoned(folder: Path) -> bool:

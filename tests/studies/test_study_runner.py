@@ -371,4 +371,8 @@ def test_seeds_side_by_side_get_what_they_get_alone(cache: Path, tmp_path: Path)
         for loss in ("train_loss", "valid_loss"):
             got, expected = ([point[loss] for point in each["points"]] for each in (found, wanted))
             np.testing.assert_allclose(got, expected, rtol=1e-4)
+    study = Study.open(beside)
+    study.note(cuda_graph=True)  # what the cells read; sealed like all of it
+    assert Study.open(beside).cuda_graph
+    assert not Study.open(alone).cuda_graph
     assert "those of one shape side by side, at most 1 such groups at once" in (beside / "report.md").read_text()

@@ -35,7 +35,11 @@ def losses(run: Run) -> list[float]:
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain, muon": {"model": MODELS["plain"], "optimizer": {"optimizer": "muon", "weight_decay": 0.1}},
-    "plain, adam": {"model": MODELS["plain"], "optimizer": {"optimizer": "adam"}, "batch": {"form": "first"}},
+    "plain, adam": {
+        "model": MODELS["plain"],
+        "optimizer": {"optimizer": "adam"},
+        "batch": {"form": "first", "window": 50},
+    },
     "stacked, carried": {"model": {**MODELS["stacked"], "dropout": 0.0}, **LEARNS},
     "gated, no clipping": {
         "model": {**MODELS["stacked"], "dropout": 0.0, "cell": "gated", "gate": True},

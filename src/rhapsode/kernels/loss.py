@@ -45,7 +45,7 @@ def _chunked(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, re
 
     again = torch.is_grad_enabled()
     parts = [
-        checkpoint(part, *chunk, use_reentrant=False) if again else part(*chunk)
+        checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False) if again else part(*chunk)
         for chunk in zip(x.split(rows), targets.split(rows), strict=True)
     ]
     if reduction == "none":

@@ -65,10 +65,12 @@ def run_study(
     Ray cluster is, and where cells on other machines keep their files if not in `out`. device: as in `rhapsode train`;
     a study that is gone on with stays on the device it was started on. together: cells of one shape, seeds above all,
     are trained side by side in one process, and count as one of the jobs. cuda_graph: each step is one launch of the
-    GPU (docs/gpu.md). Raises ValueError or OSError with one line
-    before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
+    GPU (docs/gpu.md). Raises ValueError or OSError with one line before anything is trained, and Interrupted after
+    Ctrl-C, once the cells have saved.
     """
     check_extras()
+    if cuda_graph:
+        graph_capture(choose_device(device))
     plan = plan_of(request)  # what is wrong with the request is told before data are read
     runs = engine_named(engine, address, storage)
     if isinstance(runs, RayEngine) and jobs == 1:
@@ -80,8 +82,6 @@ def run_study(
     try:
         study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
         with study.lock():
-            if cuda_graph:
-                graph_capture(study.device)
             if study.cuda_graph != cuda_graph:
                 study.note(cuda_graph=cuda_graph)
             study.about |= {"jobs": jobs, "together": together}

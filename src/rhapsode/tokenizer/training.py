@@ -67,7 +67,7 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
 
 
 def fitted_vocab_size(num_bytes: int, most: int) -> int:
-    """How many tokens a text of so many bytes can teach: `most`, halved until there are TEXT_BYTES_PER_TOKEN for each."""
+    """How many tokens so many bytes of text can teach: `most`, halved until there are TEXT_BYTES_PER_TOKEN for each."""
     size = most
     while size > FEWEST_FITTED and size * TEXT_BYTES_PER_TOKEN > num_bytes:
         size //= 2

@@ -18,7 +18,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Step:
-    """One update. loss: of its batch, nats per token; tokens and seconds: of training so far."""
+    """One update. loss: of its batch, nats per token (the last that was read, where a GPU is not waited for). tokens,
+    seconds: of training so far."""
 
     step: int
     total_steps: int | None
