@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +136,26 @@ def test_killed_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monke
     """Would catch a shard that is lost with the process that made it."""
     killed: list[int] = []
 
-    class Killer(ProcessPoolExecutor):
-        def submit(self, *arguments: Any, **more: Any) -> Any:
-            future = super().submit(*arguments, **more)
-            if not killed:
-                killed.append(next(iter(self._processes)))
-                os.kill(killed[0], signal.SIGKILL)
-            return future
+    submit = shards._Shards._submit
 
-    monkeypatch.setattr(shards, "ProcessPoolExecutor", Killer)
+    def submitted(self: Any, number: int) -> None:
+        submit(self, number)
+        if self.waiting and len(killed) < 2:
+            [*_, (_, process)] = self.waiting.values()
+            killed.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(shards._Shards, "_submit", submitted)
     assert_same(prepare_shards(text, tokenizer, str(tmp_path / "store"), workers=2), prepare(text, tokenizer))
-    assert killed
+    assert len(set(killed)) == 2
+
+
+def test_error_of_a_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a worker whose disk is full and that is waited for, and a store that looks whole."""
+    monkeypatch.setattr(shards.SpoolWriter, "close", lambda self: self.path.write_bytes(b"damaged"))
+    with pytest.raises((OSError, ValueError)):
+        prepare_shards(text, tokenizer, str(tmp_path / "store"), workers=2)
+    assert not is_prepared(str(tmp_path / "store"))
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

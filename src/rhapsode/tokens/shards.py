@@ -15,9 +15,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,8 +190,8 @@ class _Shards:
     def __init__(self, place: Place, source: Source, tokenizer: Tokenizer, workers: int) -> None:
         self.place, self.source, self.tokenizer, self.workers = place, source, tokenizer, workers
         self.spools = place.local_folder("spool")
-        self.pool: ProcessPoolExecutor | None = None
-        self.waiting: dict[Future[dict[str, Any]], int] = {}
+        self.context = _context()
+        self.waiting: dict[Any, tuple[int, BaseProcess]] = {}
         self.attempts: dict[int, int] = {}
 
     def made(self) -> list[dict[str, Any]]:
@@ -215,8 +215,7 @@ class _Shards:
                 while self.waiting:
                     self._wait()
         finally:
-            if self.pool is not None:
-                self.pool.shutdown(cancel_futures=True)
+            self._end()
         return [
             json.loads(self.place.read(f"shard-{i:05}/store.json")) | {"name": f"shard-{i:05}"} for i in range(number)
         ]
@@ -247,43 +246,45 @@ class _Shards:
             make_shard(*asked, tokenizer=self.tokenizer)
             self._keep(number)
             return
-        if self.pool is None:
-            folder = self.place.local_folder("tokenizer-copy")
+        folder = self.place.local_folder("tokenizer-copy")
+        if not (folder / TOKENIZER_FILES[0]).exists():
             self.tokenizer.save(folder)
-            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (str(folder),))
-        try:
-            future = self.pool.submit(make_shard, *asked)
-        except (BrokenProcessPool, OSError) as error:  # another's process was killed just now, and no new one starts
-            future = Future()
-            future.set_exception(BrokenProcessPool(str(error)))
-        self.waiting[future] = number
+        here, there = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_make_apart, args=(there, asked, str(folder)), daemon=True)
+        process.start()
+        there.close()
+        self.waiting[here] = number, process
 
     def _wait(self) -> None:
-        """Waits for a shard; those whose process was killed are made again."""
-        finished, _ = wait(self.waiting, return_when=FIRST_COMPLETED)
-        again = []
-        for future in finished:
-            number = self.waiting.pop(future)
-            try:
-                future.result()
+        """Waits for a shard; one whose process was killed is made again."""
+        for pipe in wait(list(self.waiting)):
+            number, process = self.waiting.pop(pipe)
+            with pipe:
+                try:
+                    error, killed = pipe.recv(), False
+                except EOFError:
+                    error, killed = None, True
+            process.join()
+            if error is not None:
+                raise error
+            if not killed:
                 self._keep(number)
-            except BrokenProcessPool:
-                again.append(number)
-        if again:
-            again += self.waiting.values()
-            self.waiting.clear()
-            assert self.pool is not None
-            self.pool.shutdown(cancel_futures=True)  # nobody else is left who makes them
-            self.pool = None
-            for number in sorted(again):
-                self.attempts[number] = self.attempts.get(number, 0) + 1
-                if self.attempts[number] == MOST_ATTEMPTS:
-                    raise ChildProcessError(
-                        f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
-                        " memory ran out; run the same command again, with fewer --workers"
-                    )
-                say(f"shard {number}: its process was killed; making it again")
-                self._submit(number)
+                continue
+            self.attempts[number] = self.attempts.get(number, 0) + 1
+            if self.attempts[number] == MOST_ATTEMPTS:
+                raise ChildProcessError(
+                    f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
+                    " memory ran out; run the same command again, with fewer --workers"
+                )
+            say(f"shard {number}: its process was killed; making it again")
+            self._submit(number)
+
+    def _end(self) -> None:
+        """Ends the processes that are still at work, where something went wrong."""
+        for pipe, (_, process) in self.waiting.items():
+            process.kill()
+            process.join()
+            pipe.close()
 
     def _keep(self, number: int) -> None:
         name = f"shard-{number:05}"
@@ -291,26 +292,31 @@ class _Shards:
         (self.spools / name).unlink(missing_ok=True)
 
 
+def _context() -> Any:
+    """How processes are begun: where that can be, forked from one that has imported this module and nothing else."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _size(piece: Piece | Record) -> int:
     return len(piece.text.encode()) + 16 if isinstance(piece, Piece) else piece.value.nbytes  # type: ignore[union-attr]
 
 
-_tokenizer: Tokenizer | None = None
-
-
-def _start_worker(tokenizer_folder: str) -> None:
-    """A process makes one shard at a time, with one thread: the other cores are other processes'."""
-    global _tokenizer
+def _make_apart(pipe: Any, asked: tuple[str, str, Any, str], tokenizer_folder: str) -> None:
+    """`make_shard` in a process of its own, with one thread: the other cores are others'. Sends an error, or None."""
     os.environ["RAYON_NUM_THREADS"] = "1"
-    _tokenizer = Tokenizer.load(Path(tokenizer_folder))
+    try:
+        make_shard(*asked, tokenizer=Tokenizer.load(Path(tokenizer_folder)))
+        pipe.send(None)
+    except Exception as error:
+        pipe.send(error)
 
 
-def make_shard(
-    spool: str, target: str, kind: Any, description: str, tokenizer: Tokenizer | None = None
-) -> dict[str, Any]:
+def make_shard(spool: str, target: str, kind: Any, description: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Makes the token store of a spooled file; returns what its store.json says."""
-    tokenizer = tokenizer or _tokenizer
-    assert tokenizer is not None
     source, folder = SpooledSource(Path(spool), kind, description), Path(target)
     with making(folder) as temporary:
         with silent():
