@@ -257,7 +257,8 @@ class _Shards:
 
     def _wait(self) -> None:
         """Waits for a shard; one whose process was killed is made again."""
-        for pipe in wait(list(self.waiting)):
+        ready: Any = wait(list(self.waiting))
+        for pipe in ready:
             number, process = self.waiting.pop(pipe)
             with pipe:
                 try:
