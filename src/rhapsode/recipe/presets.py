@@ -39,4 +39,4 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 VOCAB_SIZES = {"minute": 2048, "coffee": 2048}
 
 # Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
-PACE = {"minute": 32_000, "coffee": 19_000}
+PACE = {"minute": 40_000, "coffee": 24_000}
