@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -201,7 +202,9 @@ def test_stopped_process_is_lost_in_time() -> None:
         if group.rank == 1:
             group.board.write("pid", str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
-        stopped = int(group.board.read("pid"))
+        while (written := group.board.read("pid")) is None:
+            time.sleep(0.01)
+        stopped = int(written)
         try:
             group.meet()
         finally:
