@@ -192,7 +192,10 @@ names = ("train", "load", "evaluate", "study", "explain_preset", "import_course_
 assert all(callable(getattr(rhapsode, name)) for name in names[::2])  # some before, some only after
 modules = [m.name for m in pkgutil.walk_packages(rhapsode.__path__, "rhapsode.") if not m.name.endswith("__main__")]
 for module in modules:
-    importlib.import_module(module)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        assert error.name == "triton", error  # an extra that the tests do without where it cannot be had
 for _ in range(2):
     for name in names:
         assert callable(getattr(rhapsode, name)), name
