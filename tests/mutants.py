@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,8 @@ def _test(source: str, tests: list[str], answer: Any) -> None:
 def verdicts(mutants: Iterable[Mutant]) -> Iterator[tuple[Mutant | None, Verdict]]:
     """First (None, what the mutants' tests say of the unchanged source), then each mutant with its own."""
     mutants = list(mutants)
+    if hasattr(forkserver, "_forkserver"):
+        forkserver._forkserver._stop()  # one that others began has imported the package as it is, without a mutant
     yield None, judge(None, dict.fromkeys(mutant.test for mutant in mutants))
     for mutant in mutants:
         yield mutant, judge(mutant, [mutant.test])
