@@ -290,14 +290,20 @@ def as_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+def asked_for(description: str | None, rounds: int) -> argparse.Namespace:
+    """The command line's rounds, before and quick."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--before", default=BEFORE, metavar="COMMIT", help="whose writing to set beside ours")
     parser.add_argument("--quick", action="store_true", help="one short round; prints only")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    arguments = asked_for(__doc__, 9)
     rounds, tokens = (1, 64) if arguments.quick else (arguments.rounds, 512)
     result = measure(rounds, tokens, arguments.before)
     if not arguments.quick:

@@ -8,7 +8,6 @@ it from the disk, writes at temperature 0.8, and the time runs from the first to
 included. `before` is `sample.write` of commit 02642c6. Ratios are made within a round; the bar is half.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from decoding import BEFORE, CONFIGS, contenders, prepare
+from decoding import CONFIGS, asked_for, contenders, prepare
 from report import about, write
 
 from rhapsode.export.html import offline_page
@@ -95,13 +94,7 @@ def measure(rounds: int, tokens: int, commit: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--before", default=BEFORE, metavar="COMMIT", help="whose writing to set beside the page's")
-    parser.add_argument("--quick", action="store_true", help="one short round; prints only")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    arguments = asked_for(__doc__, 5)
     rounds, tokens = (1, 100) if arguments.quick else (arguments.rounds, 510)
     result = measure(rounds, tokens, arguments.before)
     if not arguments.quick:

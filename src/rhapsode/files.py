@@ -151,7 +151,9 @@ def making(path: Path) -> Iterator[Path]:
 
 def _claimed(path: Path) -> tuple[Path, FileLock]:
     """A new folder beside `path`, and its lock, held. Those that nobody holds any more are removed first."""
-    for attempt in range(CLAIM_ATTEMPTS):
+    attempts = 0
+    while True:
+        attempts += 1
         make_directory(path.parent)
         for other in path.parent.glob(f"{MAKING}*"):
             if _is_abandoned(other):
@@ -167,11 +169,10 @@ def _claimed(path: Path) -> tuple[Path, FileLock]:
             lock.release()
             shutil.rmtree(temporary, ignore_errors=True)
             # Another process may have found it without its lock, and removed it.
-            if not isinstance(error, FileNotFoundError) or attempt + 1 == CLAIM_ATTEMPTS:
+            if not isinstance(error, FileNotFoundError) or attempts == CLAIM_ATTEMPTS:
                 raise
         else:
             return temporary, lock
-    raise AssertionError
 
 
 def _is_abandoned(folder: Path) -> bool:

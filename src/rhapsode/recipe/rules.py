@@ -206,8 +206,13 @@ def warm_up_in_time(case: Fitting) -> list[Change]:
 
 Rule = Callable[[Fitting], list[Change]]
 RULES: tuple[Rule, ...] = (
-    *(fill_an_epoch, carry_long_stories, end_in_time),
-    *(fewer_pairs, drop_out, slow_down, warm_up_in_time),
+    fill_an_epoch,
+    carry_long_stories,
+    end_in_time,
+    fewer_pairs,
+    drop_out,
+    slow_down,
+    warm_up_in_time,
 )
 
 

@@ -17,10 +17,10 @@ BUFFER_BYTES = 1 << 20
 
 
 class SpoolWriter:
-    """Writes pieces, or lists of ids, to a file. text_bytes: how much text there is in it."""
+    """Writes pieces, or lists of ids, to a file."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.text_bytes = path, 0
+        self.path = path
         self._stream = path.open("wb", buffering=BUFFER_BYTES)
 
     def write(self, piece: Piece | Record) -> bool:
@@ -30,7 +30,6 @@ class SpoolWriter:
         else:
             content, mark = np.asarray(piece.value, "<i8").tobytes(), f"- {piece.where}".replace("\n", " ")
         self._stream.write(f"{len(content)} {mark}\n".encode("utf-8", "surrogateescape") + content)
-        self.text_bytes += len(content)
         return mark != "0"
 
     def close(self) -> None:

@@ -76,7 +76,8 @@ class DataRequest:
 class TrainingData:
     """What to train on and to be judged by; about: how to find it again, as run.json keeps it.
 
-    floor_bits_per_byte: the validation text's entropy where that is known.
+    floor_bits_per_byte: the validation text's entropy where that is known. prepared: whether the text was tokenized
+    before, by `rhapsode prepare`.
     """
 
     train: TokenStore
@@ -84,6 +85,7 @@ class TrainingData:
     tokenizer: Tokenizer
     about: dict[str, Any]
     floor_bits_per_byte: float | None
+    prepared: bool
 
 
 def open_data(request: DataRequest, seed: int, most_tokens: int | None = None) -> TrainingData:
@@ -136,7 +138,7 @@ def open_data(request: DataRequest, seed: int, most_tokens: int | None = None) -
     about["train_fingerprint"], about["valid_fingerprint"] = train_store.fingerprint, valid_store.fingerprint
     about["store_fingerprint"] = store.fingerprint
     about["description"] = source.description
-    return TrainingData(train_store, valid_store, tokenizer, about, floor)
+    return TrainingData(train_store, valid_store, tokenizer, about, floor, isinstance(source, PreparedSource))
 
 
 def _instead_of_holding_out(source: Source) -> str:
@@ -272,9 +274,9 @@ def tokenizer_of(request: DataRequest, source: Source, most_tokens: int | None =
             raise ValueError("vocab_size needs a tokenizer to be trained; this one is trained already")
         return named
     if named is None or named in KINDS:
-        if request.vocab_size is None and most_tokens is not None:
-            return tokenizer_for(source, named or "bpe", most_tokens, fit=True)
-        return tokenizer_for(source, named or "bpe", 1024 if request.vocab_size is None else request.vocab_size)
+        size = next(size for size in (request.vocab_size, most_tokens, 1024) if size is not None)
+        fit = request.vocab_size is None and most_tokens is not None
+        return tokenizer_for(source, named or "bpe", size, fit=fit)
     if request.vocab_size is not None:
         raise ValueError("--vocab-size needs a tokenizer to be trained; --tokenizer names one that is trained already")
     return Tokenizer.load(fetch(named) if is_remote(named) else Path(named))

@@ -17,16 +17,7 @@ from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
-from rhapsode.tokens.shards import is_prepared
-from rhapsode.training.data import (
-    IN_MEMORY,
-    DataRequest,
-    TrainingData,
-    locations_of,
-    open_data,
-    reading_settings,
-    reopen_data,
-)
+from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.training.plan import first_plan
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments
@@ -116,7 +107,7 @@ def choose_recipe(request: TrainingRequest) -> Chosen:
     if wanted != vocab_size:
         fitting = f"recipe.with_changes(model={{'vocab_size': {vocab_size}}})"
         raise ValueError(f"the recipe has vocab_size {wanted}, the tokenizer {vocab_size}: take {fitting}")
-    lines = [fitted.text, f"vocab_size {vocab_size}: {_why_vocabulary(request.data, name, vocab_size)}"]
+    lines = [fitted.text, f"vocab_size {vocab_size}: {_why_vocabulary(request.data, data, name)}"]
     for section, fields in sections.items():
         for key, value in fields.items():
             why = "your choice" if key in own.get(section, {}) else fitted.reasons.get(key, f"as in {name}")
@@ -124,13 +115,13 @@ def choose_recipe(request: TrainingRequest) -> Chosen:
     return Chosen(data, Recipe.from_sections(sections, vocab_size), lines)
 
 
-def _why_vocabulary(request: DataRequest, preset: str, vocab_size: int) -> str:
+def _why_vocabulary(request: DataRequest, data: TrainingData, preset: str) -> str:
     """Why the vocabulary has so many tokens."""
     if request.vocab_size is not None:
         return "your choice"
-    if request.tokenizer not in (None, *KINDS) or any(is_prepared(each) for each in locations_of(request.data)):
+    if request.tokenizer not in (None, *KINDS) or data.prepared:
         return "its tokenizer's"
-    if vocab_size == VOCAB_SIZES[preset]:
+    if data.tokenizer.vocab_size == VOCAB_SIZES[preset]:
         return f"as in {preset}"
     return f"instead of {VOCAB_SIZES[preset]}: by the size and the letters of the text"
 
