@@ -5,11 +5,6 @@ PyTorch's CPU generator is a Mersenne Twister, and `manual_seed` gives it the lo
 Matsumoto and Nishimura 2002); seeds below 2^32 draw what they draw in PyTorch.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
 LARGEST_SEED = 2**64 - 1
 STATE_BEGINS, STATE_WORDS = 24, 624  # of the generator's state: a byte offset, then so many uint64
 
@@ -22,31 +17,17 @@ def check_seed(seed: int, name: str = "seed", count: int = 1) -> None:
         raise ValueError(f"{name} must be from 0 to 2^64 - 1: {count:,} of them starting at {seed} go beyond that")
 
 
-def seeded_generator(seed: int) -> "torch.Generator":
-    """A new CPU generator. Raises ValueError for a seed that is none."""
-    import torch
-
-    check_seed(seed)
-    return _fill(torch.Generator().manual_seed(seed), seed)
-
-
 def seed_everything(seed: int) -> None:
     """Seeds PyTorch's own generators, those of the devices too. Raises ValueError for a seed that is none."""
     import torch
 
     check_seed(seed)
     torch.manual_seed(seed)
-    _fill(torch.default_generator, seed)
-
-
-def _fill(generator: "torch.Generator", seed: int) -> "torch.Generator":
     if seed >= 2**32:
         import numpy as np
-        import torch
 
         twister = np.random.RandomState([seed % 2**32, seed >> 32])
-        state = generator.get_state().numpy().copy()
+        state = torch.default_generator.get_state().numpy().copy()
         words = slice(STATE_BEGINS, STATE_BEGINS + 8 * STATE_WORDS)
         state[words].view("<u8")[:] = twister.get_state()[1]  # type: ignore[index]
-        generator.set_state(torch.from_numpy(state))
-    return generator
+        torch.default_generator.set_state(torch.from_numpy(state))
