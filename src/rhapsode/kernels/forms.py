@@ -32,6 +32,13 @@ def form(kind: str) -> Iterator[None]:
         _chosen = before
 
 
+def side_by_side_models(tensor: Tensor, dim: int | None, at: int, count: int) -> Tensor:
+    """What torch.vmap gives a kernel, with its `count` models along dimension `at`; dim None: one for all of them."""
+    if dim is None:
+        return tensor.unsqueeze(at).expand(*tensor.shape[:at], count, *tensor.shape[at:]).contiguous()
+    return tensor.movedim(dim, at).contiguous()
+
+
 def has_triton() -> bool:
     """Whether Triton is installed, the extra `gpu`; PyTorch for NVIDIA's cards brings it."""
     return importlib.util.find_spec("triton") is not None

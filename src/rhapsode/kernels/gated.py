@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rhapsode.kernels.forms import side_by_side_models
 from rhapsode.kernels.recurrence_forms import recurrence_form
 
 BLOCK_ENTRIES = 2**15  # of the states, for each thread: five such arrays stay in a core's cache
@@ -114,13 +115,10 @@ class _Gated(torch.autograd.Function):
         info: Any, dims: tuple[int | None, ...], x: Tensor, initial: Tensor | None, kind: str
     ) -> tuple[Tensor, int]:
         """M models side by side are M B rows, since no row has weights."""
-
-        def rows(tensor: Tensor, dim: int | None, at: int) -> Tensor:
-            models = tensor.unsqueeze(at).expand(*tensor.shape[:at], info.batch_size, *tensor.shape[at:])
-            return (models if dim is None else tensor.movedim(dim, at)).flatten(at, at + 1).contiguous()
-
-        hidden = _Gated.apply(rows(x, dims[0], 1), None if initial is None else rows(initial, dims[1], 0), kind)
-        return hidden.unflatten(1, (info.batch_size, -1)), 1
+        models = info.batch_size
+        began = None if initial is None else side_by_side_models(initial, dims[1], 0, models).flatten(0, 1)
+        hidden = _Gated.apply(side_by_side_models(x, dims[0], 1, models).flatten(1, 2), began, kind)
+        return hidden.unflatten(1, (models, -1)), 1
 
 
 def _blocks(hidden: Tensor) -> list[slice]:

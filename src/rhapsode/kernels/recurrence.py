@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rhapsode.kernels.forms import side_by_side_models
 from rhapsode.kernels.recurrence_forms import recurrence_form
 
 ACTIVATIONS = ("relu", "tanh")
@@ -122,13 +123,10 @@ class _Recurrence(torch.autograd.Function):
         info: Any, dims: tuple[int | None, ...], x: Tensor, weight: Tensor, initial: Tensor | None, *others: str
     ) -> tuple[Tensor, int]:
         """M models side by side: x (T, M, B, H), weight (M, H, H), initial (M, B, H)."""
-
-        def stacked(tensor: Tensor, dim: int | None, at: int) -> Tensor:
-            moved = tensor.unsqueeze(at).expand(*tensor.shape[:at], info.batch_size, *tensor.shape[at:])
-            return (moved if dim is None else tensor.movedim(dim, at)).contiguous()
-
-        began = None if initial is None else stacked(initial, dims[2], 0)
-        return _Recurrence.apply(stacked(x, dims[0], 1), stacked(weight, dims[1], 0), began, *others), 1
+        models = info.batch_size
+        began = None if initial is None else side_by_side_models(initial, dims[2], 0, models)
+        inputs = side_by_side_models(x, dims[0], 1, models)
+        return _Recurrence.apply(inputs, side_by_side_models(weight, dims[1], 0, models), began, *others), 1
 
 
 def _add_product(to: Tensor, left: Tensor, right: Tensor) -> Tensor:
