@@ -66,7 +66,7 @@ docs: .venv/installed         ## write again what is generated: docs/cli.md, tex
 	$(BIN)/python -m rhapsode.textbook.chapters > docs/textbook.md
 	$(BIN)/python tests/textbook/fast_against_textbook.py >> docs/textbook.md
 	$(BIN)/python tests/faults/kill_and_resume.py > docs/resume.md
-	$(BIN)/python tests/faults/report.py > docs/reliability.md
+	$(BIN)/python tests/faults/reliability.py > docs/reliability.md
 	$(BIN)/python tests/supply/licences.py > docs/licences.md
 
 notebooks: .venv/installed    ## run the notebooks in place; FILES: what lies beside course.ipynb (data, my_tokenizer)
@@ -78,7 +78,7 @@ PARTS :=                      # of `make faults`: all, or make faults PARTS="wri
 faults: .venv/installed       ## try to break it, in parts of at most 30 minutes; run it again to continue
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/faults/requirements.lock
 	$(BIN)/python tests/faults/harness.py $(PARTS)
-	$(BIN)/python tests/faults/report.py > docs/reliability.md
+	$(BIN)/python tests/faults/reliability.py > docs/reliability.md
 
 audit:                        ## ask whether a package in requirements.lock has a known hole; needs a network
 	$(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from gpu_sizes import Row, Setup, setup
-from harness import check_agreement, contenders
+from race import check_agreement, contenders
 from report import about
 from rivals import PyTorchRNN, Stepwise
 from torch import Tensor, nn

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import DISTURBED, busy_seconds
 from pace import DATA, Pace, contender
+from race import DISTURBED, busy_seconds
 from report import HERE, about, write
 from rich.console import Console
 from rich.table import Table

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import core_seconds
+from race import core_seconds
 
 from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.evaluation import score

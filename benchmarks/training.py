@@ -5,7 +5,7 @@
     python benchmarks/training.py --growth           growth.json and docs/figures/growth.svg: against T, batch, hidden
     python benchmarks/training.py --plot             docs/figures/growth.svg again from growth.json
 
-What is measured, and how, is in harness.py; the rivals are in rivals.py.
+What is measured, and how, is in race.py; the rivals are in rivals.py.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from harness import OURS, as_table, measure, take_turns
+from race import OURS, as_table, measure, take_turns
 from report import FIGURES, about, panels, read, save_figure, write
 from rich.console import Console
 from rivals import RIVALS

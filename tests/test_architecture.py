@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,11 @@ def test_project_works_without_its_surroundings() -> None:
     for file in SOURCE.rglob("*"):
         if file.is_file() and file.suffix in (".py", ".txt", ".json", ".html", ".jinja"):
             assert "../shared" not in file.read_text(encoding="utf-8"), file
+
+
+def test_no_two_scripts_have_one_name() -> None:
+    """Would catch a helper of the tests that hides a benchmark's of the same name: both are imported by it alone."""
+    root = Path(__file__).resolve().parents[1]
+    names = [file.stem for folder in ("tests", "benchmarks") for file in sorted((root / folder).rglob("*.py"))]
+    assert len(names) > 100
+    assert [name for name, count in Counter(names).items() if count > 1] == ["conftest"]

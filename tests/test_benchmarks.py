@@ -35,33 +35,33 @@ def test_imports(name: str) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_rivals_have_our_loss_and_gradients(batch_size: int, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a rival that is fast because it computes something else; float64, all sizes different."""
-    harness = importlib.import_module("harness")
-    monkeypatch.setattr(harness, "TOLERANCE", 1e-11)
+    race = importlib.import_module("race")
+    monkeypatch.setattr(race, "TOLERANCE", 1e-11)
     config = ModelConfig(23, embed_dim=5, hidden_dim=7, key_dim=3, value_dim=4, activation=activation)
-    models = {name: model.double() for name, model in harness.contenders(config).items()}
+    models = {name: model.double() for name, model in race.contenders(config).items()}
     assert list(models) == ["rhapsode", "stepwise", "nn.RNN"]
     tokens, targets = batches(Workload("", config, batch_size, length=6))[0]
-    assert harness.check_agreement(models, tokens, targets) > 0
+    assert race.check_agreement(models, tokens, targets) > 0
 
 
 def test_a_rival_with_wrong_numbers_is_named() -> None:
     """A speed-up on wrong numbers must not be reported."""
-    harness = importlib.import_module("harness")
-    models = harness.contenders(SMALL.config)
+    race = importlib.import_module("race")
+    models = race.contenders(SMALL.config)
     with torch.no_grad():
         models["nn.RNN"].out.weight[0, 0] += 0.5
     with pytest.raises(ValueError, match=r"nn\.RNN: .* differs from ours by"):
-        harness.check_agreement(models, *batches(SMALL)[0])
+        race.check_agreement(models, *batches(SMALL)[0])
 
 
 def test_turns_are_taken_and_the_killed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every contender has a time in every round; one whose process ends is named and does not stop the others."""
-    harness = importlib.import_module("harness")
-    monkeypatch.setattr(harness, "BURST_SECONDS", 1e-5)
-    turns = harness.take_turns(SMALL, ["nobody", "rhapsode"], seconds=0.0)
+    race = importlib.import_module("race")
+    monkeypatch.setattr(race, "BURST_SECONDS", 1e-5)
+    turns = race.take_turns(SMALL, ["nobody", "rhapsode"], seconds=0.0)
     assert turns.peak_megabytes["nobody"] is None
     assert turns.peak_megabytes["rhapsode"] is not None
-    assert len(turns.rounds) + turns.left_out == harness.FEWEST_ROUNDS
+    assert len(turns.rounds) + turns.left_out == race.FEWEST_ROUNDS
     assert all(times.keys() == {"rhapsode"} and times["rhapsode"] > 0 for times in turns.rounds)
 
 

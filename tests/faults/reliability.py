@@ -1,6 +1,6 @@
 """docs/reliability.md from the JSONs of `make faults`.
 
-python tests/faults/report.py > docs/reliability.md
+python tests/faults/reliability.py > docs/reliability.md
 """
 
 import json
