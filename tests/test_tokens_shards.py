@@ -141,12 +141,10 @@ def test_killed_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monke
     def handed_out(self: Any) -> None:
         """Twice a process at work is killed, then one that has nothing to do."""
         hand_out(self)
-        if len(killed) < 2 and self.busy:
-            *_, (_, worker) = self.busy.values()
-        elif len(killed) == 2 and self.free:
-            worker = self.free[-1]
-        else:
+        found = [worker for worker in self.there if bool(worker.shards) == (len(killed) < 2)]
+        if not found or len(killed) == 3:
             return
+        worker = found[-1]
         killed.append(worker.process.pid)
         os.kill(worker.process.pid, signal.SIGKILL)
         worker.process.join()

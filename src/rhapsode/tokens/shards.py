@@ -41,6 +41,7 @@ from rhapsode.tokens.writing import reading_bar, write_store
 SHARDS_VERSION = 1
 MANIFEST, PLAN = "shards.json", "plan.json"
 SHARD_BYTES = 16_000_000  # of text; a story is never cut in two
+MOST_AHEAD = 2  # shards that a process has been told of
 MOST_ATTEMPTS = 3  # at a shard whose process is killed
 COLUMNS = ("offsets", "bytes", "unspelled", "marks")
 
@@ -186,10 +187,11 @@ def _begin(place: Place, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 
 class Worker(NamedTuple):
-    """A process that makes shards, one after the other, and the pipe by which it is told which."""
+    """A process that makes shards, one after the other, the pipe by which it is told which, and those it was told."""
 
     pipe: Connection
     process: BaseProcess
+    shards: list[int]
 
     def end(self) -> None:
         self.process.kill()
@@ -204,8 +206,7 @@ class _Shards:
         self.place, self.source, self.tokenizer, self.workers = place, source, tokenizer, workers
         self.spools = place.local_folder("spool")
         self.context = _context()
-        self.free: list[Worker] = []
-        self.busy: dict[Any, tuple[int, Worker]] = {}  # by their pipes
+        self.there: list[Worker] = []
         self.queue: list[int] = []  # shards whose text is spooled
         self.attempts: dict[int, int] = {}
 
@@ -227,7 +228,7 @@ class _Shards:
                 if done:
                     self._next(number, spool)
                     number += 1
-                while self.busy:
+                while any(worker.shards for worker in self.there):
                     self._wait()
         finally:
             self._end()
@@ -266,17 +267,28 @@ class _Shards:
         return self.place.local_folder("shards") / f"shard-{number:05}"
 
     def _hand_out(self) -> None:
-        """Gives what waits to processes that are free, or to new ones."""
-        while self.queue and len(self.busy) < self.workers:
-            number = self.queue.pop(0)
-            worker = self.free.pop() if self.free else self._worker()
+        """Gives each process a shard, and one more, so that none waits while the next one's text is read."""
+        while self.queue and (free := self._free()):
             try:
-                worker.pipe.send(self._asked(number))
+                free.pipe.send(self._asked(self.queue[0]))
             except ConnectionError:  # killed while it had nothing to do
-                worker.end()
-                self.queue.insert(0, number)
-                continue
-            self.busy[worker.pipe] = number, worker
+                self._lost(free)
+            else:
+                free.shards.append(self.queue.pop(0))
+
+    def _free(self) -> Worker | None:
+        """The process with the least to do, if there is room for more; a new one, if there may be one more."""
+        least = min(self.there, key=lambda worker: len(worker.shards), default=None)
+        if len(self.there) < self.workers and (least is None or least.shards):
+            self.there.append(self._worker())
+            return self.there[-1]
+        return least if least and len(least.shards) < MOST_AHEAD else None
+
+    def _lost(self, worker: Worker) -> None:
+        """A process was killed: what it had to do is done by others."""
+        worker.end()
+        self.there.remove(worker)
+        self.queue[:0] = worker.shards
 
     def _worker(self) -> Worker:
         folder = self.place.local_folder("tokenizer-copy")
@@ -286,38 +298,38 @@ class _Shards:
         process = self.context.Process(target=_make_apart, args=(there, str(folder)), daemon=True)
         process.start()
         there.close()
-        return Worker(here, process)
+        return Worker(here, process, [])
 
     def _wait(self) -> None:
         """Waits for a shard; one whose process was killed is made again."""
-        for pipe in wait(list(self.busy)):
-            number, worker = self.busy.pop(pipe)
+        busy = {worker.pipe: worker for worker in self.there if worker.shards}
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]  # type: ignore[index]
+            number = worker.shards[0]
             try:
                 error, killed = worker.pipe.recv(), False
             except (EOFError, ConnectionError):
                 error, killed = None, True
-            if killed:
-                worker.end()
-            else:
-                self.free.append(worker)
             if error is not None:
                 raise error
             if not killed or self._target(number).is_dir():
+                worker.shards.pop(0)
                 self._keep(number)
-                continue
-            self.attempts[number] = self.attempts.get(number, 0) + 1
-            if self.attempts[number] == MOST_ATTEMPTS:
-                raise ChildProcessError(
-                    f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
-                    " memory ran out; run the same command again, with fewer --workers"
-                )
-            say(f"shard {number}: its process was killed; making it again")
-            self.queue.insert(0, number)
+            else:
+                self.attempts[number] = self.attempts.get(number, 0) + 1
+                if self.attempts[number] == MOST_ATTEMPTS:
+                    raise ChildProcessError(
+                        f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
+                        " memory ran out; run the same command again, with fewer --workers"
+                    )
+                say(f"shard {number}: its process was killed; making it again")
+            if killed:
+                self._lost(worker)
         self._hand_out()
 
     def _end(self) -> None:
         """Ends the processes, at work or not."""
-        for worker in (*self.free, *(worker for _, worker in self.busy.values())):
+        for worker in self.there:
             worker.end()
 
     def _keep(self, number: int) -> None:
