@@ -54,7 +54,7 @@ class GatedCell(nn.Module):
         self.candidate = nn.Linear(input_dim, hidden_dim)
         self.keep = nn.Linear(input_dim, hidden_dim)
         with torch.no_grad():  # 1 / (1 - a) steps
-            torch.linspace(0.0, math.log(LONGEST_MEMORY - 1), hidden_dim, out=self.keep.bias)
+            self.keep.bias.copy_(torch.linspace(0.0, math.log(LONGEST_MEMORY - 1), hidden_dim))
 
     def forward(self, input: Tensor, hidden_state: Tensor) -> Tensor:
         """input (B, input_dim), hidden_state (B, H) -> the next hidden state (B, H)."""
