@@ -25,13 +25,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {**MODEL, "embed_dim": 128, "hidden_dim": 192},
         "optimizer": OPTIMIZER,
         "train": {"minutes": 1.0},
-        "batch": {"window": 128, "batch_size": 32},
+        "batch": {"window": 256, "batch_size": 16},
     },
     "coffee": {
         "model": {**MODEL, "embed_dim": 160, "hidden_dim": 224, "value_dim": 128, "feed_forward": 2},
         "optimizer": OPTIMIZER,
         "train": {"minutes": 10.0},
-        "batch": {"window": 128, "batch_size": 32},
+        "batch": {"window": 256, "batch_size": 16},
     },
 }
 

@@ -41,7 +41,7 @@ from rhapsode.tokens.writing import reading_bar, write_store
 SHARDS_VERSION = 1
 MANIFEST, PLAN = "shards.json", "plan.json"
 SHARD_BYTES = 16_000_000  # of text; a story is never cut in two
-MOST_AHEAD = 2  # shards that a process has been told of
+SHARDS_AHEAD = 2  # shards that a process has been told of
 MOST_ATTEMPTS = 3  # at a shard whose process is killed
 COLUMNS = ("offsets", "bytes", "unspelled", "marks")
 
@@ -186,7 +186,7 @@ def _begin(place: Place, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
     place.write(PLAN, json.dumps(plan))
 
 
-class Worker(NamedTuple):
+class ShardWorker(NamedTuple):
     """A process that makes shards, one after the other, the pipe by which it is told which, and those it was told."""
 
     pipe: Connection
@@ -206,7 +206,7 @@ class _Shards:
         self.place, self.source, self.tokenizer, self.workers = place, source, tokenizer, workers
         self.spools = place.local_folder("spool")
         self.context = _context()
-        self.there: list[Worker] = []
+        self.there: list[ShardWorker] = []
         self.queue: list[int] = []  # shards whose text is spooled
         self.attempts: dict[int, int] = {}
 
@@ -276,21 +276,21 @@ class _Shards:
             else:
                 free.shards.append(self.queue.pop(0))
 
-    def _free(self) -> Worker | None:
+    def _free(self) -> ShardWorker | None:
         """The process with the least to do, if there is room for more; a new one, if there may be one more."""
         least = min(self.there, key=lambda worker: len(worker.shards), default=None)
         if len(self.there) < self.workers and (least is None or least.shards):
             self.there.append(self._worker())
             return self.there[-1]
-        return least if least and len(least.shards) < MOST_AHEAD else None
+        return least if least and len(least.shards) < SHARDS_AHEAD else None
 
-    def _lost(self, worker: Worker) -> None:
+    def _lost(self, worker: ShardWorker) -> None:
         """A process was killed: what it had to do is done by others."""
         worker.end()
         self.there.remove(worker)
         self.queue[:0] = worker.shards
 
-    def _worker(self) -> Worker:
+    def _worker(self) -> ShardWorker:
         folder = self.place.local_folder("tokenizer-copy")
         if not (folder / TOKENIZER_FILES[0]).exists():
             self.tokenizer.save(folder)
@@ -298,7 +298,7 @@ class _Shards:
         process = self.context.Process(target=_make_apart, args=(there, str(folder)), daemon=True)
         process.start()
         there.close()
-        return Worker(here, process, [])
+        return ShardWorker(here, process, [])
 
     def _wait(self) -> None:
         """Waits for a shard; one whose process was killed is made again."""
