@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rhapsode.cells import RNN
 from rhapsode.kernels import form
+from rhapsode.kernels import attention
 from rhapsode.kernels.attention import attend
 from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, build_model
 from rhapsode.tokens import IGNORED
@@ -145,6 +146,24 @@ def test_attend_with_more_keys_than_queries() -> None:
         visible = 8 - 3 + t + 1
         weights = torch.softmax(k[:, :, :visible] @ q[:, :, t, :, None] / 4**0.5, dim=2)
         torch.testing.assert_close(attend(q, k, v)[:, :, t], (weights * v[:, :, :visible]).sum(2))
+
+
+def test_where_the_fused_gradient_has_no_order_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a GPU on which a resumed run is not the run: the gradient of the fused kernel adds up as its parts
+    finish. Without a gradient, or where the scores would fill the memory, it is used there too."""
+    fused = []
+    whole = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: fused.append(0) or whole(*a, **k))
+    q, k, v = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
+    expected = attend(q, k, v)
+    assert len(fused) == 1
+    monkeypatch.setattr(attention, "UNORDERED", ("cpu",))
+    torch.testing.assert_close(attend(q, k, v), expected)
+    assert len(fused) == 1
+    attend(q.detach(), k, v)
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 3 * 5 * 7 - 1)
+    attend(q, k, v)
+    assert len(fused) == 3
 
 
 def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
