@@ -111,7 +111,7 @@ def test_what_a_failed_capture_leaves_is_put_back(monkeypatch: pytest.MonkeyPatc
         cuda.spoilt = spoilt
         raise ValueError("operation not permitted when stream is capturing")
 
-    with pytest.raises(RuntimeError, match="^operation not permitted when stream is capturing$"):
+    with pytest.raises(RuntimeError, match=r"^operation not permitted when stream is capturing$"):
         machine.cuda_graph(waits)
     assert (cuda.stream, cuda.generator.capturing, cuda.underway) == ("default", False, [])
     gc.collect()

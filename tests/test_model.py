@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rhapsode.cells import RNN
-from rhapsode.kernels import form
-from rhapsode.kernels import attention
+from rhapsode.kernels import attention, form
 from rhapsode.kernels.attention import attend
 from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, build_model
 from rhapsode.tokens import IGNORED
@@ -153,7 +152,9 @@ def test_where_the_fused_gradient_has_no_order_it_is_not_used(monkeypatch: pytes
     finish. Without a gradient, or where the scores would fill the memory, it is used there too."""
     fused = []
     whole = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: fused.append(0) or whole(*a, **k))
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: fused.append(0) or whole(*a, **k)
+    )
     q, k, v = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
     expected = attend(q, k, v)
     assert len(fused) == 1

@@ -111,8 +111,8 @@ _failed: list[object] = []  # captures that failed: PyTorch's allocator may ask 
 def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
     """Captures a function of the GPU as a CUDA graph, without running it; returns what replays it.
 
-    PyTorch's own generator goes with it: a replay draws what the function would draw. Raises RuntimeError with the first
-    reason where it cannot be captured; the GPU can then be used as before.
+    PyTorch's own generator goes with it: a replay draws what the function would draw. Raises RuntimeError with the
+    first reason where it cannot be captured; the GPU can then be used as before.
     """
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     device, stream = torch.cuda.current_device(), torch.cuda.current_stream()

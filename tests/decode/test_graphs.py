@@ -9,6 +9,7 @@ import torch
 from test_engine import MODELS, TEXT, network
 
 from rhapsode.decode import Engine, GenerationRequest, PromptRead, SampleConfig, Written, graphs, read_ids, score_ids
+from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
@@ -71,6 +72,17 @@ def test_rows_write_what_modules_write(
         assert [each[2] for each in found[number]] == [each[2] for each in wanted]
         got, logs = ([each[1] or 0.0 for each in part] for part in (found[number], wanted))
         assert got == pytest.approx(logs, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_number_of_the_host_is_in_a_step(tokenizer: Tokenizer, name: str) -> None:
+    """Would catch what a CPU hides and a GPU cannot capture: a tensor made of a Python number, one that is moved."""
+    texts = graphs.GraphTexts(network(tokenizer, name).to("meta").eval(), 4, eager)
+    with torch.inference_mode(), form("fast"):
+        texts._make()
+        with replayed.DeviceOnly("meta") as operations:
+            texts._step(4)
+    assert operations.count > 20
 
 
 def test_states_leave_rows_and_come_back(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 (replayed.py), and so finds every value that would be baked into a CUDA graph."""
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -13,9 +14,12 @@ import torch
 from begun import MODELS, AskedAfter, assert_same_end, timeless
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager
-from rhapsode.model import LanguageModel
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.recipe import OptimizerConfig
 from rhapsode.run import Run
+from rhapsode.tokens import BatchConfig
 from rhapsode.training import graph, loop, train_run
 from rhapsode.training.agreement import Agreement
 from rhapsode.training.optimizer import Optimizers
@@ -69,6 +73,16 @@ def test_a_replayed_step_is_the_step(begin: Begin, small: Any, kind: str) -> Non
             assert (after[name] - tensor).norm() <= 1e-2 * tensor.norm() + 1e-6, name
         else:
             assert torch.equal(after[name], tensor), name
+
+
+def test_a_step_is_replayed_on_an_older_pytorch(begin: Begin, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a loss that PyTorch before 2.13, which computes logits again for the gradient, cannot capture."""
+    monkeypatch.delattr("torch.nn.functional.linear_cross_entropy")
+    expected, found = begin("eager"), begin("replayed")
+    go(expected, small, capture=None)
+    go(found, small)
+    assert "captured" not in (found.path / "log.txt").read_text()
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["stacked, carried", "dropout"])
@@ -267,3 +281,19 @@ def test_several_processes_or_parts_are_not_captured(begin: Begin, small: Any) -
     train_run(run, small.train, small.valid, show=False, accumulate=2, capture=replayed.capture)
     assert "a step is captured only in one process and with whole batches" in (run.path / "log.txt").read_text()
     assert timeless(run.metrics())[-1]["step"] == 24
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_number_of_the_host_is_in_the_step(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Would catch what a CPU hides and a GPU cannot capture: a tensor made of a Python number, one that is moved."""
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    options = KINDS[kind]
+    model = build_model(ModelConfig(5000, **options["model"]), seed=0).to("meta")  # many words: the loss is in chunks
+    optimizer = OptimizerConfig(**options.get("optimizer", {}))
+    step = graph.GraphStep(model, optimizer, BatchConfig(20, 16, carry_state=True), eager, print)
+    for continued in (False, True):
+        with replayed.DeviceOnly("meta") as operations, form("fast"):
+            step._update(continued)
+        assert operations.count > 300
+    with pytest.raises(RuntimeError, match="tensors on cpu"), replayed.DeviceOnly("meta"):
+        step.optimizers.step(torch.tensor(0.5))

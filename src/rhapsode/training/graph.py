@@ -257,7 +257,9 @@ class Update:
 
 def _difference(before: dict[str, Tensor], expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """What differs between two steps from one state by more than rounding; the empty text where nothing does."""
-    ways = {name: (t.double() - (before[name].double() if name in before else 0)).norm() for name, t in expected.items()}
+    ways = {
+        name: (t.double() - (before[name].double() if name in before else 0)).norm() for name, t in expected.items()
+    }
     gradients = {name: way for name, way in ways.items() if name.endswith(FIRST_MOMENTS)}
     whole = torch.stack([*gradients.values()]).norm() if gradients else 0.0
     noise = {_parameter(name) for name, way in gradients.items() if way <= NEGLIGIBLE * whole}
