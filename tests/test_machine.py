@@ -2,6 +2,7 @@
 
 import gc
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,17 +106,18 @@ class Graph:
 def test_what_a_failed_capture_leaves_is_put_back(monkeypatch: pytest.MonkeyPatch, spoilt: bool) -> None:
     """Would catch work that goes on in the stream of the capture, a generator that refuses to draw outside of one, an
     allocator that believes in it for good and asks a graph that is gone, and a reason that is not the first one."""
-    cuda = FailingCuda(monkeypatch)
+    cuda, freed = FailingCuda(monkeypatch), Graph.freed
 
     def waits() -> None:
         cuda.spoilt = spoilt
         raise ValueError("operation not permitted when stream is capturing")
 
-    with pytest.raises(RuntimeError, match=r"^operation not permitted when stream is capturing$"):
+    with pytest.raises(RuntimeError, match=r"^operation not permitted when stream is capturing$") as raised:
         machine.cuda_graph(waits)
+    del raised  # which knows all that was there
     assert (cuda.stream, cuda.generator.capturing, cuda.underway) == ("default", False, [])
     gc.collect()
-    assert Graph.freed == 0
+    assert Graph.freed == freed
     assert gc.isenabled()
 
 
@@ -125,3 +127,18 @@ def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch: pytest.Monk
     machine.cuda_graph(lambda: None)
     assert not cuda.collects
     assert gc.isenabled()
+
+
+def test_a_graph_keeps_what_it_was_captured_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch weights that are freed behind a graph, whose replays then read and write what others put there."""
+    FailingCuda(monkeypatch)
+    weights = Graph()
+    gone = weakref.ref(weights)
+    replay = machine.cuda_graph(lambda weights=weights: None)  # type: ignore[misc]
+    del weights
+    gc.collect()
+    replay()
+    assert gone() is not None
+    del replay
+    gc.collect()
+    assert gone() is None

@@ -139,7 +139,11 @@ def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
         with suppress(RuntimeError, AttributeError):  # where it has ended, or another PyTorch has another name
             torch._C._cuda_endAllocateToPool(device, pool)
         raise RuntimeError(str((reasons or [error])[0])) from error
-    return graph.replay
+
+    def replay(_: Callable[[], None] = function) -> None:  # which stays, and with it the memory that it works on
+        graph.replay()
+
+    return replay
 
 
 @contextmanager
