@@ -12,7 +12,7 @@ from rhapsode.recipe.changes import Sections, merge
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.studies.plans import RECIPE, SETTINGS
 
-MOST_SECONDS = 285.0  # of the five minutes: Python and PyTorch are loaded before
+MOST_SECONDS = 270.0  # of the five minutes: Python and PyTorch are loaded before, slowly where it is the first time
 
 
 @dataclass(frozen=True)

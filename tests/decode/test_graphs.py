@@ -85,6 +85,23 @@ def test_no_number_of_the_host_is_in_a_step(tokenizer: Tokenizer, name: str) -> 
     assert operations.count > 20
 
 
+def test_a_long_prompt_is_one_block(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a prompt that a GPU reads page by page, as the CPU's kernel does, hundreds of launches each."""
+    blocks: list[int] = []
+    read = graphs.GraphTexts._read
+
+    def counted(texts: graphs.GraphTexts, slot: int, ids: list[int]) -> torch.Tensor:
+        blocks.append(len(ids))
+        return read(texts, slot, ids)
+
+    monkeypatch.setattr(graphs.GraphTexts, "_read", counted)
+    engine = Engine(network(tokenizer, "all attend"), tokenizer, capture=eager)
+    engine.submit(GenerationRequest([1, *[5] * 700], SampleConfig(2, 0.0)))
+    while engine.busy:
+        engine.step()
+    assert blocks == [700]  # the last token is read by the first step
+
+
 def test_states_leave_rows_and_come_back(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a state that is cut at the room of a row, or taken from the row of another text."""
     monkeypatch.setattr("rhapsode.decode.engine.usable_kernel", lambda: None)
