@@ -5,7 +5,8 @@
 
 `rhapsode prepare TEXT --out STORE --workers N`, with a tokenizer that is trained before, in turns; the memory of its
 processes together is looked at ten times a second, what they share counted once each. Nothing is reported unless
-stories drawn at random decode to the text they came from, and all stores hold the same ids.
+stories drawn at random decode to the text they came from, and all stores hold the same ids. Beside it, what two
+processes could reach at best: two such commands at once that know nothing of each other, each of half as much text.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,16 +50,34 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
+def started(text: Path, tokenizer: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
+    """The command, with one thread in each of its processes, also where it is only one."""
+    command = [sys.executable, "-m", "rhapsode", "prepare", str(text), "--out", str(out), "--workers", str(workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "--tokenizer", str(tokenizer)], env=environment, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """Waits for it; ValueError where it failed."""
+    _, errors = process.communicate()
+    if process.returncode:
+        raise ValueError(f"rhapsode prepare failed: {errors.decode().strip().splitlines()[-1]}")
+
+
+def apart(half: Path, tokenizer: Path, folder: Path) -> float:
+    """Seconds of two commands at once that know nothing of each other, each of half of the text."""
+    begun = time.monotonic()
+    for process in [started(half, tokenizer, folder / f"apart-{i}", 1) for i in range(2)]:
+        ended(process)
+    for i in range(2):
+        shutil.rmtree(folder / f"apart-{i}")
+    return round(time.monotonic() - begun, 2)
+
+
 def prepared(text: Path, tokenizer: Path, out: Path, workers: int) -> dict[str, float]:
     """Seconds that it took, and the most memory that all processes had together."""
-    command = [sys.executable, "-m", "rhapsode", "prepare", str(text), "--out", str(out), "--workers", str(workers)]
-    started, most = time.monotonic(), 0
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "RAYON_NUM_THREADS": "1",
-    }  # one thread a process, one of one too
-    process = subprocess.Popen([*command, "--tokenizer", str(tokenizer)], env=environment, stderr=subprocess.PIPE)
+    begun, most = time.monotonic(), 0
+    process = started(text, tokenizer, out, workers)
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         try:
@@ -65,10 +85,8 @@ def prepared(text: Path, tokenizer: Path, out: Path, workers: int) -> dict[str, 
         except psutil.Error:
             break
         time.sleep(0.1)
-    _, errors = process.communicate()
-    if process.returncode:
-        raise ValueError(f"rhapsode prepare failed: {errors.decode().strip().splitlines()[-1]}")
-    return {"seconds": round(time.monotonic() - started, 2), "peak_megabytes": round(most / 1e6)}
+    ended(process)
+    return {"seconds": round(time.monotonic() - begun, 2), "peak_megabytes": round(most / 1e6)}
 
 
 def checked(text: Path, out: Path) -> str:
@@ -89,17 +107,20 @@ def measure(megabytes: int, rounds: int) -> dict[str, Any]:
     """The whole result as JSON-ready values."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text, tokenizer = folder / "stories.txt", folder / "tokenizer"
+        text, half, tokenizer = folder / "stories.txt", folder / "half.txt", folder / "tokenizer"
         write_text(generated_stories(), text, megabytes * 1_000_000)
+        write_text(generated_stories(), half, megabytes * 500_000)
         tokenizer_for(open_source([str(text)]), cache_dir=folder / "cache").save(tokenizer)
         found: dict[int, list[dict[str, float]]] = {workers: [] for workers in WORKERS}
-        digests = set()
+        digests, at_best = set(), []
         for round_ in range(rounds):
             for workers in WORKERS:
                 out = folder / f"store-{workers}-{round_}"
                 found[workers].append(prepared(text, tokenizer, out, workers))
                 digests.add(checked(text, out))
                 say(f"round {round_ + 1} of {rounds}, {workers} workers: {found[workers][-1]}")
+            at_best.append(apart(half, tokenizer, folder))
+            say(f"round {round_ + 1} of {rounds}, two commands, half of the text each: {at_best[-1]} s")
         if len(digests) > 1:
             raise ValueError("the stores hold different ids: nothing is reported")
         size = text.stat().st_size
@@ -107,6 +128,7 @@ def measure(megabytes: int, rounds: int) -> dict[str, Any]:
     result = {"format_version": 1, **about(), "file_bytes": size, "rounds": {str(n): each for n, each in found.items()}}
     ratio = round(best[WORKERS[0]] / best[WORKERS[-1]], 3)
     rates = {str(n): round(size / 1e6 / seconds, 2) for n, seconds in best.items()}
+    result |= {"two_commands_seconds": at_best, "two_commands_speed_up": round(best[WORKERS[0]] / min(at_best), 3)}
     return result | {"megabytes_per_second": rates, "speed_up": ratio, "reached": ratio >= BAR}
 
 

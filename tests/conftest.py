@@ -17,11 +17,6 @@ from rhapsode.tokens import TokenStore, prepare
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork this process go first: threads that others leave in it do not come along, and are waited for."""
-    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "in_processes"))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the checkout; tests that need it skip where it is absent."""

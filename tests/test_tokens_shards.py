@@ -136,18 +136,22 @@ def test_killed_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monke
     """Would catch a shard that is lost with the process that made it."""
     killed: list[int] = []
 
-    submit = shards._Shards._submit
+    hand_out = shards._Shards._hand_out
 
-    def submitted(self: Any, number: int) -> None:
-        submit(self, number)
-        if self.waiting and len(killed) < 2:
-            [*_, (_, process)] = self.waiting.values()
-            killed.append(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
+    def handed_out(self: Any) -> None:
+        """Twice a process at work is killed, then one that has nothing to do."""
+        hand_out(self)
+        found = [worker for worker in self.there if bool(worker.shards) == (len(killed) < 2)]
+        if not found or len(killed) == 3:
+            return
+        worker = found[-1]
+        killed.append(worker.process.pid)
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
 
-    monkeypatch.setattr(shards._Shards, "_submit", submitted)
+    monkeypatch.setattr(shards._Shards, "_hand_out", handed_out)
     assert_same(prepare_shards(text, tokenizer, str(tmp_path / "store"), workers=2), prepare(text, tokenizer))
-    assert len(set(killed)) == 2
+    assert len(set(killed)) == 3
 
 
 def test_error_of_a_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

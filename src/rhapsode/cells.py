@@ -3,6 +3,8 @@
 B batch, T tokens in this call, H hidden. The equations stand at the top of model.py.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from rhapsode.kernels.gated import gated_recurrence
 from rhapsode.kernels.recurrence import recurrence
 
 CELLS = ("elman", "gated", "none")
+LONGEST_MEMORY = 128  # steps over which the slowest entry of a fresh gated cell remembers
 
 
 class RNNCell(nn.Module):
@@ -41,14 +44,17 @@ class GatedCell(nn.Module):
     """One step of the gated recurrence, in which an entry meets no other; holds its parameters.
 
     h_t = a_t h_{t-1} + (1 - a_t) (W_c i_t + b_c), a_t = sigmoid(W_a i_t + b_a): how much of itself an entry keeps is
-    decided by the input alone (minGRU: Feng et al., "Were RNNs all we needed?", 2024, with a = 1 - z).
+    decided by the input alone (minGRU: Feng et al., "Were RNNs all we needed?", 2024, with a = 1 - z). In a fresh cell
+    some entries remember for two steps, some for LONGEST_MEMORY, and the others for times between, evenly in their
+    logarithm (after Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, who draw them at random).
     """
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.candidate = nn.Linear(input_dim, hidden_dim)
         self.keep = nn.Linear(input_dim, hidden_dim)
-        nn.init.ones_(self.keep.bias)  # it remembers before it has learnt what
+        with torch.no_grad():  # 1 / (1 - a) steps
+            self.keep.bias.copy_(torch.linspace(0.0, math.log(LONGEST_MEMORY - 1), hidden_dim))
 
     def forward(self, input: Tensor, hidden_state: Tensor) -> Tensor:
         """input (B, input_dim), hidden_state (B, H) -> the next hidden state (B, H)."""

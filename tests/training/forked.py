@@ -1,13 +1,18 @@
-"""Several processes that train together, forked off a test: they share what it has imported and made."""
+"""Several processes that train together, forked off a server of processes that has no threads.
+
+A fork takes along the locks that other threads hold, for good; and whoever trained, tokenized or served has threads.
+"""
 
 import multiprocessing
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
+from multiprocessing import forkserver
 from typing import Any
 
+import cloudpickle
 import torch
-import torch._dynamo  # the first optimiser of a process asks for it, which takes seconds: once, before they are forked
 from torch import distributed
 
 from rhapsode.training.group import Group, together
@@ -16,14 +21,17 @@ HERE = "127.0.0.1"
 LONGEST_SECONDS = 100.0
 
 
-def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 20.0) -> list[Any]:
-    """What `work` gives in each of `size` processes, by rank; an exception is given back as it is."""
+def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 40.0) -> list[Any]:
+    """What `work` gives in each of `size` processes, by rank; an exception is given back as it is.
+
+    work: may be defined inside of a test; what it refers to is pickled. What a test has patched is not patched there.
+    """
     store = distributed.TCPStore(HERE, 0, None, True, timedelta(seconds=seconds), wait_for_workers=False)
-    forking = multiprocessing.get_context("fork")
+    context, packed = _context(), cloudpickle.dumps(work)
     pipes, processes = [], []
     for rank in range(size):
-        here, there = forking.Pipe(duplex=False)
-        processes.append(forking.Process(target=_run, args=(rank, size, store.port, work, seconds, there)))
+        here, there = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_run, args=(rank, size, store.port, packed, seconds, there)))
         pipes.append(here)
         processes[-1].start()
         there.close()
@@ -37,6 +45,17 @@ def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 20.0)
     return found
 
 
+@cache
+def _context() -> Any:
+    """How processes are begun; the first optimiser of a process asks for _dynamo, which takes seconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that others began has not imported what is slow
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "rhapsode.training", "pytest"])
+    return context
+
+
 def _received(pipe: Any) -> Any:
     if not pipe.poll(LONGEST_SECONDS):
         return TimeoutError(f"nothing in {LONGEST_SECONDS} s")
@@ -46,12 +65,12 @@ def _received(pipe: Any) -> Any:
         return None  # it was killed
 
 
-def _run(rank: int, size: int, port: int, work: Callable[[Group], Any], seconds: float, pipe: Any) -> None:
-    torch.set_num_threads(1)  # the threads of the test's own process did not come along
+def _run(rank: int, size: int, port: int, packed: bytes, seconds: float, pipe: Any) -> None:
+    torch.set_num_threads(1)
     store = distributed.TCPStore(HERE, port, None, False, timedelta(seconds=seconds))
     try:
         with together(store, rank, size, "cpu", seconds) as group:
-            found = work(group)
-        pipe.send_bytes(pickle.dumps(found))
+            found = pickle.loads(packed)(group)
+        pipe.send_bytes(cloudpickle.dumps(found))
     except BaseException as error:
-        pipe.send_bytes(pickle.dumps(error))
+        pipe.send_bytes(cloudpickle.dumps(error))

@@ -6,6 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,19 +29,20 @@ EVERYTHING = {**MODELS["stacked"], "copy_dim": 4, "cell": "gated", "tie_embeddin
 FORMS = {"stream": {}, "carried": {"carry_state": True}, "first": {"form": "first"}}
 
 
-@pytest.fixture(autouse=True)
-def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The models of these tests have small tables."""
-    monkeypatch.setattr(sums, "FEWEST_TABLE_ROWS", FEW_ROWS)
-    monkeypatch.setattr(sums, "BUCKET_BYTES", 1 << 10)
+def small_tables() -> None:
+    """In a process of a test: its models have small tables."""
+    sums.FEWEST_TABLE_ROWS, sums.BUCKET_BYTES = FEW_ROWS, 1 << 10
 
 
-def train_together(run: Run, small: Any, size: int, accumulate: int = 1, seconds: float = 20.0) -> list[Any]:
-    def work(group: Group) -> Outcome:
-        own = (Run if group.leads else FollowedRun).open(run.path)
-        return train_run(own, small.train, small.valid, show=False, group=group, accumulate=accumulate)
+def train_with(group: Group, run: Path, train: Any, valid: Any, accumulate: int = 1, **options: Any) -> Outcome:
+    small_tables()
+    own = (Run if group.leads else FollowedRun).open(run)
+    return train_run(own, train, valid, show=False, group=group, accumulate=accumulate, **options)
 
-    return in_processes(size, work, seconds)
+
+def train_together(run: Run, small: Any, size: int, accumulate: int = 1) -> list[Any]:
+    data = {"train": small.train, "valid": small.valid}
+    return in_processes(size, partial(train_with, run=run.path, **data, accumulate=accumulate))
 
 
 def assert_ended(ends: list[Any], ended: str = "budget") -> None:
@@ -62,12 +65,13 @@ def test_gradients_are_those_of_the_whole_batch(small: Any, form: str, division:
     """Would catch a mean of means, rows that two processes take, a sum left out, dropout that hangs on the division."""
     size, accumulate = division
     config = BatchConfig(window=8, batch_size=9, **FORMS[form])
-    shape = ModelConfig(small.tokenizer.vocab_size, **EVERYTHING)
+    shape, train = ModelConfig(small.tokenizer.vocab_size, **EVERYTHING), small.train
 
     def work(group: Group) -> dict[str, Any]:
+        small_tables()
         model = build_model(shape, seed=0)
         gradients = BatchGradients(model, config, group, accumulate)
-        batcher = Batcher(small.train, config, seed=0)
+        batcher = Batcher(train, config, seed=0)
         torch.manual_seed(1)
         for _ in range(2):
             model.zero_grad(set_to_none=True)
@@ -117,7 +121,7 @@ def test_curve_is_that_of_one_process(begin: Callable[..., Run], small: Any, div
     assert "division" not in Run.open(one.path).about
 
 
-def stop_at(run: Run, small: Any, step: int) -> Callable[[Group], Outcome]:
+def stop_at(run: Path, train: Any, valid: Any, step: int) -> Callable[[Group], Outcome]:
     """Work that one process, and not the first, is asked to stop after this step."""
 
     def work(group: Group) -> Outcome:
@@ -125,8 +129,7 @@ def stop_at(run: Run, small: Any, step: int) -> Callable[[Group], Outcome]:
             if isinstance(event, Step) and event.step == step and group.rank == group.size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        own = (Run if group.leads else FollowedRun).open(run.path)
-        return train_run(own, small.train, small.valid, show=False, group=group, on_event=ask)
+        return train_with(group, run, train, valid, on_event=ask)
 
     return work
 
@@ -136,7 +139,7 @@ def test_resumed_by_as_many_processes_to_the_bit(begin: Callable[..., Run], smal
     straight, stopped = begin("straight", **OPTIONS), begin("stopped", **OPTIONS)
     assert_ended(train_together(straight, small, 3))
     for step in (2, 11):
-        ends = in_processes(3, stop_at(stopped, small, step))
+        ends = in_processes(3, stop_at(stopped.path, small.train, small.valid, step))
         assert_ended(ends, "interrupted")
         assert [end.progress.step for end in ends] == [step + 1] * 3
     assert_ended(train_together(stopped, small, 3))
@@ -146,10 +149,11 @@ def test_resumed_by_as_many_processes_to_the_bit(begin: Callable[..., Run], smal
 def test_resumed_by_more_and_fewer_processes(begin: Callable[..., Run], small: Any) -> None:
     """Would catch a checkpoint that only as many processes can take: two begin, three continue, one ends."""
     one, several = begin("one", **OPTIONS), begin("several", **OPTIONS)
-    train_run(one, small.train, small.valid, show=False)
-    assert_ended(in_processes(2, stop_at(several, small, 4)), "interrupted")
-    assert_ended(in_processes(3, stop_at(several, small, 10)), "interrupted")
-    train_run(Run.open(several.path), small.train, small.valid, show=False)
+    data = small.train, small.valid
+    train_run(one, *data, show=False)
+    assert_ended(in_processes(2, stop_at(several.path, *data, 4)), "interrupted")
+    assert_ended(in_processes(3, stop_at(several.path, *data, 10)), "interrupted")
+    train_run(Run.open(several.path), *data, show=False)
     assert_same_curve(several, one)
     assert Run.open(several.path).about["division"] == [[0, 2, 1], [5, 3, 1], [11, 1, 1]]
 
@@ -180,14 +184,14 @@ def one_tells(found: list[Any], kind: type[Exception]) -> str:
 def test_killed_process(begin: Callable[..., Run], small: Any) -> None:
     """Would catch processes that wait for good for one that is gone, and a line from each of them."""
     run = begin("run", **OPTIONS, checkpoint_seconds=0.0)
+    path, train, valid = run.path, small.train, small.valid
 
     def work(group: Group) -> Outcome:
         def die(event: Any) -> None:
             if isinstance(event, Step) and event.step == 7 and group.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        own = (Run if group.leads else FollowedRun).open(run.path)
-        return train_run(own, small.train, small.valid, show=False, group=group, on_event=die)
+        return train_with(group, path, train, valid, on_event=die)
 
     assert "lost another of the 3 training processes" in one_tells(in_processes(3, work), ConnectionError)
     kept = Run.open(run.path).load("last")
@@ -214,15 +218,18 @@ def test_stopped_process_is_lost_in_time() -> None:
     assert str(found[0]).startswith("lost another of the 2 training processes: process 1 has given no sign for")
 
 
-def test_full_disk(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(begin: Callable[..., Run], small: Any) -> None:
     """Would catch processes that go on, or hang, where the one that writes cannot."""
-    run = begin("run", **OPTIONS)
+    path, train, valid = begin("run", **OPTIONS).path, small.train, small.valid
 
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(run.path / "last.safetensors"))
+        raise OSError(errno.ENOSPC, "No space left on device", str(path / "last.safetensors"))
 
-    monkeypatch.setattr(Run, "_save", full)
-    assert "No space left" in one_tells(train_together(run, small, 3), OSError)
+    def work(group: Group) -> Outcome:
+        Run._save = full  # type: ignore[assignment,method-assign]
+        return train_with(group, path, train, valid)
+
+    assert "No space left" in one_tells(in_processes(3, work), OSError)
 
 
 def test_loss_that_is_no_number(begin: Callable[..., Run], small: Any) -> None:
@@ -231,28 +238,31 @@ def test_loss_that_is_no_number(begin: Callable[..., Run], small: Any) -> None:
     assert "at step" in one_tells(train_together(run, small, 2), FloatingPointError)
 
 
-def test_weights_that_differ(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_differ(begin: Callable[..., Run], small: Any) -> None:
     """Would catch weights that drift apart unseen: a flipped bit in one machine's memory."""
-    run = begin("run", **OPTIONS)
-    step = BatchGradients.finish
+    path, train, valid = begin("run", **OPTIONS).path, small.train, small.valid
 
-    def flip(self: BatchGradients) -> None:
-        step(self)
-        if self.group.rank == 1:
+    def work(group: Group) -> Outcome:
+        step = BatchGradients.finish
+
+        def flip(self: BatchGradients) -> None:
+            step(self)
             next(self.model.parameters()).data.view(torch.int32).view(-1)[0] ^= 1
 
-    monkeypatch.setattr(BatchGradients, "finish", flip)
-    assert "no longer have the same weights" in one_tells(train_together(run, small, 2), ValueError)
+        if group.rank == 1:
+            BatchGradients.finish = flip  # type: ignore[method-assign]
+        return train_with(group, path, train, valid)
+
+    assert "no longer have the same weights" in one_tells(in_processes(2, work), ValueError)
 
 
 def test_processes_with_other_data_or_code(begin: Callable[..., Run], small: Any) -> None:
     """Would catch two hosts that train one model on two texts."""
-    run = begin("run", **OPTIONS)
+    path, train, valid = begin("run", **OPTIONS).path, small.train, small.valid
+    other = valid.hold_out(0.3, 0)[0]
 
     def work(group: Group) -> Outcome:
-        own = (Run if group.leads else FollowedRun).open(run.path)
-        train = small.train if group.leads else small.valid.hold_out(0.3, 0)[0]
-        return train_run(own, train, small.valid, show=False, group=group)
+        return train_with(group, path, train if group.leads else other, valid)
 
     said = one_tells(in_processes(2, work), ValueError)
     assert said.startswith("process 1 on ")

@@ -15,11 +15,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from rhapsode.tokens.writing import reading_bar, write_store
 SHARDS_VERSION = 1
 MANIFEST, PLAN = "shards.json", "plan.json"
 SHARD_BYTES = 16_000_000  # of text; a story is never cut in two
+MOST_AHEAD = 2  # shards that a process has been told of
 MOST_ATTEMPTS = 3  # at a shard whose process is killed
 COLUMNS = ("offsets", "bytes", "unspelled", "marks")
 
@@ -184,6 +186,19 @@ def _begin(place: Place, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
     place.write(PLAN, json.dumps(plan))
 
 
+class Worker(NamedTuple):
+    """A process that makes shards, one after the other, the pipe by which it is told which, and those it was told."""
+
+    pipe: Connection
+    process: BaseProcess
+    shards: list[int]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
 class _Shards:
     """The shards of a source while they are made."""
 
@@ -191,7 +206,8 @@ class _Shards:
         self.place, self.source, self.tokenizer, self.workers = place, source, tokenizer, workers
         self.spools = place.local_folder("spool")
         self.context = _context()
-        self.waiting: dict[Any, tuple[int, BaseProcess]] = {}
+        self.there: list[Worker] = []
+        self.queue: list[int] = []  # shards whose text is spooled
         self.attempts: dict[int, int] = {}
 
     def made(self) -> list[dict[str, Any]]:
@@ -212,7 +228,7 @@ class _Shards:
                 if done:
                     self._next(number, spool)
                     number += 1
-                while self.waiting:
+                while any(worker.shards for worker in self.there):
                     self._wait()
         finally:
             self._end()
@@ -231,61 +247,90 @@ class _Shards:
         if spool is None:
             return
         spool.close()
-        self._submit(number)
-        while len(self.waiting) > self.workers:
-            self._wait()
+        if self._target(number).is_dir():  # made by a process that was killed before it could move it
+            self._keep(number)
+        elif self.workers == 1:
+            make_shard(*self._asked(number), tokenizer=self.tokenizer)
+            self._keep(number)
+        else:
+            self.queue.append(number)
+            self._hand_out()
+            while self.queue:
+                self._wait()
 
-    def _submit(self, number: int) -> None:
-        name = f"shard-{number:05}"
-        target = self.place.local_folder("shards") / name
-        if target.is_dir():  # made by a process that was killed before it could move it
-            self._keep(number)
-            return
-        asked = (str(self.spools / name), str(target), self.source.kind, self.source.description)
-        if self.workers == 1:
-            make_shard(*asked, tokenizer=self.tokenizer)
-            self._keep(number)
-            return
+    def _asked(self, number: int) -> tuple[str, str, Any, str]:
+        """What `make_shard` has to know of a shard."""
+        spool, target = self.spools / f"shard-{number:05}", self._target(number)
+        return str(spool), str(target), self.source.kind, self.source.description
+
+    def _target(self, number: int) -> Path:
+        return self.place.local_folder("shards") / f"shard-{number:05}"
+
+    def _hand_out(self) -> None:
+        """Gives each process a shard, and one more, so that none waits while the next one's text is read."""
+        while self.queue and (free := self._free()):
+            try:
+                free.pipe.send(self._asked(self.queue[0]))
+            except ConnectionError:  # killed while it had nothing to do
+                self._lost(free)
+            else:
+                free.shards.append(self.queue.pop(0))
+
+    def _free(self) -> Worker | None:
+        """The process with the least to do, if there is room for more; a new one, if there may be one more."""
+        least = min(self.there, key=lambda worker: len(worker.shards), default=None)
+        if len(self.there) < self.workers and (least is None or least.shards):
+            self.there.append(self._worker())
+            return self.there[-1]
+        return least if least and len(least.shards) < MOST_AHEAD else None
+
+    def _lost(self, worker: Worker) -> None:
+        """A process was killed: what it had to do is done by others."""
+        worker.end()
+        self.there.remove(worker)
+        self.queue[:0] = worker.shards
+
+    def _worker(self) -> Worker:
         folder = self.place.local_folder("tokenizer-copy")
         if not (folder / TOKENIZER_FILES[0]).exists():
             self.tokenizer.save(folder)
-        here, there = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_make_apart, args=(there, asked, str(folder)), daemon=True)
+        here, there = self.context.Pipe()
+        process = self.context.Process(target=_make_apart, args=(there, str(folder)), daemon=True)
         process.start()
         there.close()
-        self.waiting[here] = number, process
+        return Worker(here, process, [])
 
     def _wait(self) -> None:
         """Waits for a shard; one whose process was killed is made again."""
-        ready: Any = wait(list(self.waiting))
-        for pipe in ready:
-            number, process = self.waiting.pop(pipe)
-            with pipe:
-                try:
-                    error, killed = pipe.recv(), False
-                except EOFError:
-                    error, killed = None, True
-            process.join()
+        busy = {worker.pipe: worker for worker in self.there if worker.shards}
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]  # type: ignore[index]
+            number = worker.shards[0]
+            try:
+                error, killed = worker.pipe.recv(), False
+            except (EOFError, ConnectionError):
+                error, killed = None, True
             if error is not None:
                 raise error
-            if not killed:
+            if not killed or self._target(number).is_dir():
+                worker.shards.pop(0)
                 self._keep(number)
-                continue
-            self.attempts[number] = self.attempts.get(number, 0) + 1
-            if self.attempts[number] == MOST_ATTEMPTS:
-                raise ChildProcessError(
-                    f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
-                    " memory ran out; run the same command again, with fewer --workers"
-                )
-            say(f"shard {number}: its process was killed; making it again")
-            self._submit(number)
+            else:
+                self.attempts[number] = self.attempts.get(number, 0) + 1
+                if self.attempts[number] == MOST_ATTEMPTS:
+                    raise ChildProcessError(
+                        f"shard {number}: the process that makes it was killed {MOST_ATTEMPTS} times, perhaps because"
+                        " memory ran out; run the same command again, with fewer --workers"
+                    )
+                say(f"shard {number}: its process was killed; making it again")
+            if killed:
+                self._lost(worker)
+        self._hand_out()
 
     def _end(self) -> None:
-        """Ends the processes that are still at work, where something went wrong."""
-        for pipe, (_, process) in self.waiting.items():
-            process.kill()
-            process.join()
-            pipe.close()
+        """Ends the processes, at work or not."""
+        for worker in self.there:
+            worker.end()
 
     def _keep(self, number: int) -> None:
         name = f"shard-{number:05}"
@@ -306,14 +351,19 @@ def _size(piece: Piece | Record) -> int:
     return len(piece.text.encode()) + 16 if isinstance(piece, Piece) else piece.value.nbytes  # type: ignore[union-attr]
 
 
-def _make_apart(pipe: Any, asked: tuple[str, str, Any, str], tokenizer_folder: str) -> None:
-    """`make_shard` in a process of its own, with one thread: the other cores are others'. Sends an error, or None."""
+def _make_apart(pipe: Connection, tokenizer_folder: str) -> None:
+    """`make_shard` in a process of its own, with one thread: other cores are others'. Sends an error, or None."""
     os.environ["RAYON_NUM_THREADS"] = "1"
-    try:
-        make_shard(*asked, tokenizer=Tokenizer.load(Path(tokenizer_folder)))
-        pipe.send(None)
-    except Exception as error:
-        pipe.send(error)
+    with suppress(ConnectionError, EOFError):  # nobody asks any more
+        tokenizer = Tokenizer.load(Path(tokenizer_folder))
+        while True:
+            spool, target, kind, description = pipe.recv()
+            error = None
+            try:
+                make_shard(spool, target, kind, description, tokenizer)
+            except Exception as raised:
+                error = raised
+            pipe.send(error)
 
 
 def make_shard(spool: str, target: str, kind: Any, description: str, tokenizer: Tokenizer) -> dict[str, Any]:
