@@ -1,15 +1,18 @@
 """What `gpu.py` measures, and how large: rows of its table, runs, and tiny ones of all for a machine without a GPU."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rhapsode.bench import Workload, plain
 from rhapsode.machine import Capture, cuda_graph, eager
+from rhapsode.progress import say
 from rhapsode.recipe.changes import Sections, merge
 from rhapsode.recipe.presets import PRESETS
 from rhapsode.studies.plans import RECIPE, SETTINGS
 
-MOST_SECONDS = 285.0
+MOST_SECONDS = 270.0  # of the five minutes: Python and PyTorch are loaded before, slowly where it is the first time
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,36 @@ TINY_ROWS = (Row(8, 12, 6, 4, 16, stepwise=True),)
 
 
 @dataclass(frozen=True)
+class Loop:
+    """A recurrence alone: its cell, its hidden size, how its products are made."""
+
+    cell: str
+    hidden: int
+    precision: str = "float32"
+    batch: int = 128
+    length: int = 128
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell}, hidden {self.hidden}"
+
+
+LOOPS = (
+    *(Loop("elman", hidden, precision) for hidden in (64, 128) for precision in ("float32", "tf32", "bfloat16")),
+    Loop("elman", 256, "bfloat16"),
+    Loop("gated", 128),
+    Loop("gated", 512),
+)
+TINY_LOOPS = (Loop("elman", 12, batch=4, length=6), Loop("gated", 5, "bfloat16", 4, 6))
+
+
+@dataclass(frozen=True)
 class Setup:
-    """Where it runs, and how large everything is. precisions: those that are timed."""
+    """Where it runs, and how large everything is. precisions: those that are timed. failed: what did, and why."""
 
     device: str
     capture: Capture
+    loops: tuple[Loop, ...]
     rows: tuple[Row, ...]
     precisions: tuple[str, ...]
     large: Sections
@@ -56,10 +84,20 @@ class Setup:
     texts: tuple[int, ...]
     tokens: int
     deadline: float
+    failed: list[str] = field(default_factory=list)
 
-    def left(self) -> bool:
-        """Whether there is time for more."""
-        return time.monotonic() < self.deadline
+    def left(self, seconds: float) -> bool:
+        """Whether there is time for what takes so long."""
+        return time.monotonic() + seconds < self.deadline
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """What fails within the block is written down, and the next thing is measured: a card is lent for minutes."""
+        try:
+            yield
+        except Exception as error:  # whatever a driver, a compiler or a card may raise
+            self.failed.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            say(f"FAILED {self.failed[-1]}")
 
 
 def setup(cpu: bool) -> Setup:
@@ -84,8 +122,8 @@ def setup(cpu: bool) -> Setup:
         few: Sections = {"model": narrow, "batch": {"batch_size": 4, "window": 16}, "train": {"tokens": 64 * 20}}
         tiny_course = merge(course, tiny)
         parts = (tiny_course, merge(coffee, few), tiny_course)
-        return Setup("cpu", eager, TINY_ROWS, ("float32",), *parts, texts=(1, 4), tokens=8, deadline=until)
+        return Setup("cpu", eager, TINY_LOOPS, TINY_ROWS, ("float32",), *parts, texts=(1, 4), tokens=8, deadline=until)
     seeds: Sections = {"train": {"sequences": 32 * 400}, "batch": {"batch_size": 32, "form": "stream", "window": 128}}
     both = ("float32", "tf32")
     parts = (merge(course, large_sections), coffee, merge(course, seeds))
-    return Setup("cuda", cuda_graph, ROWS, both, *parts, texts=(1, 8, 64), tokens=200, deadline=until)
+    return Setup("cuda", cuda_graph, LOOPS, ROWS, both, *parts, texts=(1, 8, 64), tokens=200, deadline=until)

@@ -40,6 +40,27 @@ class Recording(TorchDispatchMode):
                     old.copy_(new)
 
 
+class DeviceOnly(TorchDispatchMode):
+    """Raises where an operation within the block reads, makes or changes a tensor that is not on this kind of device.
+
+    A number of the host that goes to a GPU, or comes from one, ends a capture. On `meta`, which has no numbers, nothing
+    is computed; what waits for a value fails there by itself.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.count = device, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fused = "_fused_adam" in str(func)  # it has no form on meta
+        result = None if fused else func(*args, **(kwargs or {}))
+        devices = {tensor.device.type for tensor in _tensors((args, kwargs, result))}
+        if devices - {self.device}:
+            raise RuntimeError(f"{func}: tensors on {', '.join(sorted(devices))}")
+        self.count += 1
+        return result
+
+
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from rhapsode.cells import RNN
-from rhapsode.kernels import form
+from rhapsode.kernels import attention, form
 from rhapsode.kernels.attention import attend
+from rhapsode.kernels.loss import chunk_rows, linear_cross_entropy
 from rhapsode.model import LanguageModel, ModelConfig, SelfAttention, build_model
 from rhapsode.tokens import IGNORED
 
@@ -145,6 +146,26 @@ def test_attend_with_more_keys_than_queries() -> None:
         visible = 8 - 3 + t + 1
         weights = torch.softmax(k[:, :, :visible] @ q[:, :, t, :, None] / 4**0.5, dim=2)
         torch.testing.assert_close(attend(q, k, v)[:, :, t], (weights * v[:, :, :visible]).sum(2))
+
+
+def test_where_the_fused_gradient_has_no_order_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a GPU on which a resumed run is not the run: the gradient of the fused kernel adds up as its parts
+    finish. Without a gradient, or where the scores would fill the memory, it is used there too."""
+    fused = []
+    whole = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: fused.append(0) or whole(*a, **k)
+    )
+    q, k, v = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
+    expected = attend(q, k, v)
+    assert len(fused) == 1
+    monkeypatch.setattr(attention, "UNORDERED", ("cpu",))
+    torch.testing.assert_close(attend(q, k, v), expected)
+    assert len(fused) == 1
+    attend(q.detach(), k, v)
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 3 * 5 * 7 - 1)
+    attend(q, k, v)
+    assert len(fused) == 3
 
 
 def test_recent_keeps_the_last_tokens_and_the_hidden_state() -> None:
@@ -285,3 +306,24 @@ def test_plain_has_the_seventeen_names_in_order() -> None:
     parts += [f"attention.{name}_transform" for name in ("query", "key", "value", "output")] + ["lm_head"]
     names = ["embeddings.weight"] + [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
     assert list(build_model(PLAIN, 0).state_dict()) == names
+
+
+def test_a_gpu_is_given_the_loss_in_large_pieces() -> None:
+    """Would catch hundreds of small launches for the loss of a batch: a CPU's cache is no measure of a GPU."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [chunk_rows(1024, device) for device in (cpu, cuda)] == [512, 2**15]
+    assert [chunk_rows(10**6, device) for device in (cpu, cuda)] == [128, 128]
+
+
+def test_logits_of_one_piece_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a loss that, in PyTorch before 2.13, computes all logits a second time though they were kept."""
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    made, linear = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda *arguments: made.append(0) or linear(*arguments))
+    x, weight, targets = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4), torch.arange(9) % 5
+    for most, times in ((9 * 5, 1), (3 * 5, 6)):
+        monkeypatch.setattr("rhapsode.kernels.loss.CHUNK_LOGITS", most)
+        monkeypatch.setattr("rhapsode.kernels.loss.FEWEST_CHUNK_ROWS", 1)
+        made.clear()
+        linear_cross_entropy(x, weight, None, targets).backward()
+        assert len(made) == times

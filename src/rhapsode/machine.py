@@ -1,11 +1,13 @@
 """What a computation runs on: device, processor, memory, and the commit of the code; and a GPU's work as one launch."""
 
 import ctypes
+import gc
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -103,15 +105,58 @@ def keep_freed_memory() -> None:
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
+_failed: list[object] = []  # captures that failed: PyTorch's allocator may ask them still, so that they must not go
+
+
 def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
     """Captures a function of the GPU as a CUDA graph, without running it; returns what replays it.
 
-    PyTorch's own generator goes with it: a replay draws what the function would draw.
+    PyTorch's own generator goes with it: a replay draws what the function would draw. Raises RuntimeError with the
+    first reason where it cannot be captured; the GPU can then be used as before.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    device, stream = torch.cuda.current_device(), torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[device]
+    untouched = generator.clone_state()
+    reasons: list[Exception] = []
+
+    def watched() -> None:
+        try:
+            function()
+        except Exception as error:
+            reasons.append(error)
+            raise
+
+    try:
+        with _no_collection(), torch.cuda.graph(graph, pool=pool):
+            watched()
+    except Exception as error:
+        # A capture that was spoilt raises again as it ends, and PyTorch up to 2.11 then puts nothing back: neither the
+        # stream, nor the generator, which would refuse to draw, nor the allocator.
+        _failed.append(graph)
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(untouched)
+        with suppress(RuntimeError, AttributeError):  # where it has ended, or another PyTorch has another name
+            torch._C._cuda_endAllocateToPool(device, pool)
+        raise RuntimeError(str((reasons or [error])[0])) from error
+
+    def replay(_: Callable[[], None] = function) -> None:  # which stays, and with it the memory that it works on
+        graph.replay()
+
+    return replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected within the block, but before: an older graph that is freed in a capture would end it."""
+    gc.collect()
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def eager(function: Callable[[], None]) -> Callable[[], None]:

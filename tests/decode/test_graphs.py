@@ -9,6 +9,7 @@ import torch
 from test_engine import MODELS, TEXT, network
 
 from rhapsode.decode import Engine, GenerationRequest, PromptRead, SampleConfig, Written, graphs, read_ids, score_ids
+from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 
@@ -73,6 +74,34 @@ def test_rows_write_what_modules_write(
         assert got == pytest.approx(logs, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_no_number_of_the_host_is_in_a_step(tokenizer: Tokenizer, name: str) -> None:
+    """Would catch what a CPU hides and a GPU cannot capture: a tensor made of a Python number, one that is moved."""
+    texts = graphs.GraphTexts(network(tokenizer, name).to("meta").eval(), 4, eager)
+    with torch.inference_mode(), form("fast"):
+        texts._make()
+        with replayed.DeviceOnly("meta") as operations:
+            texts._step(4)
+    assert operations.count > 20
+
+
+def test_a_long_prompt_is_one_block(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a prompt that a GPU reads page by page, as the CPU's kernel does, hundreds of launches each."""
+    blocks: list[int] = []
+    read = graphs.GraphTexts._read
+
+    def counted(texts: graphs.GraphTexts, slot: int, ids: list[int]) -> torch.Tensor:
+        blocks.append(len(ids))
+        return read(texts, slot, ids)
+
+    monkeypatch.setattr(graphs.GraphTexts, "_read", counted)
+    engine = Engine(network(tokenizer, "all attend"), tokenizer, capture=eager)
+    engine.submit(GenerationRequest([1, *[5] * 700], SampleConfig(2, 0.0)))
+    while engine.busy:
+        engine.step()
+    assert blocks == [700]  # the last token is read by the first step
+
+
 def test_states_leave_rows_and_come_back(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a state that is cut at the room of a row, or taken from the row of another text."""
     monkeypatch.setattr("rhapsode.decode.engine.usable_kernel", lambda: None)
@@ -110,3 +139,30 @@ def test_a_capture_that_fails_or_lies_is_told(tokenizer: Tokenizer) -> None:
         with pytest.warns(RuntimeWarning, match=reason):
             found = answers(Engine(model, tokenizer, capture=capture), traffic())
         assert found == expected
+
+
+def test_where_one_size_is_not_captured_none_is(tokenizer: Tokenizer) -> None:
+    """Would catch a graph that is replayed after another one failed: its generator is not the one in use any more."""
+    model = network(tokenizer, "all attend")
+    alone_again = [
+        (0 if n == 0 else 3, GenerationRequest([1], SampleConfig(20 if n == 0 else 3, seed=n))) for n in (0, 1)
+    ]
+    expected = answers(Engine(model, tokenizer, capture=eager), alone_again)
+    made: list[int] = []
+
+    def second_fails(function: Callable[[], None]) -> Callable[[], None]:
+        made.append(0)
+        if len(made) > 1:
+            raise RuntimeError("not this one")
+        replay = replayed.capture(function)
+
+        def first() -> None:
+            assert len(made) == 1
+            replay()
+
+        return first
+
+    with pytest.warns(RuntimeWarning, match="is not captured: not this one"):
+        found = answers(Engine(model, tokenizer, capture=second_fails), alone_again)
+    assert found == expected
+    assert len(made) == 2

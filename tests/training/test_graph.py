@@ -2,6 +2,7 @@
 (replayed.py), and so finds every value that would be baked into a CUDA graph."""
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import replayed
 import torch
 from begun import MODELS, AskedAfter, assert_same_end, timeless
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager
-from rhapsode.model import LanguageModel
+from rhapsode.model import LanguageModel, ModelConfig, build_model
+from rhapsode.recipe import OptimizerConfig
 from rhapsode.run import Run
+from rhapsode.tokens import BatchConfig
 from rhapsode.training import graph, loop, train_run
 from rhapsode.training.agreement import Agreement
 from rhapsode.training.optimizer import Optimizers
@@ -68,6 +73,16 @@ def test_a_replayed_step_is_the_step(begin: Begin, small: Any, kind: str) -> Non
             assert (after[name] - tensor).norm() <= 1e-2 * tensor.norm() + 1e-6, name
         else:
             assert torch.equal(after[name], tensor), name
+
+
+def test_a_step_is_replayed_on_an_older_pytorch(begin: Begin, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a loss that PyTorch before 2.13, which computes logits again for the gradient, cannot capture."""
+    monkeypatch.delattr("torch.nn.functional.linear_cross_entropy")
+    expected, found = begin("eager"), begin("replayed")
+    go(expected, small, capture=None)
+    go(found, small)
+    assert "captured" not in (found.path / "log.txt").read_text()
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["stacked, carried", "dropout"])
@@ -133,6 +148,95 @@ def test_a_capture_that_fails_is_told_and_steps_go_on(begin: Begin, small: Any) 
     assert log.count("could not be captured, so it is launched piece by piece: operation not permitted") == 1
 
 
+class FailsAtTheUpdate(TorchDispatchMode):
+    """What a GPU that cannot capture the optimiser does: loss and gradients are made already."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_fused_adam" in str(func):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_capture_that_fails_half_way_leaves_no_gradient(begin: Begin, small: Any) -> None:
+    """Would catch gradients of a failed capture, which were never computed, added to those of the step after it."""
+
+    def fails(function: Callable[[], None]) -> Callable[[], None]:
+        with FailsAtTheUpdate():
+            function()
+        raise AssertionError
+
+    expected, found = begin("expected", **LEARNS), begin("found", **LEARNS)
+    go(expected, small, eager)
+    go(found, small, fails)
+    assert_same_end(found, expected)
+
+
+def test_where_one_step_is_not_captured_none_is(begin: Begin, small: Any) -> None:
+    """Would catch a graph that is replayed after another one failed: its generator is not the one in use any more."""
+    made: list[int] = []
+
+    def second_fails(function: Callable[[], None]) -> Callable[[], None]:
+        made.append(0)
+        if len(made) > 1:
+            raise RuntimeError("not this one")
+        replay = replayed.capture(function)
+
+        def first() -> None:
+            assert len(made) == 1
+            replay()
+
+        return first
+
+    twice = {**LEARNS, "epochs": 2, "validations": 1}  # the second begins without a state again
+    expected, found = begin("expected", **twice), begin("found", **twice)
+    go(expected, small, eager)
+    go(found, small, second_fails)
+    assert len(made) == 2
+    assert_same_end(found, expected)
+
+
+@pytest.mark.parametrize("what", ["weight", "optimizer"])
+def test_a_capture_that_makes_no_numbers_is_not_used(begin: Begin, small: Any, what: str) -> None:
+    """Would catch a comparison that takes NaN for small: the loss is that of before the update, and is right."""
+
+    def spoils(function: Callable[[], None]) -> Callable[[], None]:
+        replay = replayed.capture(function)
+        step = function.__closure__[1].cell_contents  # type: ignore[index]
+        assert isinstance(step, graph.GraphStep)
+
+        def other() -> None:
+            replay()
+            next(part for name, part in step.changing().items() if name.startswith(what)).fill_(math.nan)
+
+        return other
+
+    expected, found = begin("expected", **LEARNS), begin("found", **LEARNS)
+    go(expected, small, eager)
+    go(found, small, spoils)
+    assert_same_end(found, expected)
+    assert "is not the step it was captured from" in (found.path / "log.txt").read_text()
+
+
+def test_rounding_is_no_difference() -> None:
+    """Would catch a right graph that is refused for a key's bias, whose gradient is nothing but rounding, so that Adam
+    moves it at full rate anywhere; and a wrong one that passes where the gradient is one."""
+
+    def after(bias: float, weight: float, gradient: float) -> dict[str, torch.Tensor]:
+        moved = {"0 weight k.bias": bias, "0 weight k.weight": weight, "0 losses": 2.0}
+        moments = {"exp_avg": (gradient, 0.5), "exp_avg_sq": (gradient**2, 0.25), "step": (1.0, 1.0)}
+        for key, (of_bias, of_weight) in moments.items():
+            moved |= {f"0 optimizer 1/k.bias/{key}": of_bias, f"0 optimizer 1/k.weight/{key}": of_weight}
+        return {name: torch.tensor([value]) for name, value in moved.items()}
+
+    before = {"0 weight k.bias": torch.tensor([1.0]), "0 weight k.weight": torch.tensor([1.0])}
+    expected = after(1.01, 0.99, 1e-9)
+    assert graph._difference(before, expected, after(0.99, 0.99, -1e-9)) == ""
+    assert "k.weight" in graph._difference(before, expected, after(1.01, 1.01, 1e-9))
+    assert "k.bias" in graph._difference(before, after(1.01, 0.99, 1e-3), after(0.99, 0.99, -1e-3))
+    assert "k.bias" in graph._difference(before, expected, after(math.nan, 0.99, 1e-9))
+    assert "k.bias" in graph._difference(before, expected, after(3.0, 0.99, 1e-9))
+
+
 @pytest.mark.parametrize("wrong", ["rate", "loss"])
 def test_a_capture_that_is_another_step_is_not_used(begin: Begin, small: Any, wrong: str) -> None:
     """Would catch a graph that is trusted although its first replay does something else."""
@@ -177,3 +281,19 @@ def test_several_processes_or_parts_are_not_captured(begin: Begin, small: Any) -
     train_run(run, small.train, small.valid, show=False, accumulate=2, capture=replayed.capture)
     assert "a step is captured only in one process and with whole batches" in (run.path / "log.txt").read_text()
     assert timeless(run.metrics())[-1]["step"] == 24
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_number_of_the_host_is_in_the_step(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Would catch what a CPU hides and a GPU cannot capture: a tensor made of a Python number, one that is moved."""
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    options = KINDS[kind]
+    model = build_model(ModelConfig(5000, **options["model"]), seed=0).to("meta")  # many words: the loss is in chunks
+    optimizer = OptimizerConfig(**options.get("optimizer", {}))
+    step = graph.GraphStep(model, optimizer, BatchConfig(20, 16, carry_state=True), eager, print)
+    for continued in (False, True):
+        with replayed.DeviceOnly("meta") as operations, form("fast"):
+            step._update(continued)
+        assert operations.count > 300
+    with pytest.raises(RuntimeError, match="tensors on cpu"), replayed.DeviceOnly("meta"):
+        step.optimizers.step(torch.tensor(0.5))

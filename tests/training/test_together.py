@@ -1,5 +1,6 @@
 """Runs side by side: each gets what it gets alone, within a tolerance; and what befalls one befalls it alone."""
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -13,8 +14,11 @@ from begun import MODELS, AskedAfter
 from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager
 from rhapsode.model import ModelConfig, build_model
+from rhapsode.recipe import OptimizerConfig
 from rhapsode.run import Run
+from rhapsode.tokens import BatchConfig
 from rhapsode.training import together, train_run
+from rhapsode.training.graph import GraphStep
 from rhapsode.training.together import Trainee, train_together
 
 Begin = Callable[..., Run]
@@ -95,6 +99,18 @@ def test_gradients_side_by_side_are_exact(cell: str, length: int) -> None:
             grad = stacked[name].grad
             assert grad is not None
             assert torch.allclose(grad[k], parameter.grad, rtol=1e-9, atol=1e-12), name  # type: ignore[arg-type]
+
+
+def test_no_number_of_the_host_is_in_the_step_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch what a CPU hides and a GPU cannot capture: a tensor made of a Python number, one that is moved."""
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    models = [build_model(ModelConfig(300, **STACKED), seed).to("meta") for seed in range(2)]
+    steps = [GraphStep(model, OptimizerConfig(), BatchConfig(12, 4), eager, print) for model in models]
+    update = together._joined(steps)
+    for _ in range(2):
+        with replayed.DeviceOnly("meta") as operations:
+            update.update()
+        assert operations.count > 300
 
 
 def test_one_that_fails_leaves_the_others_alone(begin: Begin, small: Any) -> None:

@@ -155,7 +155,7 @@ class GraphTexts(ModuleTexts):
                 return replay
             reason = f"its logits differ by {float(difference):.1e}"
         warnings.warn(f"a step of {count} texts is not captured: {reason}", RuntimeWarning, stacklevel=2)
-        self.capture = eager
+        self.capture, self.steps = eager, {}  # of other sizes too: PyTorch's generator is not the one they know
         go_back()
         step()
         return step

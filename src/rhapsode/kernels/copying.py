@@ -88,7 +88,7 @@ class _CopyLoss(torch.autograd.Function):
         )
         weight_grad, bias_grad = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         nats = x.new_zeros(())
-        rows = max(1, chunk_rows(len(weight)) // T)
+        rows = max(1, chunk_rows(len(weight), x.device) // T)
         for now in (slice(begin, begin + rows) for begin in range(0, B, rows)):
             A = torch.baddbmm(hidden, q[now], k[now].mT, alpha=1 / math.sqrt(d)).softmax(-1)  # (rows, T, S)
             hits = A.where(ids[now, None] == targets[now, :, None], 0.0)
