@@ -73,6 +73,7 @@ export class Lectures {
         button("Next", 1),
         element("span", { class: "steps" }, this.slider),
         this.place,
+        element("span", { class: "hint" }, "← and → step, too"),
       ),
       ...inputs.filter(({ range }) => range).map((input) => this.#field(input)),
       this.figure,
