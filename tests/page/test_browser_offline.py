@@ -91,7 +91,9 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     second = text_of(page)
     assert second != first
     ended = page.locator("#story .end").count()
-    assert page.locator("#story .here").get_attribute("data-i") == str(page.locator("#story > span").count() - 2 - ended)
+    assert page.locator("#story .here").get_attribute("data-i") == str(
+        page.locator("#story > span").count() - 2 - ended
+    )
     page.get_by_role("button", name="Edit").click()
     page.locator("#text").fill(second[:10] + " dragon")
     page.get_by_role("button", name="Read it").click()

@@ -189,7 +189,13 @@ def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, 
             row.get_by_text("training").wait_for()
             before = page.locator("#view-runs .plot").get_attribute("aria-label")
             last = run.metrics()[-1]
-            line = {**last, "event": "valid", "tokens": last["tokens"] + 4096, "valid_loss": 0.125, "bits_per_byte": 0.1}
+            line = {
+                **last,
+                "event": "valid",
+                "tokens": last["tokens"] + 4096,
+                "valid_loss": 0.125,
+                "bits_per_byte": 0.1,
+            }
             with run.metrics_path.open("a") as metrics, run.log_path.open("a") as log:
                 metrics.write(json.dumps(line) + "\n")
                 log.write("step 9,999 of 10,000: train 0.2, valid 0.125\n    Once upon a time a new sample came.\n")

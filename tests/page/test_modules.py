@@ -17,7 +17,8 @@ def test_branches_share_what_stands_before(tmp_path: Path) -> None:
         + """
         const tree = new Tree(), ids = (id) => tree.path(id).map((token) => token.id);
         const root = tree.add(null, 0, of(1, 2, 3, 4)), child = tree.add(root.id, 2, of(5, 6));
-        const deep = tree.add(child.id, 1, of(7)), late = tree.add(child.id, 3, of(8)), own = tree.add(child.id, 0, of(0));
+        const deep = tree.add(child.id, 1, of(7)), late = tree.add(child.id, 3, of(8));
+        const own = tree.add(child.id, 0, of(0));
         tree.append(root.id, { id: 9, text: "9" });
         const parents = [deep.parent === root.id, late.parent === child.id, own.parent === null];
         answer([...[root, child, deep, late].map(({ id }) => ids(id)), ...parents]);
