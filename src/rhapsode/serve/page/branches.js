@@ -108,7 +108,11 @@ export class Branches {
           return element(
             "div",
             { class: "card", role: "group", "aria-label": `Sample ${i + 1}`, "aria-current": id === tree.current && "true" },
-            element("p", { class: "words", dir: "auto", "data-branch": id }, tokens.map(({ text }) => text).join("")),
+            element(
+              "p",
+              { class: tokens.at(-1)?.ends ? "words end" : "words", dir: "auto", "data-branch": id },
+              tokens.map(({ text }) => text).join(""),
+            ),
             element(
               "div",
               { class: "line" },

@@ -256,7 +256,7 @@ export class Thought {
     const kept = drawn.reduce((n, p) => n + (p > 0), 0),
       best = whole[drawn.indexOf(drawn.reduce((a, b) => Math.max(a, b)))];
     const share = this.#whole ? `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")}` : "Some";
-    const words = `${share} tokens can be drawn; the likeliest, “${plain(best.piece)}”, with ${percent(Math.max(...drawn))}`;
+    const words = `${share} tokens can be drawn; “${plain(best.piece)}”: ${percent(Math.max(...drawn))}`;
     this.chart.replaceChildren(
       shape(
         "svg",
@@ -318,7 +318,7 @@ export class Thought {
             element(
               "p",
               { class: "soft" },
-              `Of the kind “${reference.kind}”: “${reference.right}” was told ${reference.distance} words before (green line). Wrong would be ${reference.wrong.map((word) => `“${word}”`).join(", ")}.`,
+              `“${reference.right}” was told ${reference.distance} words before (the green line; a fact of the sort “${reference.kind}”). Wrong would be ${reference.wrong.map((word) => `“${word}”`).join(", ")}.`,
             ),
           ]
         : []),
