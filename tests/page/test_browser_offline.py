@@ -153,15 +153,19 @@ def test_a_link_restores_the_page(open_page: Any, offline_file: Path) -> None:
 
 
 def test_the_next_story_is_another(open_page: Any, offline_file: Path) -> None:
-    """Would catch a Write that writes the same story again, and a seed that does not bring one back."""
+    """Would catch a Write that writes the same story again, a seed that does not bring one back, and a mouse that still
+    points at a token of a longer story."""
     page = open_page(offline_file.as_uri())
+    write(page, "Once upon a time", 60)
+    page.locator("#story > span[data-i]:not(.blank, .turn)").last.hover()
     stories = []
     for _ in range(2):
         write(page, "Once upon a time", 20)
         stories.append(text_of(page))
     assert stories[0] != stories[1]
-    assert page.locator("#dial-seed").input_value() == "2"
-    page.locator("#dial-seed").fill("0")
+    assert page.locator("#notice").is_hidden()
+    assert page.locator("#dial-seed").input_value() == "3"
+    page.locator("#dial-seed").fill("1")
     page.locator("#dial-seed").press("Enter")
     write(page, "Once upon a time", 20)
     assert text_of(page) == stories[0]

@@ -166,6 +166,21 @@ def test_runs(open_page: Any, server: Server, axe: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def look_at_a_copy(page: Any) -> None:
+    """What was copied bends below the text and what was looked at above it: both are seen where they are the same."""
+    story = min((storyworld.sample(seed) for seed in range(50)), key=lambda each: len(each.text))
+    page.get_by_role("button", name="Edit").click()
+    page.locator("#text").fill(story.text)
+    page.get_by_role("button", name="Read it").click()
+    page.wait_for_selector("#story .refers")
+    page.locator("#story .refers", has_text=re.compile(r"^\s*[A-Z]\w\w+$")).last.click()
+    page.wait_for_selector("#lines .copied")
+    for kind, is_beyond in (("copied", max), ("seen", min)):
+        for path in page.locator(f"#lines .{kind}").all():
+            ys = [float(y) for y in re.findall(r",(-?[\d.]+)", path.get_attribute("d"))]
+            assert is_beyond(ys) == ys[1] == ys[2]
+
+
 def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, tmp_path: Path) -> None:
     """Would catch a first story that breaks off or that is not of the model inside the package, and a curve, samples
     and a state that stand still while the run that they are of trains on."""
@@ -178,6 +193,7 @@ def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, 
         page.wait_for_selector("#story .end")
         assert page.locator("#continue").text_content() == "The story has ended"
         assert page.locator("#thought .bars .came").count() == 1  # the panel tells of a word, not of what comes next
+        look_at_a_copy(page)
         page.get_by_role("link", name="Runs").click()
         page.get_by_text("without a record of its training").wait_for()
         run = Run.open(path)

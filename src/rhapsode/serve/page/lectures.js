@@ -82,6 +82,7 @@ export class Lectures {
         "details",
         {},
         element("summary", {}, "Your own numbers"),
+        element("p", { class: "hint" }, "Blanks part numbers, / parts rows."),
         ...inputs.filter(({ range }) => !range).map((input) => this.#field(input)),
       ),
       ...(fromModel
