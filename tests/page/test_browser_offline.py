@@ -1,6 +1,7 @@
 """The offline file in Chromium: a page that needs nothing, and everything that a reader does with it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,20 @@ def test_the_next_story_is_another(open_page: Any, offline_file: Path) -> None:
     page = open_page(offline_file.as_uri())
     write(page, "Once upon a time", 60)
     page.locator("#story > span[data-i]:not(.blank, .turn)").last.hover()
+    settle(page, max_tokens=10)
+    page.get_by_label("Begin a story").fill("On")
+    page.keyboard.press("Enter")
+    page.locator("#branches .walk[aria-current]", has_text=re.compile("^On")).wait_for()
+    written(page)
+    page.wait_for_timeout(300)
+    assert page.locator("#notice").is_hidden()
     stories = []
     for _ in range(2):
         write(page, "Once upon a time", 20)
         stories.append(text_of(page))
     assert stories[0] != stories[1]
-    assert page.locator("#notice").is_hidden()
-    assert page.locator("#dial-seed").input_value() == "3"
-    page.locator("#dial-seed").fill("1")
+    assert page.locator("#dial-seed").input_value() == "4"
+    page.locator("#dial-seed").fill("2")
     page.locator("#dial-seed").press("Enter")
     write(page, "Once upon a time", 20)
     assert text_of(page) == stories[0]

@@ -193,6 +193,8 @@ def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, 
         page.wait_for_selector("#story .end")
         assert page.locator("#continue").text_content() == "The story has ended"
         assert page.locator("#thought .bars .came").count() == 1  # the panel tells of a word, not of what comes next
+        page.locator("#branches .walk").click()
+        page.wait_for_selector("#story .end.here")
         look_at_a_copy(page)
         page.get_by_role("link", name="Runs").click()
         page.get_by_text("without a record of its training").wait_for()
