@@ -77,7 +77,10 @@ export class Thought {
       memory,
     );
     for (const type of ["path", "cursor", "looking", "facts"]) session.addEventListener(type, () => this.refresh());
-    session.addEventListener("busy", () => session.busy || this.refresh());
+    session.addEventListener("busy", () => {
+      if (session.busy) find("thought").classList.add("stale"); // it tells of what stood there before
+      else this.refresh();
+    });
     session.addEventListener("settings", () => {
       this.#turn();
       this.#chart();
@@ -149,6 +152,7 @@ export class Thought {
   #show(place, { before, after }) {
     const { session } = this,
       token = session.path[place];
+    find("thought").classList.remove("stale");
     this.title.replaceChildren(...(token ? inItsWord(session.path, place) : ["What comes next?"]));
     this.surprise.textContent = token
       ? `${token.bits.toFixed(1)} bits of surprise: ${odds(token.bits)}`
@@ -255,8 +259,9 @@ export class Thought {
       ]);
     const kept = drawn.reduce((n, p) => n + (p > 0), 0),
       best = whole[drawn.indexOf(drawn.reduce((a, b) => Math.max(a, b)))];
-    const share = this.#whole ? `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")}` : "Some";
-    const words = `${share} tokens can be drawn; “${plain(best.piece)}”: ${percent(Math.max(...drawn))}`;
+    const most = `“${plain(best.piece)}”: ${percent(Math.max(...drawn))}`,
+      share = `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")} tokens can be drawn`,
+      words = this.#whole ? `${share}; ${most}` : most;
     this.chart.replaceChildren(
       shape(
         "svg",
