@@ -153,13 +153,15 @@ press("link", async () => {
   setTimeout(() => (find("link").textContent = "Copy the link"), 4000);
 });
 
+const plural = (count, name) => `${count.toLocaleString("en")} ${name}${count === 1 ? "" : "s"}`;
+
 function busy() {
   find("continue").hidden = session.busy;
   find("continue").disabled = session.ended;
   find("continue").textContent = session.ended ? "The story has ended" : "Write on";
   find("stop").hidden = !session.busy;
   find("edit").disabled = find("begin").querySelector("button").disabled = session.busy;
-  find("progress").textContent = session.busy ? "" : `${session.path.length} tokens`;
+  find("progress").textContent = session.busy ? "" : plural(session.path.length, "token");
 }
 
 let begun = 0,
@@ -211,6 +213,7 @@ function modelLine() {
 }
 
 async function start() {
+  find("model").textContent = "Loading the model …";
   try {
     models = await source.models();
     [session.model] = models;
@@ -231,7 +234,7 @@ async function start() {
     if (session.failure && session.model.training) {
       show("runs"); // where it can be watched meanwhile
       session.fail({
-        message: `${session.model.name} trains and has no checkpoint yet: its first story comes after its first validation`,
+        message: `The run ${session.model.name} has no checkpoint yet: its first story comes after its first validation`,
         again: session.failure.again,
       });
     }

@@ -226,7 +226,8 @@ export class Thought {
         : []),
     );
     if (departed === null) return;
-    const word = inItsWord(this.session.path, departed);
+    const { path } = this.session,
+      word = path[departed].ends ? [`“${path[departed].piece}”`] : inItsWord(path, departed);
     if (!truth)
       this.truth.replaceChildren(
         "There is no truth here: since ",
