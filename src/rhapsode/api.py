@@ -459,7 +459,8 @@ def export_html(
                     rise = f"int8 costs {after - before:.4f} bits per byte here"
                     raise ValueError(f"{rise}, {LARGEST_RISE} are too many: export with --float16")
                 found |= {"bits_per_byte": before, "bits_per_byte_packed": after}
-        sample = max((each.tokens for each in copy.generate(temperature=0.5, max_tokens=200, n=4)), key=len)
+        stories = copy.generate(temperature=0.5, max_tokens=400, n=4)
+        sample = max(stories, key=lambda each: (each.finish_reason == "stop", len(each.tokens))).tokens
     end = model.tokenizer.token_text(model.tokenizer.eos_id)
     about = {"id": name, "name": name, "parameters": parameters, "storyworld": False, "end": end, "sample": sample}
     page, empty = offline_page(packed, spelling, about), offline_page(b"", {}, {})

@@ -1,6 +1,7 @@
 """The offline file in Chromium: a page that needs nothing, and everything that a reader does with it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     written(page)
     second = text_of(page)
     assert second != first
+    ended = page.locator("#story .end").count()
+    assert page.locator("#story .here").get_attribute("data-i") == str(
+        page.locator("#story > span").count() - 2 - ended
+    )
     page.get_by_role("button", name="Edit").click()
     page.locator("#text").fill(second[:10] + " dragon")
     page.get_by_role("button", name="Read it").click()
@@ -99,6 +104,8 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     page.locator("#branches").get_by_role("button", name="Rename").last.click()
     page.locator("#branches input").fill("the dragon")
     page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "the dragon"
+    assert text_of(page) == second[:10] + " dragon"
     with page.expect_download() as download:
         page.get_by_role("button", name="Save to a file").click()
     saved = tmp_path / "story.json"
@@ -111,6 +118,10 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     assert text_of(page) == first
     page.locator("#branches").get_by_role("button", name="Prune").nth(1).click()
     assert walks.count() == 1
+    page.get_by_role("button", name="Undo").click()
+    assert walks.count() == 4
+    assert text_of(page) == first
+    page.locator("#branches").get_by_role("button", name="Prune").nth(1).click()
 
     page.locator("#file").set_input_files(saved)
     page.get_by_role("button", name="the dragon", exact=True).click()
@@ -140,6 +151,31 @@ def test_a_link_restores_the_page(open_page: Any, offline_file: Path) -> None:
     page.goto(url[: url.index("~") + 30])
     page.wait_for_selector("#notice:not([hidden])")
     assert "broken" in page.locator("#notice").text_content()
+
+
+def test_the_next_story_is_another(open_page: Any, offline_file: Path) -> None:
+    """Would catch a Write that writes the same story again, a seed that does not bring one back, and a mouse that still
+    points at a token of a longer story."""
+    page = open_page(offline_file.as_uri())
+    write(page, "Once upon a time", 60)
+    page.locator("#story > span[data-i]:not(.blank, .turn)").last.hover()
+    settle(page, max_tokens=10)
+    page.get_by_label("Begin a story").fill("On")
+    page.keyboard.press("Enter")
+    page.locator("#branches .walk[aria-current]", has_text=re.compile("^On")).wait_for()
+    written(page)
+    page.wait_for_timeout(300)
+    assert page.locator("#notice").is_hidden()
+    stories = []
+    for _ in range(2):
+        write(page, "Once upon a time", 20)
+        stories.append(text_of(page))
+    assert stories[0] != stories[1]
+    assert page.locator("#dial-seed").input_value() == "4"
+    page.locator("#dial-seed").fill("2")
+    page.locator("#dial-seed").press("Enter")
+    write(page, "Once upon a time", 20)
+    assert text_of(page) == stories[0]
 
 
 def test_samples_side_by_side(open_page: Any, offline_file: Path) -> None:

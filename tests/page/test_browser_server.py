@@ -1,6 +1,8 @@
 """The page against a server in Chromium: streams that break, the truth beside the model's thought, runs."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from test_browser_offline import settle, text_of, violations, write, written
 
 from rhapsode import storyworld
 from rhapsode.model import ModelConfig, build_model
+from rhapsode.packaged.run import packaged_run
 from rhapsode.run import Run
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -87,7 +90,7 @@ def test_a_server_that_stops_in_the_middle(open_page: Any, slow_writer: Path) ->
     page.wait_for_selector("#story > span[data-i='12']")
     server.kill()
     page.get_by_role("button", name="Try again").wait_for()
-    assert "the server has stopped answering" in page.locator("#notice").text_content()
+    assert "The server has stopped answering" in page.locator("#notice").text_content()
     kept = text_of(page)
     assert kept.startswith("Once upon a time")
     again = server.again()
@@ -161,6 +164,69 @@ def test_runs(open_page: Any, server: Server, axe: str) -> None:
     assert violations(page, axe) == []
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def look_at_a_copy(page: Any) -> None:
+    """What was copied bends below the text and what was looked at above it: both are seen where they are the same."""
+    story = min((storyworld.sample(seed) for seed in range(50)), key=lambda each: len(each.text))
+    page.get_by_role("button", name="Edit").click()
+    page.locator("#text").fill(story.text)
+    page.get_by_role("button", name="Read it").click()
+    page.wait_for_selector("#story .refers")
+    page.locator("#story .refers", has_text=re.compile(r"^\s*[A-Z]\w\w+$")).last.click()
+    page.wait_for_selector("#lines .copied")
+    for kind, is_beyond in (("copied", max), ("seen", min)):
+        for path in page.locator(f"#lines .{kind}").all():
+            ys = [float(y) for y in re.findall(r",(-?[\d.]+)", path.get_attribute("d"))]
+            assert is_beyond(ys) == ys[1] == ys[2]
+
+
+def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, tmp_path: Path) -> None:
+    """Would catch a first story that breaks off or that is not of the model inside the package, and a curve, samples
+    and a state that stand still while the run that they are of trains on."""
+    path = tmp_path / "trains"
+    shutil.copytree(storyteller, path)
+    server = Server(packaged_run(), 0, str(path))
+    try:
+        page = open_page(server.url)
+        written(page)
+        page.wait_for_selector("#story .end")
+        assert page.locator("#continue").text_content() == "The story has ended"
+        assert page.locator("#thought .bars .came").count() == 1  # the panel tells of a word, not of what comes next
+        page.locator("#branches .walk").click()
+        page.wait_for_selector("#story .end.here")
+        look_at_a_copy(page)
+        page.get_by_role("link", name="Runs").click()
+        page.get_by_text("without a record of its training").wait_for()
+        run = Run.open(path)
+        with run.lock():
+            page.get_by_role("link", name="Lectures").click()
+            page.get_by_role("link", name="Runs").click()
+            page.get_by_role("button", name="trains").click()
+            row = page.locator("#view-runs tr", has_text="trains")
+            row.get_by_text("training").wait_for()
+            before = page.locator("#view-runs .plot").get_attribute("aria-label")
+            last = run.metrics()[-1]
+            line = {
+                **last,
+                "event": "valid",
+                "tokens": last["tokens"] + 4096,
+                "valid_loss": 0.125,
+                "bits_per_byte": 0.1,
+            }
+            with run.metrics_path.open("a") as metrics, run.log_path.open("a") as log:
+                metrics.write(json.dumps(line) + "\n")
+                log.write("step 9,999 of 10,000: train 0.2, valid 0.125\n    Once upon a time a new sample came.\n")
+            page.get_by_text("Once upon a time a new sample came.").wait_for()
+            row.get_by_text("0.1250").wait_for()
+            after = page.locator("#view-runs .plot").get_attribute("aria-label")
+            assert before != after
+            assert "validation 0.125 at last" in after
+        row.get_by_text("done").wait_for()
+    finally:
+        server.kill()
+    page.close()
+    page.expected_problems.clear()
 
 
 ELSEWHERE = """async (server) => {

@@ -2,6 +2,8 @@
 
 import { element, find } from "./dom.js";
 
+const MOST_LETTERS = 60;
+
 export class Branches {
   #renaming = null;
 
@@ -13,7 +15,11 @@ export class Branches {
 
   render() {
     const { tree } = this.session;
-    find("branches").replaceChildren(this.#list(tree.children(null)));
+    const undo = () => element("button", { type: "button", onclick: () => this.session.unprune() }, "Undo");
+    find("branches").replaceChildren(
+      this.#list(tree.children(null)),
+      this.session.pruned ? element("p", { class: "soft" }, "A branch was pruned. ", undo()) : "",
+    );
     this.#samples();
   }
 
@@ -26,28 +32,27 @@ export class Branches {
       { tree } = session,
       { id } = branch,
       children = tree.children(id);
-    const words =
-      branch.tokens
-        .map(({ text }) => text)
-        .join("")
-        .trim()
-        .slice(0, 60) || "…";
+    const words = beginning(branch.tokens.map(({ text }) => text).join("").trim());
     const name = branch.name || words,
       current = id === tree.current;
     const walk =
       this.#renaming === id
         ? element("input", {
-            value: branch.name,
+            value: name,
             "aria-label": "New name",
-            onchange: ({ target }) => this.#rename(branch, target.value),
-            onkeydown: ({ key }) => key === "Escape" && this.#rename(branch, branch.name),
-            onblur: ({ target }) => this.#rename(branch, target.value),
+            onkeydown: (event) => {
+              if (!["Enter", "Escape"].includes(event.key)) return;
+              event.preventDefault(); // or the button that gets the focus would be pressed
+              this.#rename(branch, event.key === "Enter" ? event.target.value : branch.name);
+            },
+            onblur: ({ target }) => this.#rename(branch, target.value === words ? branch.name : target.value),
           })
         : element(
             "button",
             {
               type: "button",
               class: "walk",
+              "data-id": id,
               dir: "auto",
               "aria-current": current && "true",
               title: words,
@@ -80,6 +85,7 @@ export class Branches {
     this.#renaming = null;
     branch.name = name.trim().slice(0, 80);
     this.session.say("path");
+    find("branches").querySelector(`[data-id="${branch.id}"]`)?.focus();
   }
 
   // -- samples -------------------------------------------------------------------------------------------------------
@@ -101,8 +107,12 @@ export class Branches {
           );
           return element(
             "div",
-            { class: "card", role: "group", "aria-label": `Sample ${i + 1}` },
-            element("p", { class: "words", dir: "auto", "data-branch": id }, tokens.map(({ text }) => text).join("")),
+            { class: "card", role: "group", "aria-label": `Sample ${i + 1}`, "aria-current": id === tree.current && "true" },
+            element(
+              "p",
+              { class: tokens.at(-1)?.ends ? "words end" : "words", dir: "auto", "data-branch": id },
+              tokens.map(({ text }) => text).join(""),
+            ),
             element(
               "div",
               { class: "line" },
@@ -117,4 +127,10 @@ export class Branches {
   #card(id) {
     return find("samples").querySelector(`[data-branch="${id}"]`);
   }
+}
+
+// The first words of a branch, by which it is called until it has a name.
+function beginning(text) {
+  if (text.length <= MOST_LETTERS) return text || "…";
+  return `${text.slice(0, MOST_LETTERS).replace(/\s+\S*$/, "")} …`;
 }

@@ -301,7 +301,7 @@ export const CHAPTERS = [
       { name: "scores", label: "Scores S", value: "2 0 1 -1 0", kind: "vector" },
       { name: "names", label: "Vocabulary", value: "Pia Tom met Then . the", kind: "words" },
       { name: "z", label: "Logits z", value: "0.5 0.5 -1 -2 0 1.5", kind: "vector" },
-      { name: "u", label: "Gate u", value: "0", kind: "number", range: { min: -6, max: 6, step: 0.25 } },
+      { name: "u", label: "Gate u", value: "0", kind: "number", range: { min: -12, max: 12, step: 0.25 } },
     ],
     async fromModel(session) {
       const {

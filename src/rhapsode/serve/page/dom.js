@@ -44,5 +44,5 @@ export const percent = (p) =>
         ? `${(100 * p).toFixed(1)}%`
         : p > 0
           ? "<0.1%"
-          : "0";
+          : "0%";
 export const bitsOf = (nats) => -nats / Math.LN2;

@@ -62,8 +62,15 @@ export const factor = (v) => (v < 0 ? `(${number(v)})` : number(v));
 export function graph(T, t, forward) {
   const place = (s) => 70 + 130 * s,
     level = { x: 200, h: 145, o: 90, L: 35 };
-  const arrow = (x1, y1, x2, y2, on) =>
-    shape("path", { class: on ? "copied" : "plain", d: `M${x1},${y1} L${x2},${y2}` });
+  const arrow = (x1, y1, x2, y2, on) => {
+    const length = Math.hypot(x2 - x1, y2 - y1),
+      [dx, dy] = [(5 * (x2 - x1)) / length, (5 * (y2 - y1)) / length];
+    const tip = (side) => `${x2 - dx - (side * dy) / 1.6},${y2 - dy + (side * dx) / 1.6}`;
+    return shape("path", {
+      class: on ? "copied" : "plain",
+      d: `M${x1},${y1} L${x2},${y2} M${tip(1)} L${x2},${y2} L${tip(-1)}`,
+    });
+  };
   const parts = [];
   for (let s = 0; s < T; s++) {
     const x = place(s),
@@ -111,10 +118,15 @@ export function logCurve(lengths) {
     "svg",
     {
       class: "plot",
-      viewBox: "0 0 560 170",
+      viewBox: "0 0 560 196",
       role: "img",
       "aria-label": `From 1 to ${number(lengths.at(-1))} in ${lengths.length - 1} steps back`,
     },
+    ...[0, 10, 20]
+      .filter((n) => n < lengths.length - 4)
+      .concat(lengths.length - 1)
+      .map((n) => shape("text", { x: x(n), y: 170, "text-anchor": "middle" }, n)),
+    shape("text", { x: 540, y: 188, "text-anchor": "end" }, "steps back"),
     ...[-8, 0, 8].flatMap((power) => [
       shape("line", { class: "axis", x1: 40, x2: 540, y1: y(10 ** power), y2: y(10 ** power) }),
       shape("text", { x: 34, y: y(10 ** power) + 4, "text-anchor": "end" }, power ? `1e${power}` : "1"),

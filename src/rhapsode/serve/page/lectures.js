@@ -73,6 +73,7 @@ export class Lectures {
         button("Next", 1),
         element("span", { class: "steps" }, this.slider),
         this.place,
+        element("span", { class: "hint" }, "← and → step, too"),
       ),
       ...inputs.filter(({ range }) => range).map((input) => this.#field(input)),
       this.figure,
@@ -81,6 +82,7 @@ export class Lectures {
         "details",
         {},
         element("summary", {}, "Your own numbers"),
+        element("p", { class: "hint" }, "Blanks part numbers, / parts rows."),
         ...inputs.filter(({ range }) => !range).map((input) => this.#field(input)),
       ),
       ...(fromModel

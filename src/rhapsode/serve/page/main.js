@@ -10,7 +10,7 @@ import { openSource } from "./source.js";
 import { StoryView } from "./storyview.js";
 import { Thought } from "./thought.js";
 
-const FIRST = { temperature: 0.5, max_tokens: 200, seed: 0 }; // of the story that stands there at first
+const FIRST = { temperature: 0.5, max_tokens: 400, seed: 1 }; // of the story that stands there at first
 const WAIT = 400; // milliseconds after the last change before the address has it
 
 const source = openSource(askForKey),
@@ -78,7 +78,8 @@ function tell(failure) {
       },
       "Try again",
     );
-  find("notice").replaceChildren(`${failure.message}. `, again ?? "");
+  const words = failure.message;
+  find("notice").replaceChildren(`${words.charAt(0).toUpperCase()}${words.slice(1)}. `, again ?? "");
 }
 
 function askForKey() {
@@ -112,10 +113,11 @@ press("edit", () => {
   find("text").setSelectionRange(typed, typed);
 });
 press("cancel", () => editing(false));
-find("editing").addEventListener("submit", (event) => {
+find("editing").addEventListener("submit", async (event) => {
   event.preventDefault();
   editing(false);
-  session.edit(find("text").value.replaceAll("\r\n", "\n"));
+  await session.edit(find("text").value.replaceAll("\r\n", "\n"));
+  if (session.failure) editing(true); // what was typed is not lost
 });
 find("text").addEventListener("keydown", (event) => {
   if (event.key === "Escape") editing(false);
@@ -141,13 +143,17 @@ find("file").addEventListener("change", async ({ target }) => {
 });
 press("link", async () => {
   const link = `${location.href.split("#")[0]}#story~${await packed(session.state)}`;
-  await navigator.clipboard
-    ?.writeText(link)
-    .then(() => announce("The link was copied"))
-    .catch(() => null);
+  const copied = await navigator.clipboard?.writeText(link).then(
+    () => true,
+    () => false,
+  );
   history.replaceState(null, "", link);
-  find("link").textContent = "The link is in the address";
+  find("link").textContent = copied ? "The link was copied" : "The link is in the address";
+  announce(find("link").textContent);
+  setTimeout(() => (find("link").textContent = "Copy the link"), 4000);
 });
+
+const plural = (count, name) => `${count.toLocaleString("en")} ${name}${count === 1 ? "" : "s"}`;
 
 function busy() {
   find("continue").hidden = session.busy;
@@ -155,7 +161,7 @@ function busy() {
   find("continue").textContent = session.ended ? "The story has ended" : "Write on";
   find("stop").hidden = !session.busy;
   find("edit").disabled = find("begin").querySelector("button").disabled = session.busy;
-  find("progress").textContent = session.busy ? "" : `${session.path.length} tokens`;
+  find("progress").textContent = session.busy ? "" : plural(session.path.length, "token");
 }
 
 let begun = 0,
@@ -172,6 +178,7 @@ session.addEventListener("busy", () => {
 });
 for (const type of ["path", "cursor", "settings", "busy"]) session.addEventListener(type, remember);
 session.addEventListener("path", busy);
+session.addEventListener("path", () => session.text === find("text").value && !find("editing").hidden && editing(false));
 session.addEventListener("failed", ({ detail }) => tell(detail));
 session.addEventListener("model", () => modelLine());
 
@@ -202,10 +209,11 @@ function modelLine() {
       { "aria-label": "Model", onchange: ({ target }) => session.choose(models[target.selectedIndex]) },
       ...models.map((model) => element("option", { selected: model === session.model }, model.name)),
     );
-  find("model").replaceChildren(choose || name, `, ${about}`);
+  find("model").replaceChildren(...(choose ? [choose, " "] : [name, ", "]), about);
 }
 
 async function start() {
+  find("model").textContent = "Loading the model …";
   try {
     models = await source.models();
     [session.model] = models;
@@ -223,8 +231,15 @@ async function start() {
     await session.begin("", true);
     session.settings = settings;
     session.say("settings");
+    if (session.failure && session.model.training) {
+      show("runs"); // where it can be watched meanwhile
+      session.fail({
+        message: `The run ${session.model.name} has no checkpoint yet: its first story comes after its first validation`,
+        again: session.failure.again,
+      });
+    }
   }
-  session.point(session.path.length > 12 ? 12 : 0);
+  session.point(session.telling);
 }
 
 addEventListener("hashchange", go);

@@ -1,21 +1,18 @@
 // Runs: how each was trained, its losses and samples, live while it trains; and two models on the same prompt.
 
-import { element, find, shape } from "./dom.js";
+import { curve } from "./curve.js";
+import { element, find } from "./dom.js";
 
 const EVERY = 2000; // milliseconds between looks at a run in training
-const WIDTH = 560,
-  HEIGHT = 260,
-  LEFT = 44,
-  BOTTOM = 34;
-const LINES = [
-  ["train_loss", "training", "one"],
-  ["valid_loss", "validation", "two"],
-];
+
+const BEGINS = "The training has begun; its first losses come soon",
+  UNKNOWN = "This model came without a record of its training";
 
 export class Runs {
   #chosen = null;
   #timer = 0;
   #metrics = [];
+  #trains = false; // whether one of the runs did at the last look
 
   constructor(session, models) {
     Object.assign(this, { session, models, box: find("view-runs") });
@@ -37,11 +34,13 @@ export class Runs {
   }
 
   #list(runs) {
+    this.#trains = runs.some(({ training }) => training);
+    const focused = this.list.contains(document.activeElement);
     this.list.replaceChildren(
       element("h2", {}, "Runs"),
       element(
         "table",
-        {},
+        { class: "runs" },
         element("thead", {}, row("th", "run", "parameters", "best validation loss", "state")),
         element(
           "tbody",
@@ -67,6 +66,7 @@ export class Runs {
         ),
       ),
     );
+    if (focused) this.list.querySelector("[aria-pressed=true]").focus();
   }
 
   async #show(id) {
@@ -79,7 +79,11 @@ export class Runs {
       if (this.#chosen !== id) return;
       this.#metrics.push(...run.metrics);
       this.#draw(run);
-      if (run.training && !this.box.hidden) this.#timer = setTimeout(() => this.#show(id), EVERY);
+      if (!this.#trains) return;
+      const runs = await this.session.source.runs();
+      this.#list(runs);
+      if ((this.#trains || run.training) && !this.box.hidden && this.#chosen === id)
+        this.#timer = setTimeout(() => this.#show(id), EVERY);
     } catch (error) {
       this.session.fail({ message: error.message, again: () => this.#show(id) });
     }
@@ -95,43 +99,51 @@ export class Runs {
       valid && `validation ${valid.valid_loss.toFixed(4)} nats a token`,
       valid?.bits_per_byte && `${valid.bits_per_byte.toFixed(4)} bits a byte`,
     ];
-    const open = [...this.details.querySelectorAll("details")].map((node) => node.open);
+    const open = this.details.querySelector("details")?.open ?? matchMedia("(min-width: 60rem)").matches,
+      plot = curve(this.#metrics);
     this.details.replaceChildren(
       element("h2", { class: training && "live" }, name),
-      element("p", { class: "soft number" }, told.filter(Boolean).join(" · ") || "No metrics: it was not trained here"),
+      element("p", { class: "soft number" }, told.filter(Boolean).join(" · ") || (training ? BEGINS : UNKNOWN)),
       element(
         "div",
         { class: "columns" },
-        this.#curve(),
         element(
           "div",
           {},
-          element("h3", {}, "Samples as they came"),
-          ...samples
-            .slice(-6)
-            .reverse()
-            .map(({ step, text }) =>
-              element(
-                "div",
-                { class: "card" },
-                element("p", { class: "soft number" }, `step ${step.toLocaleString("en")}`),
-                element("p", { class: "words", dir: "auto" }, text),
-              ),
+          plot ?? "",
+          element(
+            "details",
+            { open, class: "config" },
+            element("summary", {}, "Config and parameters"),
+            element(
+              "div",
+              { class: "columns" },
+              this.#table("Parameters", parameters),
+              ...Object.entries(config).map(([section, fields]) => this.#table(section, fields)),
             ),
-          samples.length ? null : element("p", { class: "soft" }, "None were written."),
+          ),
         ),
+        samples.length ? this.#samples(samples) : "",
       ),
-      element(
-        "details",
-        { open: open[0] },
-        element("summary", {}, "Config and parameters"),
-        element(
-          "div",
-          { class: "columns" },
-          this.#table("Parameters", parameters),
-          ...Object.entries(config).map(([section, fields]) => this.#table(section, fields)),
+    );
+  }
+
+  #samples(samples) {
+    return element(
+      "div",
+      {},
+      element("h3", {}, "Samples as they came, the latest first"),
+      ...samples
+        .slice(-6)
+        .reverse()
+        .map(({ step, text }) =>
+          element(
+            "div",
+            { class: "card" },
+            element("p", { class: "soft number" }, `step ${step.toLocaleString("en")}`),
+            element("p", { class: "words", dir: "auto" }, /[.!?…]["”’]?$/u.test(text) ? text : `${text} …`),
+          ),
         ),
-      ),
     );
   }
 
@@ -164,61 +176,6 @@ export class Runs {
     );
   }
 
-  // Losses over tokens; the axis begins at the lowest, so that the end of a curve can be read.
-  #curve() {
-    const series = LINES.map(([field, name, style]) => ({
-      name,
-      style,
-      points: this.#metrics
-        .filter((line) => Number.isFinite(line[field]) && (field !== "train_loss" || line.event === "train"))
-        .map((line) => [line.tokens, line[field]]),
-    })).filter(({ points }) => points.length);
-    if (!series.length) return element("p", { class: "soft" }, "There is no curve yet.");
-    const all = series.flatMap(({ points }) => points),
-      losses = all.map(([, y]) => y).sort((a, b) => a - b);
-    const most = Math.max(1, ...all.map(([x]) => x)),
-      low = losses[0],
-      high = Math.max(low + 0.1, losses[Math.floor(losses.length * 0.97)]);
-    const x = (tokens) => LEFT + (WIDTH - LEFT - 8) * (tokens / most),
-      y = (loss) => 8 + (HEIGHT - BOTTOM - 8) * (1 - Math.max(0, Math.min(1, (loss - low) / (high - low))));
-    const words = `Losses over ${most.toLocaleString("en")} tokens: ${series.map(({ name, points }) => `${name} ${points.at(-1)[1].toFixed(3)} at last`).join(", ")}`;
-    const ticks = [0, 0.5, 1].map((share) => low + share * (high - low));
-    return element(
-      "figure",
-      {},
-      shape(
-        "svg",
-        { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
-        ...ticks.flatMap((tick) => [
-          shape("line", { class: "axis", x1: LEFT, x2: WIDTH - 8, y1: y(tick), y2: y(tick) }),
-          shape("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(2)),
-        ]),
-        shape("text", { x: WIDTH - 8, y: HEIGHT - 12, "text-anchor": "end" }, `${most.toLocaleString("en")} tokens`),
-        ...series.map(({ points, style }) =>
-          shape("path", {
-            class: style,
-            d: points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(""),
-          }),
-        ),
-        ...series.map(({ name, style, points }, i) =>
-          shape(
-            "text",
-            { x: LEFT + 8 + 110 * i, y: HEIGHT - 12, class: style },
-            `${name} ${points.at(-1)[1].toFixed(3)}`,
-          ),
-        ),
-      ),
-      element(
-        "figcaption",
-        { class: "soft" },
-        "Nats per token: ",
-        element("span", { class: "is-seen" }, "training"),
-        ", ",
-        element("span", { class: "is-copied" }, "validation"),
-      ),
-    );
-  }
-
   // -- two on the same prompt ------------------------------------------------------------------------------------------
 
   #beside() {
@@ -240,6 +197,9 @@ export class Runs {
       "section",
       {},
       element("h2", {}, "Two on the same prompt"),
+      models.length > 1
+        ? ""
+        : element("p", { class: "soft" }, "Only one model is served; rhapsode serve RUN1 RUN2 shows two beside each other."),
       element(
         "form",
         { class: "line", onsubmit: write },

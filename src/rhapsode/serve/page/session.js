@@ -34,6 +34,7 @@ export class Session extends EventTarget {
   cursor = 0; // a token of the path, or its length: what comes next
   given = 0; // how many tokens at the path's beginning a person typed
   failure = null;
+  pruned = null; // the tree's branches and which was current, before a prune that can be undone
   facts = null; // storyworld's: what the true distribution gives each token, and the references
   #looks = new Map();
   #writing = null;
@@ -69,6 +70,19 @@ export class Session extends EventTarget {
     return this.path.at(-1)?.ends ?? false;
   }
 
+  // Where a reader stands who has read all of it: what comes next, or the token that ended the story.
+  get end() {
+    return this.path.length - (this.ended ? 1 : 0);
+  }
+
+  // A place with something to see: a word near the beginning that was one of some likely ones.
+  get telling() {
+    const off = this.path
+      .slice(12, 80)
+      .map(({ bits, text }) => (/\p{L}{3}/u.test(text) ? Math.abs(bits - 2.5) : Infinity));
+    return off.length ? 12 + off.indexOf(Math.min(...off)) : 0;
+  }
+
   // -- reading ------------------------------------------------------------------------------------------------------
 
   // The tokens of a text or of ids, each with its surprise in bits.
@@ -78,7 +92,11 @@ export class Session extends EventTarget {
       ...what,
       truth: false,
     });
-    return tokens.map((token, i) => ({ ...token, bits: bitsOf(found[i]), ends: token.piece === this.model.end }));
+    return tokens.map((token, i) => this.#told({ ...token, ends: token.piece === this.model.end }, found[i]));
+  }
+
+  #told(token, log_probability) {
+    return { ...token, piece: token.ends ? END : token.piece, bits: bitsOf(log_probability) };
   }
 
   // What the model thought before token i of the path came, and what it kept after it: {before, after}.
@@ -166,7 +184,7 @@ export class Session extends EventTarget {
   async write() {
     if (this.busy || this.ended) return;
     const tokens = this.path.map(({ id }) => id),
-      { n } = this.settings,
+      { n, seed } = this.settings,
       from = this.tree.current,
       at = tokens.length;
     const branches =
@@ -174,6 +192,8 @@ export class Session extends EventTarget {
     this.tree.current = branches[0];
     this.samples = n > 1 ? branches : [];
     this.facts = null;
+    this.cursor = at;
+    this.pruned = null;
     this.#writing = new AbortController();
     this.say("busy");
     if (n > 1 || from === null) this.say("path");
@@ -182,14 +202,8 @@ export class Session extends EventTarget {
         this.source.write(
           { model: this.model.id, tokens, ...this.settings },
           (token) => {
-            const { sample, log_probability, ended } = token;
-            const added = {
-              id: token.id,
-              text: token.text,
-              piece: token.piece ?? token.text,
-              bits: bitsOf(log_probability),
-              ends: ended === "stop",
-            };
+            const { sample, log_probability, ended, id, text, piece = text } = token;
+            const added = this.#told({ id, text, piece, ends: ended === "stop" }, log_probability);
             this.tree.append(branches[sample], added);
             this.#looks.clear();
             this.say("token", { branch: branches[sample], token: added });
@@ -199,6 +213,7 @@ export class Session extends EventTarget {
       () => this.write(),
     );
     this.#writing = null;
+    if (!this.failure) this.set({ seed: (seed + n) % (LIMITS.seed.max + 1) }); // sample i drew with seed + i
     this.say("busy");
     this.#know();
   }
@@ -210,13 +225,21 @@ export class Session extends EventTarget {
   walk(id) {
     if (this.busy) return;
     this.tree.current = id;
-    this.#changed(this.path.length);
+    this.#changed(this.end);
   }
 
   prune(id) {
     if (this.busy) return;
+    const before = { branches: new Map(this.tree.branches), current: this.tree.current };
     this.tree.prune(id);
-    this.#changed(this.path.length);
+    this.#changed(this.end, 0, before);
+  }
+
+  // The tree as it was before the last prune, as long as nothing else has changed.
+  unprune() {
+    if (this.busy || !this.pruned) return;
+    Object.assign(this.tree, this.pruned);
+    this.#changed(this.end);
   }
 
   point(cursor) {
@@ -229,8 +252,9 @@ export class Session extends EventTarget {
     this.say("settings");
   }
 
-  #changed(cursor, given = 0) {
+  #changed(cursor, given = 0, pruned = null) {
     this.given = given;
+    this.pruned = pruned;
     this.facts = null;
     this.samples = [];
     this.cursor = cursor;

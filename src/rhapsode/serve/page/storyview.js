@@ -8,6 +8,11 @@ const MOST_BITS = 10; // as much colour as there is
 const TAIL = 12; // tokens whose letters a new one may still change
 const LEAST_LINE = 0.03,
   MOST_LINES = 12;
+const BENDS = {
+  seen: { below: false, aside: 0 },
+  copied: { below: true, aside: 0 },
+  true: { below: false, aside: 4 }, // beside what was looked at, which is often the same
+};
 const COLOURS = {
   surprise: ["expected", `${MOST_BITS} bits of surprise`],
   excess: ["as it should be", `${MOST_BITS} bits more than the truth`],
@@ -15,6 +20,7 @@ const COLOURS = {
 
 export class StoryView {
   hovered = null;
+  departed = null; // the token with which the text stops being a story of storyworld's
   #spans = [];
   #lines = [];
   #sentence = "";
@@ -29,7 +35,10 @@ export class StoryView {
     );
     session.addEventListener("cursor", () => this.#mark());
     session.addEventListener("facts", () => this.#paint());
-    session.addEventListener("busy", () => session.busy || this.#say(true));
+    session.addEventListener("busy", () => {
+      if (!session.busy) this.#say(true);
+      this.#mark();
+    });
     this.box.addEventListener("keydown", (event) => this.#key(event));
     this.box.addEventListener(
       "pointermove",
@@ -53,19 +62,20 @@ export class StoryView {
   render() {
     const { path } = this.session,
       shown = shownTexts(path);
+    this.hovered = null;
     this.#spans = path.map((token, i) => this.#span(token, shown[i], i));
     this.box.replaceChildren(
       element("span", { class: "start", title: "the beginning" }, "◦"),
       ...this.#spans,
       this.#next(),
     );
-    this.#legend();
     this.#paint();
     this.#mark();
   }
 
   #span(token, text, i) {
-    const classes = [i < this.session.given && "given", token.ends && "end"].filter(Boolean).join(" ");
+    const turn = !token.text.trim() && token.text.includes("\n");
+    const classes = [i < this.session.given && "given", token.ends && "end", turn && "turn"].filter(Boolean).join(" ");
     return filled(element("span", { "data-i": i, class: classes }, element("i")), text);
   }
 
@@ -85,7 +95,7 @@ export class StoryView {
       if (i >= shown.length - 4 && this.#spans[begin + i].textContent !== text) filled(this.#spans[begin + i], text);
     });
     this.#heat(span, path.length - 1);
-    this.session.cursor = path.length;
+    this.session.cursor = this.session.end;
     this.#sentence += token.text;
     this.#say(false);
   }
@@ -108,17 +118,27 @@ export class StoryView {
       select.replaceChildren(...choices.map((name) => element("option", { value: name }, name)));
     select.parentElement.hidden = choices.length < 2;
     const [none, all] = COLOURS[select.value] ?? COLOURS.surprise;
-    find("legend").replaceChildren(element("span", {}, none), element("i"), element("span", {}, all));
+    const { given, facts } = this.session;
+    const line = (style, words) => element("span", { class: style }, element("i", {}, words));
+    find("legend").replaceChildren(
+      element("span", {}, none),
+      element("span", { class: "scale" }),
+      element("span", {}, all),
+      given ? line("given", "yours") : "",
+      facts?.references.length ? line("refers", "refers back") : "",
+      this.departed === null ? "" : line("departs", "no story any more"),
+    );
   }
 
   #paint() {
-    this.#legend();
     this.#spans.forEach((span, i) => this.#heat(span, i));
     const { facts } = this.session;
     for (const { start, end } of facts?.references ?? [])
       this.#within(start, end).forEach((span) => span.classList.add("refers"));
-    if (facts?.departure)
-      this.#spans[facts.truth_log_probabilities.findIndex((value) => value === null)]?.classList.add("departs");
+    const departed = facts?.departure ? facts.truth_log_probabilities.indexOf(null) : -1;
+    this.departed = departed < 0 ? null : departed;
+    this.#spans[departed]?.classList.add("departs");
+    this.#legend();
   }
 
   #heat(span, i) {
@@ -210,17 +230,17 @@ export class StoryView {
 
   // -- lines ---------------------------------------------------------------------------------------------------------
 
-  // lines: [{place (-1 for the beginning), weight, kind: seen | copied | true}], from the token in view.
+  // lines: [{place (-1 for the beginning), weight, kind: seen | copied | true}], from the token in view. What was looked
+  // at bends above the text, what was copied below it, so that both show where they go to the same place.
   draw(lines) {
     this.#lines = lines;
-    const svg = find("lines"),
-      frame = this.box.getBoundingClientRect();
+    const frame = this.box.getBoundingClientRect(),
+      target = this.#spans[this.place] ?? this.box.lastChild;
     for (const span of this.#spans) span.classList.remove("seen", "copied");
-    const middle = (node) => {
+    const end = (node, { below, aside }) => {
       const box = (node.querySelector("i") ?? node).getClientRects()[0] ?? node.getBoundingClientRect();
-      return [box.left + box.width / 2 - frame.left, box.top - frame.top + 3];
+      return [box.left + box.width / 2 - frame.left + aside, (below ? box.bottom - 3 : box.top + 3) - frame.top];
     };
-    const target = this.#spans[this.place] ?? this.box.lastChild;
     const paths = lines
       .filter(({ weight }) => weight >= LEAST_LINE)
       .sort((a, b) => b.weight - a.weight)
@@ -228,17 +248,19 @@ export class StoryView {
       .map(({ place, weight, kind }) => {
         const source = place < 0 ? this.box.firstChild : this.#spans[place];
         if (place >= 0) source.classList.add(kind);
-        const [x1, y1] = middle(target),
-          [x2, y2] = middle(source),
-          up = Math.min(y1, y2) - 14 - Math.min(50, Math.abs(x1 - x2) / 8);
+        const { below, aside } = BENDS[kind],
+          [x1, y1] = end(target, BENDS[kind]),
+          [x2, y2] = end(source, BENDS[kind]),
+          bend = 14 + 3 * aside + Math.min(50, Math.abs(x1 - x2) / 8),
+          y = below ? Math.max(y1, y2) + bend : Math.min(y1, y2) - bend;
         return shape("path", {
           class: kind,
-          d: `M${x1},${y1} C${x1},${up} ${x2},${up} ${x2},${y2}`,
-          "stroke-width": 1 + 6 * weight,
-          "stroke-opacity": 0.35 + 0.6 * weight,
+          d: `M${x1},${y1} C${x1},${y} ${x2},${y} ${x2},${y2}`,
+          "stroke-width": kind === "true" ? 2 : 1 + 4.5 * weight,
+          "stroke-opacity": kind === "true" ? 1 : 0.35 + 0.5 * weight,
         });
       });
-    svg.replaceChildren(...paths);
+    find("lines").replaceChildren(...paths);
   }
 }
 

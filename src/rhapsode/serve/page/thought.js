@@ -2,21 +2,23 @@
 // dials reshape, what it looked at and copied from, and what its memory did.
 
 import { announce, bitsOf, element, find, percent, shape } from "./dom.js";
+import { memoryOf } from "./memory.js";
 import { distribution } from "./sampling.js";
 import { LIMITS } from "./session.js";
 
 const MOST_COLUMNS = 40; // tokens in the chart
+const LEAST_GATE = 0.001; // of copying that is told of
 const PAUSE = 90; // milliseconds at a place before the whole distribution is asked for
 const DIALS = [
   ["temperature", "Temperature", "low: the likeliest; high: anything"],
   ["top_p", "Top-p", "the fewest that make up this share"],
   ["top_k", "Top-k", "so many of the likeliest"],
+  ["n", "Samples", "several ways to go on, side by side"],
 ];
 const MORE = [
   ["min_p", "Min-p", "Only tokens at least this share as likely as the likeliest."],
   ["repetition_penalty", "Repetition", "Above 1, what was already said becomes less likely."],
   ["max_tokens", "Length", "Tokens to write at most."],
-  ["n", "Samples", "Several ways to go on, side by side."],
 ];
 
 export class Thought {
@@ -47,10 +49,16 @@ export class Thought {
       surprise,
       bars,
       truth,
-      sources,
-      memory,
-      element("h3", {}, "What is drawn from"),
+      element("h3", {}, "What it is drawn from"),
       chart,
+      element(
+        "p",
+        { class: "soft key" },
+        ...["own", "kept", "cut"].flatMap((style, i) => [
+          element("i", { class: style }),
+          ["the model's own", "drawn from", "cut"][i],
+        ]),
+      ),
       ...this.dials.slice(0, DIALS.length).map(({ node }) => node),
       element(
         "details",
@@ -62,12 +70,17 @@ export class Thought {
           { class: "dial" },
           element("label", { for: "dial-seed" }, "Seed"),
           seed,
-          element("small", {}, "The same seed writes the same story."),
+          element("small", {}, "The same seed writes the same story; it counts up with each."),
         ),
       ),
+      sources,
+      memory,
     );
     for (const type of ["path", "cursor", "looking", "facts"]) session.addEventListener(type, () => this.refresh());
-    session.addEventListener("busy", () => session.busy || this.refresh());
+    session.addEventListener("busy", () => {
+      if (session.busy) find("thought").classList.add("stale"); // it tells of what stood there before
+      else this.refresh();
+    });
     session.addEventListener("settings", () => {
       this.#turn();
       this.#chart();
@@ -139,13 +152,14 @@ export class Thought {
   #show(place, { before, after }) {
     const { session } = this,
       token = session.path[place];
+    find("thought").classList.remove("stale");
     this.title.replaceChildren(...(token ? inItsWord(session.path, place) : ["What comes next?"]));
     this.surprise.textContent = token
       ? `${token.bits.toFixed(1)} bits of surprise: ${odds(token.bits)}`
       : "The model has read all of the story. These may follow:";
     this.#bars(place, token, before);
     this.#lines();
-    this.#memory(before, after);
+    this.memory.replaceChildren(...memoryOf(before.hidden, after?.hidden ?? null));
     this.#chart();
     if (token && document.activeElement === find("story")) {
       announce(
@@ -163,6 +177,13 @@ export class Thought {
     const add = (each) => rows.some(({ id }) => id === each?.id) || rows.push(each);
     if (token) add({ ...token, probability: 2 ** -token.bits });
     const rarest = next.at(-1).probability; // of those that were told: one that was not is below
+    const { departed } = this.story,
+      listed = [...of.values()].reduce((a, b) => a + b, 0),
+      all = listed > 1 - 1e-6;
+    const inTruth = (id) =>
+      of.has(id) || all || (id === token?.id && departed === place)
+        ? percent(of.get(id) ?? 0)
+        : `<${percent(Math.min(...of.values())).replace("<", "")}`;
     for (const each of truth?.next.slice(0, 3) ?? [])
       add(next.find(({ id }) => id === each.id) ?? { ...each, probability: rarest, below: true });
     this.bars.replaceChildren(
@@ -186,6 +207,10 @@ export class Thought {
               "span",
               { class: "number" },
               below ? `<${percent(probability).replace("<", "")}` : percent(probability),
+              truth && [
+                element("span", { class: "unseen" }, ", in truth "),
+                element("span", { class: "is-true" }, inTruth(id)),
+              ],
               element("span", { class: "unseen" }, came ? ", this came" : ", write on with it"),
             ),
           ),
@@ -200,9 +225,16 @@ export class Thought {
           ]
         : []),
     );
-    const departure = this.session.facts?.departure;
-    if (!truth && departure && this.session.model.storyworld)
-      this.truth.textContent = `There is no truth here: ${departure}.`;
+    if (departed === null) return;
+    const { path } = this.session,
+      word = path[departed].ends ? [`“${path[departed].piece}”`] : inItsWord(path, departed);
+    if (!truth)
+      this.truth.replaceChildren(
+        "There is no truth here: since ",
+        ...word,
+        " (the wavy line) this is no story of storyworld's any more.",
+      );
+    else if (departed === place) this.truth.append(" By the grammar, ", ...word, " cannot stand here.");
   }
 
   // The model's own distribution in outline, what is drawn from in colour, what is cut in grey.
@@ -228,8 +260,9 @@ export class Thought {
       ]);
     const kept = drawn.reduce((n, p) => n + (p > 0), 0),
       best = whole[drawn.indexOf(drawn.reduce((a, b) => Math.max(a, b)))];
-    const share = this.#whole ? `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")}` : "Some";
-    const words = `${share} tokens can be drawn; the likeliest, “${plain(best.piece)}”, with ${percent(Math.max(...drawn))}`;
+    const most = `“${plain(best.piece)}”: ${percent(Math.max(...drawn))}`,
+      share = `${kept.toLocaleString("en")} of ${whole.length.toLocaleString("en")} tokens can be drawn`,
+      words = this.#whole ? `${share}; ${most}` : most;
     this.chart.replaceChildren(
       shape(
         "svg",
@@ -246,7 +279,7 @@ export class Thought {
     );
   }
 
-  // -- where it looked, and its memory ------------------------------------------------------------------------------
+  // -- where it looked ---------------------------------------------------------------------------------------------
 
   #lines() {
     const { before } = this.#told,
@@ -260,7 +293,7 @@ export class Thought {
       ];
     if (select.options.length !== names.length)
       select.replaceChildren(...names.map((name, i) => element("option", { value: i }, name)));
-    find("heads-label").hidden = before.attention.length === 0;
+    find("heads-label").hidden = before.attention.length < 2;
     const chosen = Number(select.value) ? [before.attention[Number(select.value) - 1]] : before.attention;
     const seen = (before.attention[0]?.weights ?? []).map(
       (_, n) => chosen.reduce((sum, { weights }) => sum + weights[n], 0) / chosen.length,
@@ -275,12 +308,14 @@ export class Thought {
     ]);
     this.sources.replaceChildren(
       ...this.#list("It looked at", "is-seen", seen),
-      ...(before.copy
+      ...(before.copy?.gate >= LEAST_GATE
         ? this.#list(
-            `It would copy with ${percent(before.copy.gate)}, from`,
+            `It copies with ${percent(before.copy.gate)}, from`,
             "is-copied",
             before.copy.weights,
-            before.copy.probability === null ? "" : `That this was copied: ${percent(before.copy.probability)}.`,
+            before.copy.probability === null
+              ? ""
+              : `The chance that this token was copied: ${percent(before.copy.probability)}.`,
           )
         : []),
       ...(reference
@@ -289,7 +324,7 @@ export class Thought {
             element(
               "p",
               { class: "soft" },
-              `The ${reference.kind} “${reference.right}” was told ${reference.distance} words before; it could not be ${reference.wrong.map((word) => `“${word}”`).join(", ")}.`,
+              `“${reference.right}” was told ${reference.distance} words before (the green line; a fact of the sort “${reference.kind}”). Wrong would be ${reference.wrong.map((word) => `“${word}”`).join(", ")}.`,
             ),
           ]
         : []),
@@ -313,44 +348,13 @@ export class Thought {
       note && element("p", { class: "soft" }, note),
     ];
   }
-
-  #memory({ hidden: was }, after) {
-    const now = after?.hidden ?? was;
-    const strips = now.map((units, block) => {
-      const canvas = element("canvas", { class: "strip", width: units.length, height: 1, role: "img" });
-      const largest = units.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-9),
-        change = units.map((v, j) => v - was[block][j]);
-      const most = [...change.keys()]
-        .sort((a, b) => Math.abs(change[b]) - Math.abs(change[a]))
-        .slice(0, 3)
-        .filter((j) => change[j]);
-      canvas.setAttribute("aria-label", `${units.length} units of block ${block + 1}`);
-      paint(
-        canvas,
-        units.map((v) => v / largest),
-      );
-      const words = most.length
-        ? `Changed most: ${most.map((j) => `unit ${j + 1} (${was[block][j].toFixed(2)} → ${units[j].toFixed(2)})`).join(", ")}`
-        : "";
-      return [canvas, element("p", { class: "soft number" }, words)];
-    });
-    this.memory.replaceChildren(element("h3", {}, `Its memory${after ? " after this" : ""}`), ...strips.flat());
-  }
-}
-
-// Blue for below zero, red for above, in both themes.
-function paint(canvas, units) {
-  const context = canvas.getContext("2d"),
-    image = context.createImageData(units.length, 1);
-  units.forEach((v, j) => image.data.set(v < 0 ? [42, 120, 180, 255 * -v] : [200, 70, 45, 255 * v], 4 * j));
-  context.putImageData(image, 0, 0);
 }
 
 // A token with the rest of its word, which is paler.
 function inItsWord(path, place) {
   const { text, piece, ends } = path[place];
   if (ends) return ["The story ends"];
-  if (!text.trim()) return [`“${piece}”`];
+  if (!text.trim()) return [`“${shown(piece)}”`];
   const [before, after] = [path.slice(Math.max(0, place - 8), place), path.slice(place + 1, place + 9)].map((tokens) =>
     tokens.map((token) => token.text).join(""),
   );
@@ -364,8 +368,13 @@ function inItsWord(path, place) {
   ];
 }
 
-const shown = (piece) => piece.replaceAll("▁", "\u00a0").trimStart() || "␣";
-const plain = (piece) => piece.replaceAll("▁", " ").trim() || "a blank";
+const shown = (piece) =>
+  piece
+    .replace(/\n|\\n/g, "↵")
+    .replace(/^<0x(..)>$/, "byte $1")
+    .replaceAll("▁", "\u00a0")
+    .trimStart() || "␣";
+const plain = (piece) => shown(piece).replace("␣", "a blank").replaceAll("↵", "a new line");
 
 function odds(bits) {
   if (bits < 0.1) return "it was sure of this";

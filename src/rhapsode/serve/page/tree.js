@@ -6,9 +6,9 @@ export class Tree {
   current = null;
   #next = 1;
 
-  // A new branch off `parent`'s path, which becomes the current one; parent null: a story of its own.
+  // A new branch off `parent`'s path, which becomes the current one; parent null, or nothing shared: a story of its own.
   add(parent, at, tokens, name = "") {
-    let from = this.branches.get(parent);
+    let from = at ? this.branches.get(parent) : undefined;
     while (from && at <= from.at && from.parent !== null) from = this.branches.get(from.parent); // where the tokens are
     const branch = { id: this.#next++, name, parent: from?.id ?? null, at: from ? at : 0, tokens: [...tokens] };
     this.branches.set(branch.id, branch);
