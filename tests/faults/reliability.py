@@ -32,8 +32,11 @@ def facts_of(unit: dict[str, Any]) -> str:
     words = []
     for name, value in unit["facts"].items():
         if isinstance(value, dict):
-            shown = {key: each for key, each in value.items() if key in ("seconds", "megabytes", "refused")}
+            shown = {key: each for key, each in value.items() if key in ("seconds", "megabytes", "refused")} or value
             words.append(f"{name}: " + ", ".join(f"{_number(each)} {key}" for key, each in shown.items()))
+        elif isinstance(value, list):
+            lines = dict.fromkeys(line for host in value for line in host)
+            words.append(f"{name}: " + ", ".join(f"“{line}”" for line in lines))
         else:
             words.append(f"{name} {_number(value)}")
     return "; ".join(words).replace("|", "\\|")

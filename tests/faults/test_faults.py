@@ -12,9 +12,10 @@ import large
 import numbers_at_the_edge
 import power_cut
 import pytest
+import reliability
 import two_at_once
 import whole_processes
-from harness import PARTS, NotHere, Tally, Unit, run_part
+from harness import PARTS, RESULTS, NotHere, Tally, Unit, run_part
 
 import rhapsode.files
 
@@ -140,3 +141,9 @@ def test_a_part_is_resumed_and_reports_what_it_lost(tmp_path: Path, monkeypatch:
     ]
     run_part("writes", tmp_path, 4, True, 60.0, only="c")
     assert ran[3:] == ["c 4 True"]
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    """Would catch results that nobody made the page of, and numbers in it that no part has found."""
+    page = Path(__file__).parents[2] / "docs" / "reliability.md"
+    assert reliability.page(reliability.read(RESULTS)) == page.read_text(encoding="utf-8")
