@@ -85,8 +85,8 @@ def _run(path: Path) -> Iterator[CheckedFile]:
         how = SEALED if _says(path / "last.safetensors", "metrics_sha256") else READ
         found = _checked(run.metrics_path, how, lambda: _metrics(run))
         if found.problem is None and (torn := run.torn_metrics()):
-            told = f"{how}; line {torn} on is torn, which was written after the last checkpoint: training goes on from there"
-            found = replace(found, how=told)
+            told = f"line {torn} on is torn, which was written after the last checkpoint, where training goes on"
+            found = replace(found, how=f"{how}; {told}")
         yield found
     if (path / "log.txt").exists():
         yield CheckedFile(path / "log.txt", TEXT, None)

@@ -106,7 +106,7 @@ def _entry(line: bytes, where: str) -> dict[str, Any]:
     check_schema(entry, ENTRY, where)
     if entry["event"] == "valid":
         check_schema(entry, {"valid_loss": NUMBER}, where)
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 def check_schema(value: Any, schema: Schema, where: str, field: str = "") -> None:

@@ -147,7 +147,7 @@ class Run:
         return self._metrics()[0]
 
     def torn_metrics(self) -> int | None:
-        """The number of the line of metrics.jsonl from which on it is torn, after the last checkpoint; None for none."""
+        """The number of the line after the last checkpoint from which on metrics.jsonl is torn; None for none."""
         return self._metrics()[1]
 
     def _metrics(self) -> tuple[list[dict[str, Any]], int | None]:

@@ -184,8 +184,10 @@ async def many_connections(server: WatchedServer, rounds: int, draw: random.Rand
                 assert statuses(answer) == [200], f"connection {number}: {answer[:200]!r}"
             more = [await connect(server) for _ in range(100)]
             open_ones += more
-            told = [statuses(await _until_closed(connection, 30)) for connection in more[40:]]
-            assert told == [[503]] * len(told), Counter(map(str, told))
+            told = Counter([str(statuses(await _until_closed(connection, 30))) for connection in more[40:]])
+            # The client beside them connects anew for each stream: one that then says nothing may take its place.
+            assert told["[503]"] >= 59, told
+            assert told["[503]"] + told["[408]"] == 60, told
         finally:
             for connection in open_ones:
                 connection.close()
