@@ -197,7 +197,7 @@ KINDS = [
     Kind("a saved state", _state, _use_state, 50),
     Kind("a model.pt", _model_pt, _use_model_pt, 40),
     Kind("a packed model", _packed, _use_packed, 40),
-    Kind("an offline page", _page, page_reader.seen, 12, 0.4),
+    Kind("an offline page", _page, page_reader.seen, 6, 0.4),
 ]
 
 
