@@ -151,6 +151,8 @@ class Connection(HttpToolsProtocol):
     def _linger(self) -> None:
         """Says no more, and reads on for a moment: systems reset a connection that is closed while a client sends, and
         the client, which may be innocent, would have a broken pipe instead of an answer."""
+        if self.transport.is_closing():
+            return
         self.lingering, self.arriving = self.loop.time(), None
         self.transport.write_eof()
         self.flow.resume_reading()
