@@ -161,6 +161,7 @@ def test_a_long_text_takes_memory_by_its_length_alone(tmp_path: Path) -> None:
     sizes = [[imread(file).shape for file in draw_reading(each, tmp_path)] for each in (short, reading)]
     for short_size, long_size in zip(*sizes, strict=True):
         assert max(long_size[:2]) <= 1.1 * max(short_size[:2])
+        assert max(long_size[:2]) <= 3_000  # 200 MB of memory while it is drawn
 
 
 NASTY = ["[v2]", "[/x]", ":cat:", "$$", "a$b^$", "\x1b[31m", "&<b>", "`|`", "\u202e", "tab\there"]

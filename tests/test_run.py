@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from rhapsode.checking import check_files
 from rhapsode.files import replacing, write_text
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.run import Run, check_free, load_weights, new_directory, weights_of
@@ -193,6 +194,47 @@ def test_metrics_are_not_filled_with_zeros(run: Run) -> None:
     assert run.metrics_path.read_bytes() == b""
 
 
+@pytest.mark.parametrize("torn", ["\0" * 70 + "\n", '{"step": 3, "lo\n', "\0" * 70, '{"step": 3, "lo'])
+@pytest.mark.parametrize("saved", [True, False])
+def test_lines_torn_after_the_checkpoint_are_left_out(run: Run, torn: str, saved: bool) -> None:
+    """Would catch a run that does not open after a power cut, for lines that going on would cut off anyway."""
+    first, second, third = (json.dumps(TRAIN_ENTRY | {"step": step}) + "\n" for step in (1, 2, 3))
+    run.metrics_path.write_text(first)
+    if saved:
+        run.save_last({"x": torch.zeros(1)}, {"step": 1})
+    with run.metrics_path.open("a") as stream:
+        stream.write(second + torn + third)
+    assert [entry["step"] for entry in run.metrics()] == [1, 2]
+    checked = {file.path.name: file for file in check_files(run.path)}["metrics.jsonl"]
+    assert checked.problem is None
+    assert "line 3 on is torn, which was written after the last checkpoint" in str(checked)
+    run.cut_metrics(run.load("last"))
+    assert run.metrics_path.read_text() == (first if saved else "")
+
+
+def test_lines_torn_before_the_checkpoint_are_an_error(run: Run) -> None:
+    """Would catch damage that is passed over: beyond the end of the line it is the checkpoint's."""
+    first, second = (json.dumps(TRAIN_ENTRY | {"step": step}) + "\n" for step in (1, 2))
+    run.metrics_path.write_text(first + second)
+    run.save_last({"x": torch.zeros(1)}, {"step": 2})
+    run.metrics_path.write_text(first + "\0" + second[1:])
+    with pytest.raises(ValueError, match="line 2: damaged, not JSON; remove the line"):
+        run.metrics()
+    (run.path / "last.safetensors").write_bytes(b"damaged")  # nobody knows how far it was saved
+    with pytest.raises(ValueError, match="line 2: damaged, not JSON; remove the line"):
+        run.metrics()
+
+
+def test_nothing_is_appended_to_half_a_line(run: Run) -> None:
+    """Would catch a file that was cut, whose half line and the next one become one that is no JSON."""
+    first, second = (json.dumps(TRAIN_ENTRY | {"step": step}) + "\n" for step in (1, 2))
+    run.metrics_path.write_text(first + second)
+    run.save_last({"x": torch.zeros(1)}, {"step": 2})
+    os.truncate(run.metrics_path, len(first) + 9)
+    run.cut_metrics(run.load("last"))
+    assert run.metrics_path.read_text() == first
+
+
 def test_lock_reads_what_another_process_wrote(run: Run) -> None:
     """Would catch a plan that is lost because a second process, opened before, writes run.json as it was."""
     early = Run.open(run.path)
@@ -259,6 +301,7 @@ def test_replacing_is_atomic(tmp_path: Path) -> None:
 def test_damaged_metrics_name_the_line(run: Run, damaged: str, message: str) -> None:
     """Would catch 'Expecting value: line 1 column 1', which names no file and counts lines of its own."""
     run.metrics_path.write_text(f"{json.dumps(TRAIN_ENTRY)}\n{damaged}\n{json.dumps(TRAIN_ENTRY)}\n")
+    run.save_last({"x": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {re.escape(message)}"):
         run.metrics()
 

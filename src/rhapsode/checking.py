@@ -4,7 +4,7 @@ What Rhapsode reads it checks when it reads it; here all is read, without changi
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,11 @@ def _run(path: Path) -> Iterator[CheckedFile]:
             yield _checkpoint(run, name)
     if run.metrics_path.exists() or run.changed_metrics():
         how = SEALED if _says(path / "last.safetensors", "metrics_sha256") else READ
-        yield _checked(run.metrics_path, how, lambda: _metrics(run))
+        found = _checked(run.metrics_path, how, lambda: _metrics(run))
+        if found.problem is None and (torn := run.torn_metrics()):
+            told = f"line {torn} on is torn, which was written after the last checkpoint, where training goes on"
+            found = replace(found, how=f"{how}; {told}")
+        yield found
     if (path / "log.txt").exists():
         yield CheckedFile(path / "log.txt", TEXT, None)
     yield from _stores_of(run.about.get("data", {}))

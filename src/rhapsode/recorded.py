@@ -17,6 +17,7 @@ _Config = TypeVar("_Config")
 Schema = Any  # a type, a tuple of types, [the schema of each item], or {name: schema}, `name?` where it may be missing
 
 NUMBER = (int, float)
+ENTRY = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -73,6 +74,39 @@ def check_seal(about: dict[str, Any], file: Path) -> None:
 def _seal_of(about: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(dict(about)))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def read_entries(file: Path, saved: int | None) -> tuple[list[dict[str, Any]], int | None]:
+    """The entries of a metrics.jsonl, and the number of the line at which they end because the file is torn there.
+
+    saved: how many bytes a checkpoint knows; a line that begins after them may be torn, None: no line may. Half a line
+    at the end always may. Raises ValueError naming the line where another one is no entry.
+    """
+    if not file.exists():
+        return [], None
+    *lines, half = file.read_bytes().split(b"\n")
+    entries: list[dict[str, Any]] = []
+    begin = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(_entry(line, f"{file}, line {number}"))
+        except ValueError:
+            if saved is None or begin < saved:
+                raise
+            return entries, number
+        begin += len(line) + 1
+    return entries, len(lines) + 1 if half else None
+
+
+def _entry(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{where}: damaged, not JSON; remove the line") from None
+    check_schema(entry, ENTRY, where)
+    if entry["event"] == "valid":
+        check_schema(entry, {"valid_loss": NUMBER}, where)
+    return entry
 
 
 def check_schema(value: Any, schema: Schema, where: str, field: str = "") -> None:

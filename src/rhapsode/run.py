@@ -35,7 +35,7 @@ from rhapsode.model import LanguageModel, ModelConfig, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.changes import SECTIONS
-from rhapsode.recorded import NUMBER, check_run, check_schema, read_config, read_versioned, sealed
+from rhapsode.recorded import check_run, read_config, read_entries, read_versioned, sealed
 from rhapsode.tensors import metadata_in, pack_tensors, unpack_tensors
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.coding import TOKENIZER_FILES
@@ -43,7 +43,6 @@ from rhapsode.tokenizer.coding import TOKENIZER_FILES
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
 PUT_BACK = "restore the tokenizer folder that was made with it"
-METRICS = {"event": str, "step": int, "sequences": int, "tokens": int, "seconds": NUMBER, "train_loss": NUMBER}
 _Config = TypeVar("_Config")
 
 
@@ -139,41 +138,46 @@ class Run:
         return self.path / "log.txt"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds; a line that a killed process left half is left out.
+        """What metrics.jsonl holds; lines that a kill or a power cut left torn after the last checkpoint are left out.
 
-        Raises ValueError naming the line where one is no entry.
+        Raises ValueError naming the line where another one is no entry.
         """
         if changed := self.changed_metrics():
             say(changed)
-        if not self.metrics_path.exists():
-            return []
-        entries = []
-        for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], start=1):
-            where = f"{self.metrics_path}, line {number}"
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                raise ValueError(f"{where}: damaged, not JSON; remove the line") from None
-            check_schema(entry, METRICS, where)
-            if entry["event"] == "valid":
-                check_schema(entry, {"valid_loss": NUMBER}, where)
-            entries.append(entry)
-        return entries
+        return self._metrics()[0]
+
+    def torn_metrics(self) -> int | None:
+        """The number of the line after the last checkpoint from which on metrics.jsonl is torn; None for none."""
+        return self._metrics()[1]
+
+    def _metrics(self) -> tuple[list[dict[str, Any]], int | None]:
+        about = self._saved_metrics()
+        return read_entries(self.metrics_path, None if about is None else about[0])
+
+    def _saved_metrics(self) -> tuple[int, str | None] | None:
+        """How many bytes of metrics.jsonl the last checkpoint knows, and their digest (earlier versions have none);
+        None where the checkpoint is damaged or missing, which is told where it is read."""
+        file = self.path / "last.safetensors"
+        if not file.exists() and "last" not in self.about.get("checkpoints", []):
+            return 0, None
+        try:
+            with file.open("rb") as stream:
+                head = stream.read(8)
+                about = metadata_in(head + stream.read(int.from_bytes(head, "little")))
+            size = json.loads(about["progress"]).get("metrics_bytes", 0)
+            return (size, about.get("metrics_sha256")) if type(size) is int and size >= 0 else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError):
+            return None
 
     def changed_metrics(self) -> str | None:
         """What is to be said where metrics.jsonl is not what it was at the last checkpoint; None where it is."""
-        try:
-            with (self.path / "last.safetensors").open("rb") as stream:
-                head = stream.read(8)
-                about = metadata_in(head + stream.read(int.from_bytes(head, "little")))
-            wanted, size = about["metrics_sha256"], json.loads(about["progress"])["metrics_bytes"]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError):
-            return None  # no checkpoint, an earlier version's, or one that is damaged, which is told where it is read
+        size, wanted = self._saved_metrics() or (0, None)
+        if wanted is None:
+            return None
         if not self.metrics_path.exists():
             return f"{self.metrics_path}: missing"
-        with self.metrics_path.open("rb") as stream:
-            if hashlib.sha256(stream.read(size)).hexdigest() == wanted:
-                return None
+        if hashlib.sha256(self.metrics_path.read_bytes()[:size]).hexdigest() == wanted:
+            return None
         return f"{self.metrics_path}: damaged, or edited: its first {size:,} bytes are not what they were when saved"
 
     @contextmanager
@@ -257,7 +261,8 @@ class Run:
         """Cuts metrics.jsonl back to what it was at the checkpoint, where training goes on; to nothing if at none."""
         if self.metrics_path.exists():
             size = checkpoint.progress.get("metrics_bytes", 0) if checkpoint else 0
-            os.truncate(self.metrics_path, min(size, self.metrics_path.stat().st_size))  # never longer, with zeros
+            kept = self.metrics_path.read_bytes()[:size]
+            os.truncate(self.metrics_path, kept.rfind(b"\n") + 1)  # a file that was cut may end in half a line
 
     def load_model(self, checkpoint: str = "best", device: torch.device | str = "cpu") -> LanguageModel:
         """The trained model, ready to be used; `best` falls back to `last` in a run that never validated.

@@ -193,11 +193,11 @@ KINDS = [
     Kind("a token store", _store, _use_store, 60),
     Kind("a tokenizer", _tokenizer, _use_tokenizer, 60),
     Kind("a tokenizer in the cache", _cached_tokenizer, _use_tokenizer, 30),
-    Kind("a study", _study, _use_study, 8, 0.1),
+    Kind("a study", _study, _use_study, 8, 0.05),
     Kind("a saved state", _state, _use_state, 50),
     Kind("a model.pt", _model_pt, _use_model_pt, 40),
     Kind("a packed model", _packed, _use_packed, 40),
-    Kind("an offline page", _page, page_reader.seen, 12, 0.4),
+    Kind("an offline page", _page, page_reader.seen, 6, 0.4),
 ]
 
 

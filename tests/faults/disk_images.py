@@ -33,7 +33,9 @@ import material
 from rhapsode.recipe import Recipe
 from rhapsode.training.start import create_run
 made = material.material(Path(sys.argv[1]))
-sections = {**material.SECTIONS, "train": {**material.SECTIONS["train"], "sequences": 400_000, "validations": 2_000}}
+rates = {"learning_rate": 1e-6, "matrix_learning_rate": 1e-6}  # it must go on, whatever it learns
+budget = {"sequences": 400_000, "validations": 2_000}
+sections = {**material.SECTIONS, "optimizer": rates, "train": {**material.SECTIONS["train"], **budget}}
 recipe = Recipe.from_sections(sections, made.tokenizer.vocab_size)
 run = create_run(Path(sys.argv[2]) / "runs" / "run", recipe, made.tokenizer, {})
 print("saved 0", flush=True)
@@ -112,6 +114,9 @@ def cut_on(kind: str, clones: int, seed: int, folder: Path) -> Tally:
                     time.sleep(0.005)
                 for number in range(clones):
                     time.sleep(draw.uniform(0, 0.25))
+                    if training.process.poll() is not None:
+                        tally.note(f"the training that was to be cut ended at step {training.announced:,}")
+                        break
                     announced, clone = training.announced, backing / "clone.img"
                     _call("cp", "--reflink=always", image, clone)
                     check = partial(_survives, clone, folder / "clone", KINDS[kind][1], announced)

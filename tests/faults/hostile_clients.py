@@ -17,12 +17,12 @@ from typing import Any
 
 from harness import Tally, Unit
 from hostile_requests import ELSEWHERE, FOREIGN, FRAMINGS, OTHER_NAMES, OWN_NAMES, PATHS, SIZES, SMUGGLED
-from loopback import PATIENCE, WatchedServer, connect, exchange, request, statuses, the_server, watched
+from loopback import ANSWERS, PATIENCE, WatchedServer, connect, exchange, request, statuses, the_server, watched
 
 LONG = {"prompt": "Once", "max_tokens": 8_000, "logprobs": 20, "stream": True, "logit_bias": {"1": -100}}
 AT_ONCE = 100  # connections that are tried at the same time
 MEGABYTES = 96.0  # by which a unit may leave the process larger: 64 of saved prefixes, and the allocator's own
-OF_READERS = 224.0  # the same where hundreds of texts were kept at once
+OF_READERS = MEGABYTES + 2 * ANSWERS  # the same where answers were kept: pieces of memory that they had stay its own
 OF_SIZES = 256.0  # the same where bodies of 4 MB were read
 PEAK = 512.0  # for a while, of one request
 
@@ -184,8 +184,10 @@ async def many_connections(server: WatchedServer, rounds: int, draw: random.Rand
                 assert statuses(answer) == [200], f"connection {number}: {answer[:200]!r}"
             more = [await connect(server) for _ in range(100)]
             open_ones += more
-            told = [statuses(await _until_closed(connection, 30)) for connection in more[40:]]
-            assert told == [[503]] * len(told), Counter(map(str, told))
+            told = Counter([str(statuses(await _until_closed(connection, 30))) for connection in more[40:]])
+            # The client beside them connects anew for each stream: one that then says nothing may take its place.
+            assert told["[503]"] >= 59, told
+            assert told["[503]"] + told["[408]"] == 60, told
         finally:
             for connection in open_ones:
                 connection.close()

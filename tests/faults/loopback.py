@@ -26,6 +26,7 @@ from harness import NotHere
 from material import material, new_run, trained
 
 PATIENCE = 2.0  # seconds, instead of a minute
+ANSWERS = 64  # megabytes of answers under way, instead of 512
 KEEP_ALIVE = 5.0  # seconds of uvicorn's, after which an idle connection is closed
 CHILD = """
 import sys
@@ -51,7 +52,8 @@ class WatchedServer:
         made = material(folder / "made")
         run = trained(made, new_run(made, folder / "run"))
         self.errors = folder / "errors.txt"
-        command = [sys.executable, "-c", CHILD, str(PATIENCE), "serve", str(run.path), "--port", "0"]
+        limits = ["--max-answers", str(ANSWERS)]
+        command = [sys.executable, "-c", CHILD, str(PATIENCE), "serve", str(run.path), "--port", "0", *limits]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(

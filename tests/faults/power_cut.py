@@ -14,6 +14,7 @@ from harness import Tally, Unit
 from material import Material, an_hour_passes, end_of, leftovers, material, new_run, trained, using_cache
 from simulated_disk import WAYS, Recording, after, recording
 
+import rhapsode
 from rhapsode.progress import silent
 from rhapsode.run import Run
 from rhapsode.tensors import checksum
@@ -83,6 +84,8 @@ def _training_survives(
     if checkpoint:
         assert checksum(checkpoint.tensors, "") == weights[step], "a checkpoint that was never saved"
     run.load("best")
+    run.metrics()
+    assert all(file.problem is None for file in rhapsode.check(path)), rhapsode.check(path)
     if expected is not None:
         trained(made, run)
         assert end_of(run) == expected, "another end"

@@ -17,8 +17,11 @@ WAYS = ("nothing more", "all of it", "names without contents", "some of it", "so
 
 @dataclass
 class _File:
+    """kept: how many of its first bytes are as they were flushed, which no write has touched since."""
+
     content: bytes = b""
     flushed: bytes = b""
+    kept: int = 0
 
 
 @dataclass
@@ -73,7 +76,7 @@ def _read(path: Path) -> _Folder:
             folder.names[entry.name] = _read(entry)
         else:
             content = entry.read_bytes()
-            folder.names[entry.name] = _File(content, content)
+            folder.names[entry.name] = _File(content, content, len(content))
     folder.flushed = dict(folder.names)
     return folder
 
@@ -100,7 +103,7 @@ def _apply(root: _Folder, files: dict[int, _File], operation: Operation) -> None
         file = folder.names[name]
         assert isinstance(file, _File)
         if operation.created:
-            file.content = b""
+            file.content, file.kept = b"", 0
         assert operation.file is not None
         files[operation.file] = file
     elif operation.kind == "write":
@@ -108,15 +111,17 @@ def _apply(root: _Folder, files: dict[int, _File], operation: Operation) -> None
         assert isinstance(file, _File)
         files[operation.file or 0] = file
         held = file.content.ljust(operation.offset, b"\0")
+        file.kept = min(file.kept, operation.offset)
         file.content = held[: operation.offset] + operation.data + held[operation.offset + len(operation.data) :]
     elif operation.kind == "truncate":
         file = _find(root, operation.path)
         assert isinstance(file, _File)
         file.content = file.content[: operation.offset].ljust(operation.offset, b"\0")
+        file.kept = min(file.kept, operation.offset)
     elif operation.kind == "fsync":
         node = _find(root, operation.path)
         if isinstance(node, _File):
-            node.flushed = node.content
+            node.flushed, node.kept = node.content, len(node.content)
         else:
             node.flushed = dict(node.names)
     elif operation.kind == "mkdir":
@@ -143,6 +148,7 @@ def _write(folder: _Folder, way: str, draw: random.Random, target: Path) -> None
         elif node is not None:
             content = node.content if way == "all of it" else node.flushed
             if way.startswith("some") and node.content != node.flushed:
-                written = node.content[: draw.randint(0, len(node.content))]  # a page that did not make it
-                content = draw.choice((node.content, node.flushed, written))
+                written = node.content[: draw.randint(node.kept, len(node.content))]  # a page that did not make it
+                zeros = written.ljust(len(node.content), b"\0")  # one of which only the length did
+                content = draw.choice((node.content, node.flushed, written, zeros))
             (target / name).write_bytes(content)

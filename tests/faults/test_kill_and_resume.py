@@ -12,7 +12,7 @@ import kill_and_resume
 import pytest
 from kill_and_resume import AT_START, Life, digests, killed, report, uninterrupted, write_data
 
-KILLS, STEPS = 3, 90  # twenty and 240 at full size: docs/resume.md
+KILLS, STEPS = 3, 60  # twenty and 240 at full size: docs/resume.md
 
 
 @pytest.mark.slow

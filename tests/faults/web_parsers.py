@@ -31,10 +31,14 @@ class _Socket:
     """A transport that keeps what is written."""
 
     def __init__(self) -> None:
-        self.written, self.closing = bytearray(), False
+        self.written, self.closing, self.ended = bytearray(), False, False
 
     def write(self, data: bytes) -> None:
+        assert not self.ended, "written after the end"
         self.written += data
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def close(self) -> None:
         self.closing = True

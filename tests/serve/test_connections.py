@@ -130,6 +130,41 @@ def test_more_clients_than_there_is_room_for(tiny_run: Path, monkeypatch: pytest
         eventually(lambda: len(served.server.web.server_state.connections) == 0)
 
 
+def test_who_is_refused_can_read_why(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a server that closes before it has read what an innocent client sends: the system then resets the
+    connection, and the client has a broken pipe instead of the answer. They do not stay for ever, nor take places."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 1)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
+    with serving(tiny_run) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        there = served.server.web.server_state.connections
+        with socket.create_connection((host, int(port)), timeout=20) as first:
+            eventually(lambda: len(there) == 1)
+            for parts in (
+                [],
+                [HEAD, b"\r\n"],
+                [b"POST /tokenize HTTP/1.1\r\n", b"Host: localhost\r\n", b"x" * 99_000] * 3,
+            ):
+                with socket.create_connection((host, int(port)), timeout=20) as client:
+                    for part in parts:
+                        time.sleep(0.1)
+                        client.sendall(part)
+                    time.sleep(0.1)
+                    answer = client.recv(65_536)
+                    assert status_and_error(answer)[1]["code"] == "too_many_connections"
+                    assert client.recv(65_536) == b""
+            monkeypatch.setattr(connections, "MOST_LINGERING", 3)
+            idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(10)]
+            for client in idle:
+                assert b" 503 " in client.recv(65_536)
+            eventually(lambda: len(there) == 4, 1)  # less than LINGER_SECONDS
+            eventually(lambda: len(there) == 1)
+            first.sendall(HEAD + b"\r\n")
+            assert b" 200 OK" in first.recv(4_096)
+            for client in idle:
+                client.close()
+
+
 def test_as_many_files_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a server that cannot open its model because a thousand clients have all its files."""
     resource = pytest.importorskip("resource")

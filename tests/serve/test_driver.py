@@ -60,7 +60,7 @@ def drive(test: Callable[[Driver, Model, StepwiseEngine], Awaitable[None]], max_
 
     async def main() -> None:
         engine = StepwiseEngine()
-        driver = Driver(Meters(), max_queue)
+        driver = Driver(Meters(), max_queue, 10**9)
         driver.start()
         try:
             await test(driver, Model(engine), engine)

@@ -189,7 +189,7 @@ def test_a_trace_is_what_the_model_says(kind: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_limits_of_looking(served: Served) -> None:
+def test_limits_of_looking(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clear answers instead of a server that computes for minutes."""
     path = "/api/inspect"
     assert "2,048" in served.refused(400, path, text="a b " * 3_000)["message"]
@@ -198,6 +198,9 @@ def test_limits_of_looking(served: Served) -> None:
     assert "one of the two" in served.refused(400, path)["message"]
     assert "one of the two" in served.refused(400, path, text="a", tokens=[5])["message"]
     assert "299" in served.refused(400, path, tokens=[300])["message"]
+    monkeypatch.setattr("rhapsode.serve.inspecting.MOST_NEXT", 600)
+    assert served.refused(400, path, text="a", positions=[0, 0, 0], top=0)["param"] == "top"
+    assert served.api.post(path, json={"text": "a", "positions": [0, 0], "top": 0}).status_code == 200
 
 
 def test_beginnings_of_stories(teller: Path) -> None:

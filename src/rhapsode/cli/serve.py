@@ -18,6 +18,9 @@ def serve(
     max_queue: int = typer.Option(256, help="Texts of a model that may wait; beyond them the answer is 429."),
     max_wait: float = typer.Option(60.0, help="Seconds that a request may wait; beyond them the answer is 503."),
     max_body: float = typer.Option(4.0, help="Most megabytes of a request's body."),
+    max_answers: float = typer.Option(
+        512.0, help="Most megabytes of answers that are under way; beyond them the largest one ends with 503."
+    ),
     memory: float = typer.Option(None, help="Gigabytes for models; by default half of this machine's memory."),
     checkpoint: str = CHECKPOINT,
     api_key: Path = typer.Option(
@@ -48,6 +51,7 @@ def serve(
             max_queue=max_queue,
             max_wait=max_wait,
             max_body=max_body,
+            max_answers=max_answers,
             memory=memory,
             checkpoint=checkpoint,
             api_key=api_key,

@@ -1,5 +1,6 @@
 """What a model does with a text: where it looks, and what it expects next."""
 
+import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ MOST_CELLS = 128  # of an attention map, in each direction; and places of the pi
 PLACES_AT_ONCE = 512  # that get logits
 ROWS_OF_TABLE = 1_000
 MOST_COLUMNS = 20  # of the picture of what is expected: matplotlib draws no picture of any width
+MOST_PIXELS = 3_000  # of a picture, in each direction: matplotlib takes some 25 bytes of memory for each pixel
 ROWS_AT_ONCE = 64  # of the attention weights, over all the tokens before them
 
 
@@ -180,7 +182,8 @@ def draw_reading(reading: Reading, folder: Path) -> list[Path]:
 
 def _save(figure: Any, file: Path) -> Path:
     with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=min(150.0, MOST_PIXELS / max(figure.get_size_inches())))
+    gc.collect()  # a figure is part of circles of references, and its pixels stay till then
     return file
 
 

@@ -80,11 +80,13 @@ class TextsResponse(Response):
     async def _events(self, job: Job) -> AsyncIterator[list[tuple[int, Any]]]:
         """What comes of the job, as it comes; nothing, each time that the client needs a sign of life.
 
-        Ends where all texts have, or the client has left. Raises Refusal where the job waits for too long, or a text
-        failed.
+        Ends where all texts have, or the client has left. Raises Refusal where the job waits for too long or was ended
+        before its time, or a text failed.
         """
         asked = time.perf_counter()
-        while not job.left and (job.unended or job.events):
+        while not job.left and (job.unended or job.events or job.refusal):
+            if job.refusal:
+                raise job.refusal
             waited = time.perf_counter() - asked
             if not job.begun and waited >= self.patience.max_wait:
                 raise Refusal(
@@ -125,10 +127,23 @@ class TextsResponse(Response):
             return
         if job.left:
             return
-        choices = [self._choice(index, number, wholes[number]) for index, number in enumerate(self._best())]
         self._log(wholes)
-        answer = {**self.about, "choices": choices, "usage": self._usage()}
-        await JSONResponse(answer, headers=self.own_headers)(scope, receive, send)
+        parts = [json_text(self.about)[:-1].encode(), b',"choices":[']
+        for index, number in enumerate(self._best()):
+            parts += [b"," if index else b"", json_text(self._choice(index, number, wholes[number])).encode()]
+            wholes[number] = TextPart()  # of all texts at once it would take several times what the answer does
+        body = b"".join([*parts, b'],"usage":', json_text(self._usage()).encode(), b"}"])
+        del parts
+        job.sending = len(body)
+        await self._send_whole(body, job, send)
+
+    async def _send_whole(self, body: bytes, job: Job, send: Send) -> None:
+        """Piece by piece, each when the client has read what was before it: till then the answer keeps its place."""
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **self.own_headers}
+        await send({"type": "http.response.start", "status": 200, "headers": raw_headers(headers)})
+        for begin in range(0, len(body), PIECE_BYTES):
+            piece = body[begin : begin + PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": begin + PIECE_BYTES < len(body)})
 
     def _best(self) -> list[int]:
         """The numbers of the texts that are the answer, those of each prompt in order."""
@@ -168,8 +183,7 @@ class TextsResponse(Response):
             nonlocal begun
             if not begun:
                 headers = {**STREAM_HEADERS, **self.own_headers}
-                raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-                await send({"type": "http.response.start", "status": 200, "headers": raw})
+                await send({"type": "http.response.start", "status": 200, "headers": raw_headers(headers)})
                 begun = True
             await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
 
@@ -215,6 +229,14 @@ STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+
+
+PIECE_BYTES = 65_536  # of an answer that are handed to the connection at once
+
+
+def raw_headers(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as the server takes them."""
+    return [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

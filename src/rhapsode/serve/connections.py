@@ -23,6 +23,8 @@ MOST_HEAD_BYTES = 65_536  # of a request's first line and headers
 MOST_AHEAD = 32  # requests that one client may send before it has the answer to the first
 MOST_CONNECTIONS = 1_024
 SPARE_FILES = 128  # that the process may open beside its connections
+LINGER_SECONDS = 2.0  # in which who was refused may send what is under way, and read why
+MOST_LINGERING = 96  # of them, beside those that are served
 SLICE = 16_384  # bytes after which the bounds are looked at
 
 
@@ -32,13 +34,14 @@ class Connection(HttpToolsProtocol):
     head_bytes: int | None = None  # of the request whose head is being read; None between heads
     arriving: float | None = None  # since when a request is on its way
     unread: float | None = None  # since when the client has taken nothing
+    lingering: float | None = None  # since when the client is refused
     refusal: tuple[int, str, str | None] = (400, "this is not valid HTTP", None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
         self.arriving = self.loop.time()
-        if len(self.connections) > most_connections():
+        if len(self.connections) - len(self._lingering()) > most_connections():
             self.refuse(503, f"{most_connections():,} clients are connected already", "too_many_connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -47,9 +50,11 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, as long as nothing is beyond its bound."""
+        """Feeds the parser, as long as nothing is beyond its bound; what a client sends that is refused is dropped."""
         for begin in range(0, len(data), SLICE):
             part = data[begin : begin + SLICE]
+            if self.lingering is not None:
+                return
             if self.arriving is None:
                 self.arriving = self.loop.time()
             super().data_received(part)
@@ -139,7 +144,25 @@ class Connection(HttpToolsProtocol):
         if not self._is_answering:
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Says no more, and reads on for a moment: systems reset a connection that is closed while a client sends, and
+        the client, which may be innocent, would have a broken pipe instead of an answer."""
+        if self.transport.is_closing():
+            return
+        self.lingering, self.arriving = self.loop.time(), None
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if len(others := self._lingering()) > MOST_LINGERING:
+            min(others, key=lambda each: each.lingering or 0.0).transport.close()
+
+    def _lingering(self) -> list["Connection"]:
+        there = (each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing())
+        return [each for each in there if each.lingering is not None]
 
 
 @cache

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rhapsode.serve.metrics import Meters
 
 PAUSE_PER_TEXT = 0.0005  # seconds
+TOKEN_BYTES, ALTERNATIVE_BYTES = 260, 122  # of memory for a token of an answer, and for each likely one beside it
+MOST_TAKEN = 64  # tokens of a stream that go on their way together
 _Value = TypeVar("_Value")
 
 
@@ -38,7 +40,7 @@ class Job:
 
     events: what came since they were last taken, each with the number of its text. wake: set when there are some, when
     the job has ended, and when the client has left. streams: whether anybody wants to hear before the end. begun and
-    unended count texts.
+    unended count texts. refusal: why it was ended before its time. sending: bytes of a whole answer on its way.
     """
 
     def __init__(self, model: Drivable, requests: Sequence[GenerationRequest], streams: bool) -> None:
@@ -49,12 +51,42 @@ class Job:
         self.begun = 0
         self.unended = len(requests)
         self.over = self.left = False
+        self.refusal: Refusal | None = None
+        self.sending: int | None = None
+        self._kept = 0  # tokens that were taken for an answer which is told at the end
+        self._token_bytes = TOKEN_BYTES + ALTERNATIVE_BYTES * max((request.top for request in requests), default=0)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, about, that its answer takes now."""
+        return self._token_bytes * (len(self.events) + self._kept) if self.sending is None else self.sending
 
     def take(self) -> list[tuple[int, Happening]]:
-        """The events since the last time."""
-        events, self.events = self.events, []
-        self.wake.clear()
+        """The events since the last time; of a stream the first of them: who reads late is sent a little at once."""
+        most = MOST_TAKEN if self.streams else len(self.events)
+        events, self.events = self.events[:most], self.events[most:]
+        if not self.streams:
+            self._kept += len(events)
+        if not self.events:
+            self.wake.clear()
         return events
+
+    def receive(self, events: Sequence[tuple[int, Happening]]) -> None:
+        """Takes in what came of its texts."""
+        for _, event in events:
+            if isinstance(event, PromptRead):
+                self.begun += 1
+                self._kept += len(event.scores)
+            if has_ended(event):
+                self.unended -= 1
+        self.events += events
+        if self.streams or not self.unended:
+            self.wake.set()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Ends it before its time."""
+        self.refusal, self.events, self._kept = refusal, [], 0
+        self.wake.set()
 
     def leave(self) -> None:
         """The client has gone."""
@@ -72,10 +104,11 @@ class _Text:
 
 
 class Driver:
-    """Runs the thread. max_queue: texts of a model that may wait beyond those that its engine runs at once."""
+    """Runs the thread. max_queue: texts of a model that may wait beyond those that its engine runs at once; most_held:
+    bytes of memory for all answers, beyond which the largest gives way."""
 
-    def __init__(self, meters: "Meters", max_queue: int) -> None:
-        self.meters, self.max_queue = meters, max_queue
+    def __init__(self, meters: "Meters", max_queue: int, most_held: int) -> None:
+        self.meters, self.max_queue, self.most_held = meters, max_queue, most_held
         self.jobs: set[Job] = set()
         self.recent_wait = 0.0  # seconds from a request to the reading of its prompt
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -165,16 +198,23 @@ class Driver:
         for job, events in ready.items():
             if job.over:
                 continue
-            for _, event in events:
-                if isinstance(event, PromptRead):
-                    job.begun += 1
-                    waited = time.perf_counter() - job.submitted
-                    self.recent_wait += 0.1 * (waited - self.recent_wait)
-                if has_ended(event):
-                    job.unended -= 1
-            job.events += events
-            if job.streams or not job.unended:
-                job.wake.set()
+            begun = job.begun
+            job.receive(events)
+            if job.begun > begun:
+                waited = time.perf_counter() - job.submitted
+                self.recent_wait += 0.1 * (waited - self.recent_wait)
+        while sum(job.held for job in self.jobs) > self.most_held:
+            writing = [job for job in self.jobs if job.sending is None]
+            if not writing:
+                return  # all that is there is on its way
+            self._give_up(max(writing, key=lambda job: job.held))
+
+    def _give_up(self, job: Job) -> None:
+        """Ends the job whose answer takes the most memory."""
+        most = f"the {self.most_held / 1e6:,.0f} MB that --max-answers has for all"
+        message = f"this answer would take more memory than there is in {most}; ask for fewer tokens, texts or logprobs"
+        job.refuse(Refusal(503, message, code="answers_too_large", retry_after=self.retry_after))
+        self.cancel(job)
 
     # -- of the driving thread ---------------------------------------------------------------------------------------
 

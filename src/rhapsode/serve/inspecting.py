@@ -23,6 +23,7 @@ from rhapsode.tokenizer import Tokenizer
 
 MOST_TOKENS_INSPECTED = 2_048
 MOST_POSITIONS = 64
+MOST_NEXT = 200_000  # tokens that may come next, of all positions together: 80 MB until they are told
 TEXTS_KEPT = 8  # with what was found out about them
 MOST_TRUE_NEXT = 20
 
@@ -115,6 +116,10 @@ def inspected_ids(asked: InspectQuestion, tokenizer: Tokenizer) -> list[int]:
         raise Refusal(400, message, "text" if asked.tokens is None else "tokens", "context_length_exceeded")
     if len(asked.positions) > MOST_POSITIONS:
         raise Refusal(400, f"at most {MOST_POSITIONS} positions at once, got {len(asked.positions)}", "positions")
+    count = len(asked.positions) * min(asked.top or tokenizer.vocab_size, tokenizer.vocab_size)
+    if count > MOST_NEXT:
+        message = f"positions times top are {count:,} tokens, the most that are told at once are {MOST_NEXT:,}"
+        raise Refusal(400, message, "top")
     wrong = next((position for position in asked.positions if position > len(ids)), None)
     if wrong is not None:
         raise Refusal(400, f"positions go from 0 to {len(ids):,}, the number of tokens, got {wrong}", "positions")

@@ -44,6 +44,7 @@ class ServerConfig:
     max_queue: int = 256
     max_wait: float = 60.0
     max_body: float = 4.0  # MB
+    max_answers: float = 512.0  # MB
     memory: float | None = None  # GB
     ping: float = 10.0
     checkpoint: str = "best"
@@ -53,7 +54,7 @@ class ServerConfig:
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_context", "max_rows", "max_wait", "max_body"):
+        for name in ("max_context", "max_rows", "max_wait", "max_body", "max_answers"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.max_queue < 0:
@@ -79,7 +80,7 @@ class RunServer:
             most_bytes=int(config.memory * 1e9) if config.memory else physical_memory() // 2,
         )
         self.meters = Meters()
-        self.driver = Driver(self.meters, config.max_queue)
+        self.driver = Driver(self.meters, config.max_queue, int(config.max_answers * 1e6))
         patience = Patience(config.max_wait, config.ping)
         service = Service(
             self.models, self.driver, self.meters, patience, config.log_prompts, lambda: self.gate.closing
