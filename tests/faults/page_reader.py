@@ -22,6 +22,7 @@ SEEN = """() => ({
   thought: document.querySelector("#thought")?.textContent ?? null,
   model: document.querySelector("#model")?.textContent ?? null,
   notice: document.querySelector("#notice:not([hidden])")?.textContent ?? null,
+  waits: document.querySelector("#model")?.textContent.startsWith("Loading") ?? false,
   all: document.body?.innerText ?? "",
 })"""
 NOT_STARTED = "the page has not started"
@@ -52,10 +53,10 @@ def seen(page: Path) -> dict[str, Any]:
     child.stdin.write(f"{page}\n")
     child.stdin.flush()
     found = json.loads(child.stdout.readline())
-    text = found.pop("all")
+    text, waits = found.pop("all"), found.pop("waits")
     if found["notice"]:
         raise ValueError(f"{page}: {' '.join(found['notice'].split())}")
-    if NOT_STARTED in text or not text.strip():
+    if waits or not text.strip():
         raise ValueError(f"{page}: {NOT_STARTED if text.strip() else 'an empty page'}")
     return found
 
@@ -77,7 +78,7 @@ def main() -> None:
                     page.wait_for_timeout(100)
                 found = page.evaluate(SEEN)
             except PlaywrightError as error:  # what is no page any more, the browser itself refuses
-                found = {"notice": f"the browser does not open it: {error}", "all": ""}
+                found = {"notice": f"the browser does not open it: {error}", "waits": False, "all": ""}
             print(json.dumps(found), flush=True)
             page.close()
 
