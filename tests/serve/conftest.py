@@ -76,7 +76,7 @@ def serving(*runs: Path, **options: Any) -> Iterator[Served]:
         assert not thread.is_alive()
 
 
-@pytest.fixture(scope="package")  # while it is up, it decides about the threads of this process
+@pytest.fixture(scope="module")  # while it is up, it decides about the threads of this process
 def served(tiny_run: Path) -> Iterator[Served]:
     """The server that most tests share; nothing in it is changed."""
     with serving(tiny_run) as server:

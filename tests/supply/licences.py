@@ -7,6 +7,7 @@ As the packages themselves say it, in the environment that runs this.
 
 import re
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def normal(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """The version of each package of the lock, and of torch and triton, that is installed here."""
-    names = {normal(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # not what a package brings for itself
+    found = metadata.distributions(path=places)
+    names = {normal(each.metadata["Name"]): each.version for each in found if each.metadata["Name"]}
     locked = {normal(name) for name in pinned(LOCK.read_text(encoding="utf-8"))} | BESIDE_THE_LOCK
     return {name: names[name] for name in sorted(locked & names.keys())}
 
