@@ -162,6 +162,22 @@ def test_error_of_a_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, m
     assert not is_prepared(str(tmp_path / "store"))
 
 
+def test_a_tokenizer_that_no_worker_can_read(
+    text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch workers that end over it one after the other, and are then said to have been killed."""
+    save = Tokenizer.save
+
+    def saved(self: Tokenizer, folder: Path) -> None:
+        save(self, folder)
+        if folder.name == "tokenizer-copy":
+            (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+
+    monkeypatch.setattr(Tokenizer, "save", saved)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        prepare_shards(text, tokenizer, str(tmp_path / "store"), workers=2)
+
+
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
     """A web server that gives ranges of files, as real ones do, and counts what was asked."""
 

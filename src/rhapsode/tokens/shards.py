@@ -355,11 +355,12 @@ def _make_apart(pipe: Connection, tokenizer_folder: str) -> None:
     """`make_shard` in a process of its own, with one thread: other cores are others'. Sends an error, or None."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     with suppress(ConnectionError, EOFError):  # nobody asks any more
-        tokenizer = Tokenizer.load(Path(tokenizer_folder))
+        tokenizer = None
         while True:
             spool, target, kind, description = pipe.recv()
             error = None
             try:
+                tokenizer = tokenizer or Tokenizer.load(Path(tokenizer_folder))
                 make_shard(spool, target, kind, description, tokenizer)
             except Exception as raised:
                 error = raised
