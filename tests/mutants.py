@@ -9,7 +9,6 @@ mutant that cannot even run proves nothing. The same tests must pass on an uncha
 mutant at its new file; one whose text is not there exactly once is an error.
 """
 
-import multiprocessing
 import os
 import shutil
 import sys
@@ -17,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+from clean_processes import context_with, stop_server
 
 TESTS = Path(__file__).resolve().parent
 SOURCE = TESTS.parent / "src" / "rhapsode"
@@ -160,9 +160,7 @@ def judge(mutant: Mutant | None, tests: Iterable[str]) -> Verdict:
             file = copy / mutant.file
             file.write_text(lie(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
         # A server that has imported what is slow (optimisers import _dynamo) and forks: 30 times three seconds saved.
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        context.set_forkserver_preload(["torch._dynamo", "pytest", "tokenizers", "safetensors.torch", "rich.console"])
+        context = context_with("torch._dynamo", "pytest", "tokenizers", "safetensors.torch", "rich.console")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_test, args=(folder, [str(TESTS / test) for test in tests], theirs))
         process.start()
@@ -221,8 +219,7 @@ def _test(source: str, tests: list[str], answer: Any) -> None:
 def verdicts(mutants: Iterable[Mutant]) -> Iterator[tuple[Mutant | None, Verdict]]:
     """First (None, what the mutants' tests say of the unchanged source), then each mutant with its own."""
     mutants = list(mutants)
-    if hasattr(forkserver, "_forkserver"):
-        forkserver._forkserver._stop()  # one that others began has imported the package as it is, without a mutant
+    stop_server()  # one that others began has imported the package as it is, without a mutant
     yield None, judge(None, dict.fromkeys(mutant.test for mutant in mutants))
     for mutant in mutants:
         yield mutant, judge(mutant, [mutant.test])

@@ -70,3 +70,22 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
     with Recording() as recording:
         function()
     return recording.replay
+
+
+class SecondFails:
+    """A `capture` that captures once; what was captured may not be replayed once the second one has failed."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("not this one")
+        replay = capture(function)
+
+        def first() -> None:
+            assert self.asked == 1
+            replay()
+
+        return first

@@ -148,21 +148,8 @@ def test_where_one_size_is_not_captured_none_is(tokenizer: Tokenizer) -> None:
         (0 if n == 0 else 3, GenerationRequest([1], SampleConfig(20 if n == 0 else 3, seed=n))) for n in (0, 1)
     ]
     expected = answers(Engine(model, tokenizer, capture=eager), alone_again)
-    made: list[int] = []
-
-    def second_fails(function: Callable[[], None]) -> Callable[[], None]:
-        made.append(0)
-        if len(made) > 1:
-            raise RuntimeError("not this one")
-        replay = replayed.capture(function)
-
-        def first() -> None:
-            assert len(made) == 1
-            replay()
-
-        return first
-
+    second_fails = replayed.SecondFails()
     with pytest.warns(RuntimeWarning, match="is not captured: not this one"):
         found = answers(Engine(model, tokenizer, capture=second_fails), alone_again)
     assert found == expected
-    assert len(made) == 2
+    assert second_fails.asked == 2

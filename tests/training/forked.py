@@ -3,16 +3,15 @@
 A fork takes along the locks that other threads hold, for good; and whoever trained, tokenized or served has threads.
 """
 
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from multiprocessing import forkserver
 from typing import Any
 
 import cloudpickle
 import torch
+from clean_processes import context_with, stop_server
 from torch import distributed
 
 from rhapsode.training.group import Group, together
@@ -48,12 +47,8 @@ def in_processes(size: int, work: Callable[[Group], Any], seconds: float = 40.0)
 @cache
 def _context() -> Any:
     """How processes are begun; the first optimiser of a process asks for _dynamo, which takes seconds."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that others began has not imported what is slow
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "rhapsode.training", "pytest"])
-    return context
+    stop_server()
+    return context_with("torch._dynamo", "rhapsode.training", "pytest")
 
 
 def _received(pipe: Any) -> Any:

@@ -173,25 +173,12 @@ def test_a_capture_that_fails_half_way_leaves_no_gradient(begin: Begin, small: A
 
 def test_where_one_step_is_not_captured_none_is(begin: Begin, small: Any) -> None:
     """Would catch a graph that is replayed after another one failed: its generator is not the one in use any more."""
-    made: list[int] = []
-
-    def second_fails(function: Callable[[], None]) -> Callable[[], None]:
-        made.append(0)
-        if len(made) > 1:
-            raise RuntimeError("not this one")
-        replay = replayed.capture(function)
-
-        def first() -> None:
-            assert len(made) == 1
-            replay()
-
-        return first
-
     twice = {**LEARNS, "epochs": 2, "validations": 1}  # the second begins without a state again
     expected, found = begin("expected", **twice), begin("found", **twice)
     go(expected, small, eager)
+    second_fails = replayed.SecondFails()
     go(found, small, second_fails)
-    assert len(made) == 2
+    assert second_fails.asked == 2
     assert_same_end(found, expected)
 
 
