@@ -201,6 +201,8 @@ def _test(source: str, tests: list[str], answer: Any) -> None:
     sys.path.insert(0, source)
     sys.dont_write_bytecode = True
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # their imports take longer than most of these tests
+    for name in ("CI", "BUILD_NUMBER"):  # where pytest compares two long lists for minutes, to show how they differ
+        os.environ.pop(name, None)
     import pytest
     import torch
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
@@ -130,7 +131,7 @@ def test_one_thread_needs_no_choice() -> None:
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"), fixed_threads(0):
         pass
     assert torch.get_num_threads() == 2
-    assert threads._active is None
+    assert threads._here.active is None
 
 
 def test_blocks_inside_of_each_other_share_a_choice() -> None:
@@ -138,8 +139,31 @@ def test_blocks_inside_of_each_other_share_a_choice() -> None:
     with chosen_threads() as outer:
         with chosen_threads() as inner:
             assert inner is outer
-        assert threads._active is outer
-    assert threads._active is None
+        assert threads._here.active is outer
+    assert threads._here.active is None
+    assert torch.get_num_threads() == 2
+
+
+def test_blocks_of_two_threads_that_overlap_leave_nothing_behind() -> None:
+    """Would catch the block of a server that ends first, and whose choice the one that ends last brings back."""
+    torch.set_num_threads(2)
+    begun, end = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        with fixed_threads(1):
+            begun.set()
+            end.wait(10)
+
+    server = threading.Thread(target=serve)
+    with chosen_threads() as mine:
+        server.start()
+        assert begun.wait(10)
+        assert threads._here.active is mine
+    with chosen_threads() as again:
+        assert again.most == 2
+        end.set()
+        server.join(10)
+    assert threads._here.active is None
     assert torch.get_num_threads() == 2
 
 

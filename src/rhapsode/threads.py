@@ -10,6 +10,7 @@ many (`thread_plan` in run.json), and `fixed_threads` keeps one number for good.
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +27,15 @@ FIRST_PROBES = 5  # that find threads in time, one after another, before the pac
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before more threads are tried again; doubled each time that they fail
 CALM_SECONDS = 60.0  # after so long without a fall, the first wait counts again
 
-_active: "ThreadChooser | None" = None
-_known: "ThreadChooser | None" = None  # of the last block, with what it has learnt of the machine
+
+class _Here(threading.local):
+    """Each thread of Python chooses for itself: blocks of a server's and of one that trains beside it may overlap."""
+
+    active: "ThreadChooser | None" = None
+    known: "ThreadChooser | None" = None  # of the last block, with what it has learnt of the machine
+
+
+_here = _Here()
 
 
 class ThreadChooser:
@@ -161,16 +169,15 @@ def chosen_threads(on_change: Callable[[int], object] | None = None) -> Iterator
 
     Inside of another such block, or of `fixed_threads`, that one's choice counts.
     """
-    if _active is not None:
-        yield _active
+    if _here.active is not None:
+        yield _here.active
         return
-    global _known
     before = torch.get_num_threads()
-    if _known is not None and _known.most == before:
-        _known.begin(on_change)
+    if _here.known is not None and _here.known.most == before:
+        _here.known.begin(on_change)
     else:
-        _known = ThreadChooser(before, on_change)
-    with _in_charge(_known, before) as chooser:
+        _here.known = ThreadChooser(before, on_change)
+    with _deciding(_here.known, before) as chooser:
         yield chooser
 
 
@@ -187,16 +194,15 @@ def fixed_threads(count: int | None) -> Iterator[None]:
         raise ValueError(f"threads must be at least 1, got {count}")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    with _in_charge(ThreadChooser(1), before):
+    with _deciding(ThreadChooser(1), before):
         yield
 
 
 @contextmanager
-def _in_charge(chooser: ThreadChooser, before: int) -> Iterator[ThreadChooser]:
-    global _active
-    outer, _active = _active, chooser
+def _deciding(chooser: ThreadChooser, before: int) -> Iterator[ThreadChooser]:
+    outer, _here.active = _here.active, chooser
     try:
         yield chooser
     finally:
-        _active = outer
+        _here.active = outer
         torch.set_num_threads(before)
