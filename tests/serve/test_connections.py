@@ -80,6 +80,20 @@ def test_requests_ahead_of_their_answers(served: Served) -> None:
     assert many.count(b" 200 OK") <= connections.MOST_AHEAD
 
 
+@pytest.mark.parametrize(("answered_before", "status"), [(True, 405), (False, 400)])
+def test_a_body_that_turns_out_to_be_none(
+    served: Served, capsys: pytest.CaptureFixture[str], answered_before: bool, status: int
+) -> None:
+    """One answer, be it the refusal or what was said before the body came, and an application that is done with: would
+    catch a second one that is taken for the answer to the next request, and a write after the connection's end."""
+    head = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"1;a\nx\r\n0\r\n\r\n" + HEAD + b"\r\n"
+    answer = answered(served, head, body, pause=0.2) if answered_before else answered(served, head + body)
+    assert status_and_error(answer[: answer.index(b"}}") + 2])[0] == status
+    assert answer.count(b"HTTP/1.1") == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_a_request_that_does_not_arrive(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """408 for a head and for a body that come byte by byte; a stream that is being read meanwhile goes on."""
     monkeypatch.setattr(connections, "ARRIVAL_SECONDS", 0.5)

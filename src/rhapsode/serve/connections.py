@@ -33,6 +33,7 @@ class Connection(HttpToolsProtocol):
 
     head_bytes: int | None = None  # of the request whose head is being read; None between heads
     arriving: float | None = None  # since when a request is on its way
+    reading_body: bool = False  # of a request that the application has been told of
     unread: float | None = None  # since when the client has taken nothing
     lingering: float | None = None  # since when the client is refused
     refusal: tuple[int, str, str | None] = (400, "this is not valid HTTP", None)
@@ -79,9 +80,10 @@ class Connection(HttpToolsProtocol):
         self.head_bytes = None
         self._check_framing()
         super().on_headers_complete()
+        self.reading_body = True
 
     def on_message_complete(self) -> None:
-        self.arriving = None
+        self.arriving, self.reading_body = None, False
         super().on_message_complete()
 
     def _check_framing(self) -> None:
@@ -141,12 +143,17 @@ class Connection(HttpToolsProtocol):
         """uvicorn's way out, with the status and the body of any other refusal."""
         status, message, code = self.refusal
         body = json.dumps(failure_body(status, message, code=code)).encode()
-        if not self._is_answering:
+        begun = self.cycle if self.reading_body else None  # the request whose body is refused
+        if self._is_answering or (begun and begun.response_started and not begun.response_complete):
+            self.transport.close()
+            return
+        if not (begun and begun.response_complete):  # or it has its answer, and a second would be taken for another's
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
-            self._linger()
-        else:
-            self.transport.close()
+        if begun:  # the application is done with it
+            begun.disconnected = True
+            begun.message_event.set()
+        self._linger()
 
     def _linger(self) -> None:
         """Says no more, and reads on for a moment: systems reset a connection that is closed while a client sends, and
