@@ -20,6 +20,7 @@ from pool import at_once
 from report import FIGURES, about, write
 
 from rhapsode import storyworld
+from rhapsode.data import DataRequest
 from rhapsode.evaluation import score
 from rhapsode.inspection.cost import parameters_by_part
 from rhapsode.progress import say
@@ -28,7 +29,6 @@ from rhapsode.sources import open_source
 from rhapsode.storyworld import Accuracy, judge, report
 from rhapsode.tokens import prepare
 from rhapsode.training import train_run
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, begin
 
 FIGURE = FIGURES / "storyworld-recall.svg"

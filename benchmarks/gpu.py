@@ -34,6 +34,7 @@ from rivals import PyTorchRNN, Stepwise
 from torch import Tensor, nn
 
 from rhapsode.bench import Workload, batches
+from rhapsode.data import DataRequest, TrainingData, open_data
 from rhapsode.decode import Engine, GenerationRequest, SampleConfig
 from rhapsode.kernels.forms import form
 from rhapsode.machine import device_name
@@ -44,7 +45,6 @@ from rhapsode.recipe.changes import Sections, merge
 from rhapsode.run import Run
 from rhapsode.tokens import Batch, BatchConfig
 from rhapsode.training import Event, Step, train_run
-from rhapsode.training.data import DataRequest, TrainingData, open_data
 from rhapsode.training.graph import GraphStep
 from rhapsode.training.loop import Training
 from rhapsode.training.optimizer import Muon

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from race import core_seconds
 
+from rhapsode.data import DataRequest, open_data
 from rhapsode.decode import Engine, SampleConfig, write
 from rhapsode.evaluation import score
 from rhapsode.machine import keep_freed_memory
@@ -26,7 +27,6 @@ from rhapsode.studies.plans import StudyRequest
 from rhapsode.studies.whole import run_study
 from rhapsode.threads import fixed_threads
 from rhapsode.training import train_run
-from rhapsode.training.data import DataRequest, open_data
 from rhapsode.training.events import Event, Step
 from rhapsode.training.start import create_run
 

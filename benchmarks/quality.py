@@ -32,6 +32,7 @@ from contender import RECIPES, Result, stores, train_rival
 from report import FIGURES, about, over_seeds, panels, read, save_figure, write
 from tuning import best_modern
 
+from rhapsode.data import DataRequest
 from rhapsode.evaluation import bits_per_byte
 from rhapsode.figure import COLOURS, DASHES, MARKERS
 from rhapsode.machine import keep_freed_memory
@@ -45,7 +46,6 @@ from rhapsode.sources import SourceConfig
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, TokenStore
 from rhapsode.training import train_run
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, choose_recipe, create_run
 
 

@@ -28,10 +28,10 @@ from report import HERE
 from tuning import best_modern
 from yardstick import FIRST
 
+from rhapsode.data import DataRequest
 from rhapsode.progress import silent
 from rhapsode.recipe.changes import read_assignments
 from rhapsode.sources import SourceConfig
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest, choose_recipe
 
 BEFORE = "02642c6"

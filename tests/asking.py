@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from rhapsode.data import DataRequest
 from rhapsode.recipe.changes import own_sections
 from rhapsode.sources import SourceConfig
-from rhapsode.training.data import DataRequest
 from rhapsode.training.start import TrainingRequest
 
 TINY = ("embed_dim=4", "hidden_dim=4", "key_dim=4", "value_dim=4", "num_layers=1", "pair_embeddings=0")

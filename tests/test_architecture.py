@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storyworld": {"figure", "files", "model", "progress", "seeds", "sources", "state", "tokenizer"},
     "tokens": {"files", "progress", "recorded", "seeds", "sources", "storyworld", "tokenizer"},
     "decode": {"cells", "files", "fold", "machine", "model", "seeds", "state", "tokenizer"},
+    "data": {"files", "progress", "recorded", "sources", "storyworld", "tokenizer", "tokens"},
+    "preparing": {"arguments", "data", "progress", "sources", "storyworld", "tokenizer", "tokens"},
     "evaluation": {"model", "state", "threads", "tokens"},
     "inspection": {"cells", "figure", "files", "kernels", "model", "results", "state", "tokenizer"},
     "recipe": {"model", "recorded", "seeds", "tokens"},
@@ -42,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {
         *(
             "__init__",
+            "data",
             "decode",
             "evaluation",
             "files",
@@ -63,8 +66,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"inspection", "machine", "model", "progress"},
     "planning": {"inspection", "model", "recipe"},
     "studies": {
-        *("__init__", "decode", "evaluation", "figure", "files", "machine", "model", "progress", "recipe", "recorded"),
-        *("run", "seeds", "sources", "storyworld", "terminal", "threads", "tokenizer", "tokens", "training"),
+        *("__init__", "data", "decode", "evaluation", "figure", "files", "machine", "model", "progress", "recipe"),
+        *(
+            "recorded",
+            "run",
+            "seeds",
+            "sources",
+            "storyworld",
+            "terminal",
+            "threads",
+            "tokenizer",
+            "tokens",
+            "training",
+        ),
     },
     "checking": {
         *("course", "files", "model", "progress", "recorded", "run", "sources", "state", "studies", "tensors"),
@@ -73,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"state"},
     "notebook": {"training"},
     "scoring": {
-        *("decode", "evaluation", "model", "progress", "run", "sources", "storyworld", "tokens", "training"),
+        *("data", "decode", "evaluation", "model", "progress", "run", "sources", "storyworld", "tokens", "training"),
     },
     "trained": {
         "decode",
@@ -88,12 +102,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokenizer",
     },
     "chat": {"decode", "files", "inspection", "progress", "terminal", "tokenizer", "trained"},
-    "arguments": {"recipe", "sources", "tokenizer", "training"},
+    "arguments": {"data", "sources", "tokenizer"},
     "export": {"model", "tokenizer"},
     "packaged": {"export", "files", "run", "tokenizer"},
     "api": {
         *(
             "arguments",
+            "data",
             "decode",
             "evaluation",
             "files",
@@ -235,8 +250,9 @@ def test_command_line_imports_what_it_runs() -> None:
         assert roots <= set(sys.stdlib_module_names) | {"typer", "rhapsode"}, file
         assert rooms_imported(file) <= {"__init__", "terminal", "textbook"}, file
         beyond = rooms_imported(file, everywhere=True) - {
-            *("__init__", "api", "bench", "chat", "decode", "inspection", "packaged", "planning", "progress", "recipe"),
-            *("run", "seeds", "serve", "storyworld", "terminal", "textbook", "threads", "training"),
+            *("__init__", "api", "bench", "chat", "decode", "inspection", "packaged", "planning", "preparing"),
+            *("progress", "recipe", "run", "seeds", "serve", "storyworld", "terminal", "textbook", "threads"),
+            "training",
         }
         assert not beyond, f"{file} imports {beyond}"
 

@@ -35,6 +35,14 @@ def test_help_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_prepare_does_not_wait_for_torch(small: Any, tmp_path: Path) -> None:
+    """Would catch an import that takes longer than a small text: preparing needs no PyTorch."""
+    run = "import sys; from rhapsode.cli import app; app(sys.argv[1:], standalone_mode=False)"
+    words = ["prepare", str(small.file), "--out", str(tmp_path / "store"), "--workers", "2", "--vocab-size", "300"]
+    subprocess.run([sys.executable, "-c", f"{run}; sys.exit('torch' in sys.modules)", *words], check=True)
+    assert (tmp_path / "store" / "shards.json").is_file()
+
+
 def test_bad_numbers_give_one_line_and_exit_code_2() -> None:
     result = rhapsode("explain", "convolution", "--image", "1 2 / 3")
     assert result.returncode == 2

@@ -10,11 +10,11 @@ from typing import Any
 import asking
 import pytest
 
+from rhapsode.data import open_data, reading_settings
 from rhapsode.files import cache_root
 from rhapsode.run import Run
 from rhapsode.sources import SourceConfig, open_source
 from rhapsode.tokens import prepare
-from rhapsode.training.data import open_data, reading_settings
 from rhapsode.training.start import TrainingRequest, begin, resume
 
 STORIES = "".join(f"Story {i} has a line.\nAnd another one.\n\n" for i in range(40))
@@ -156,7 +156,7 @@ def test_data_that_only_look_changed(folder: Path, monkeypatch: pytest.MonkeyPat
     """Would catch a run that is refused because its text was copied, and a text that is read whole at every resume."""
     begin(asked(), folder / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("rhapsode.training.data.open_source", lambda *_: pytest.fail("the file was read"))
+        patch.setattr("rhapsode.data.open_source", lambda *_: pytest.fail("the file was read"))
         resume(folder / "run")
     os.utime("a.txt", ns=(1, 1))
     resume(folder / "run")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rhapsode.api import export_html as export_html
     from rhapsode.api import import_course_model as import_course_model
     from rhapsode.api import load as load
-    from rhapsode.api import prepare_store as prepare_store
     from rhapsode.api import study as study
     from rhapsode.api import train as train
+    from rhapsode.preparing import prepare_store as prepare_store
     from rhapsode.recipe import Recipe as Recipe
     from rhapsode.results import Completion as Completion
     from rhapsode.state import State as State
@@ -29,16 +29,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(
-        (
-            *("check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "prepare_store"),
-            *("study", "train"),
-        ),
+        ("check", "evaluate", "explain_preset", "export_html", "import_course_model", "load", "study", "train"),
         "rhapsode.api",
     ),
     "Completion": "rhapsode.results",
     "Model": "rhapsode.trained",
     "Recipe": "rhapsode.recipe",
     "State": "rhapsode.state",
+    "prepare_store": "rhapsode.preparing",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

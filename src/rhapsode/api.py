@@ -9,14 +9,15 @@ ends the process: what is wrong is a ValueError or an OSError in one line.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsode.arguments import Data, Locations, PathLike, Section, data_of, training_request
+from rhapsode.arguments import Data, Locations, PathLike, data_of, data_request
+from rhapsode.data import DataRequest
 from rhapsode.decode import SampleConfig
 from rhapsode.evaluation import POLICY
 from rhapsode.files import replacing
@@ -24,19 +25,18 @@ from rhapsode.machine import Capture, choose_device, graph_capture
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.notebook import LiveTraining, in_notebook
 from rhapsode.progress import say, silent
-from rhapsode.recipe import Recipe
+from rhapsode.recipe import BUDGETS, Recipe
+from rhapsode.recipe.changes import Sections, checked, lay
 from rhapsode.run import Run, new_directory
 from rhapsode.scoring import score_run, scored, tokens_to_score
 from rhapsode.seeds import check_seed
-from rhapsode.sources import SourceConfig, location_of
-from rhapsode.storyworld.source import STORYWORLD
+from rhapsode.sources import SourceConfig
 from rhapsode.terminal import quoted
 from rhapsode.threads import fixed_threads
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokens import TokenStore
+from rhapsode.tokenizer.training import KINDS
 from rhapsode.trained import Model
 from rhapsode.training import Event, Interrupted, train_run
-from rhapsode.training.data import opened, tokenizer_of
 from rhapsode.training.followed import FollowedRun
 from rhapsode.training.group import PEER_SECONDS, Group, is_restart, joined
 from rhapsode.training.precision import check_precision
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from rhapsode.studies.whole import Finished
 
 MOST_TOKENS = 600  # of a story that is read by the grammar
+
+Section = Mapping[str, Any]
 
 
 def load(
@@ -145,12 +147,12 @@ def train(
     device = choose_device(device)
     capture = graph_capture(device) if cuda_graph else None
     live = LiveTraining() if show is None and in_notebook() else None
-    with joined(device, peer_seconds) as group, _talking(bool(show) and group.leads), fixed_threads(threads):
+    with joined(device, peer_seconds) as group, silent(not (show and group.leads)), fixed_threads(threads):
         if processes > 1 and not group.alone:
             raise ValueError(f"torchrun has started {group.size} processes already; leave --processes {processes} out")
         path = Path(group.tell_all(os.path.abspath(out or new_directory()))) if not group.alone else None
         path = path or Path(out or new_directory())
-        request = training_request(wanted, preset, recipe, sections, budget, seed)
+        request = _training_request(data_request(*wanted), preset, recipe, sections, budget, seed)
         if live is not None:
             live.begin()
         check_precision(request.own.get("train", {}).get("precision", "float32"), device)
@@ -187,8 +189,43 @@ def explain_preset(
     wanted = (data, valid, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
     budget = {"minutes": minutes, "tokens": tokens, "sequences": sequences, "epochs": epochs}
     sections = {"model": model, "optimizer": optimizer, "train": train, "batch": batch}
-    with _talking(show):
-        return choose_recipe(training_request(wanted, preset, None, sections, budget, seed)).reasons
+    with silent(not show):
+        return choose_recipe(_training_request(data_request(*wanted), preset, None, sections, budget, seed)).reasons
+
+
+def _training_request(
+    data: DataRequest,
+    preset: str | None,
+    recipe: Recipe | None,
+    sections: Mapping[str, Section | None],
+    budget: Mapping[str, Any],
+    seed: int | None,
+) -> TrainingRequest:
+    """The arguments of `train` as what the rooms below take."""
+    if recipe is not None and preset is not None:
+        raise ValueError("recipe= already sets every field, so preset= has no effect: give only one of them")
+    own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
+    if recipe is not None and (data.tokenizer is None or data.tokenizer in KINDS):
+        if data.vocab_size not in (None, recipe.model.vocab_size):
+            given = f"vocab_size {data.vocab_size}, but the recipe has {recipe.model.vocab_size}"
+            raise ValueError(f"{given}: leave it out")
+        data = replace(data, vocab_size=recipe.model.vocab_size)
+    return TrainingRequest(data, preset, own)
+
+
+def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
+    """The fields that were chosen, by section."""
+    if len(budget) > 1:
+        raise ValueError(f"give only one budget ({', '.join(BUDGETS)}), got {' and '.join(budget)}")
+    given = checked({name: fields for name, fields in sections.items() if fields}, "train")
+    flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
+    if recipe is None:
+        return lay(given, flags)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, got {type(recipe).__name__}; Recipe.from_dict makes one of a dict")
+    if given or flags:
+        raise ValueError("recipe= already sets every field: change it with recipe.with_changes, or leave recipe= out")
+    return recipe.to_dict()
 
 
 def _ready(request: TrainingRequest, path: Path, resumed: bool, group: Group) -> Ready:
@@ -269,39 +306,10 @@ def evaluate(
     if not isinstance(locations, tuple):
         raise ValueError("evaluate scores files; score texts with model.score")
     reading = SourceConfig(cut or "auto", separator, field, format)
-    with _talking(show), fixed_threads(threads):
+    with silent(not show), fixed_threads(threads):
         say(f"state: {POLICY}")
         sampling = SampleConfig(max_tokens=MOST_TOKENS, temperature=temperature, seed=seed)
         return score_run(model.run, model.network, locations, reading, cut != "auto", generate, sampling)
-
-
-def prepare_store(
-    data: Data | None = None,
-    out: PathLike = "store",
-    *,
-    workers: int = 1,
-    tokenizer: PathLike | Tokenizer | None = None,
-    vocab_size: int | None = None,
-    cut: str = "auto",
-    separator: str | None = None,
-    field: str | None = None,
-    format: str = "auto",
-    show: bool = False,
-) -> TokenStore:
-    """Makes a token store of text, in shards, by `workers` processes, and returns it; `train` takes its folder as data.
-
-    data, tokenizer, vocab_size, cut, separator, field, format: as for `train`. out: a new folder, or an address such as
-    `s3://bucket/store`. A store that was begun is continued by the same call. show: progress on stderr. Raises
-    ValueError or OSError with one line.
-    """
-    from rhapsode.tokens.shards import prepare_shards
-
-    wanted = (data, None, tokenizer, vocab_size, SourceConfig(cut, separator, field, format))
-    with _talking(show):
-        request = training_request(wanted, None, None, {}, {}, None).data
-        source = opened(request.data or (STORYWORLD,), request.reading)
-        say(source.description)
-        return prepare_shards(source, tokenizer_of(request, source), location_of(os.fspath(out)), workers)
 
 
 def study(
@@ -371,7 +379,7 @@ def study(
         format,
     )
     path = Path("studies") / name if out is None else Path(out)
-    with _talking(show):
+    with silent(not show):
         page = None if publish is None else Path(publish)
         where = (engine, address, storage)
         return run_study(request, path, jobs, threads, device, page, *where, together, cuda_graph)
@@ -450,7 +458,7 @@ def export_html(
     name = Path(out).stem if model.path is None else model.path.name
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     found: dict[str, Any] = {"file": os.fspath(out), "parameters": parameters}
-    with _talking(show):
+    with silent(not show):
         if model.run is not None and (locations or "data" in model.run.about):
             store, _ = tokens_to_score(model.run, locations, SourceConfig("auto"), True)
             before, after = (scored(each.network, store).bits_per_byte for each in (model, copy))
@@ -468,13 +476,3 @@ def export_html(
         temporary.write_text(page, encoding="utf-8")
     size = len(page.encode())
     return found | {"bytes": size, "bytes_per_parameter": (size - len(empty.encode())) / parameters}
-
-
-@contextmanager
-def _talking(show: bool) -> Iterator[None]:
-    """Within the block, what the rooms below say goes to stderr, or nowhere."""
-    if show:
-        yield
-    else:
-        with silent():
-            yield

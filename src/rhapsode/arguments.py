@@ -1,66 +1,37 @@
 """What a caller of the Python API gave, as what the rooms below take; a ValueError in one line where it cannot be."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from rhapsode.recipe import BUDGETS, Recipe
-from rhapsode.recipe.changes import Sections, checked, lay
+from rhapsode.data import DataRequest
 from rhapsode.sources import Source, SourceConfig, is_remote, location_of
 from rhapsode.sources.memory import source_of_texts
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
-from rhapsode.training.data import DataRequest
-from rhapsode.training.start import TrainingRequest
 
 LONGEST_FILE_NAME = 255  # bytes of a file's name, on any common disk
 
 PathLike = str | os.PathLike[str]
 Data = PathLike | Iterable[str] | Iterable[os.PathLike[str]]
 Locations = PathLike | Iterable[os.PathLike[str]]
-Section = Mapping[str, Any]
 
 
-def training_request(
-    wanted: tuple[Data | None, Data | None, PathLike | Tokenizer | None, int | None, SourceConfig],
-    preset: str | None,
-    recipe: Recipe | None,
-    sections: Mapping[str, Section | None],
-    budget: Mapping[str, Any],
-    seed: int | None,
-) -> TrainingRequest:
-    """The arguments of `train` as what the rooms below take; files are read no sooner than they are needed."""
-    data, valid, tokenizer, vocab_size, reading = wanted
-    if recipe is not None and preset is not None:
-        raise ValueError("recipe= already sets every field, so preset= has no effect: give only one of them")
-    own = _own(recipe, sections, {name: value for name, value in budget.items() if value is not None}, seed)
+def data_request(
+    data: Data | None,
+    valid: Data | None,
+    tokenizer: PathLike | Tokenizer | None,
+    vocab_size: int | None,
+    reading: SourceConfig,
+) -> DataRequest:
+    """The data, and the tokenizer that goes with them; files are read no sooner than they are needed."""
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         if not isinstance(tokenizer, str | os.PathLike):
             kinds = ", ".join(KINDS)
             raise ValueError(f"tokenizer must be a folder, a Tokenizer or one of {kinds}, got {tokenizer!r}")
         tokenizer = location_of(os.fspath(tokenizer))
-    if recipe is not None and (tokenizer is None or tokenizer in KINDS):
-        if vocab_size not in (None, recipe.model.vocab_size):
-            raise ValueError(f"vocab_size {vocab_size}, but the recipe has {recipe.model.vocab_size}: leave it out")
-        vocab_size = recipe.model.vocab_size
-    texts, judged = data_of(data, "data"), data_of(valid, "valid")
-    return TrainingRequest(DataRequest(texts, judged, tokenizer, vocab_size, reading), preset, own)
-
-
-def _own(recipe: Recipe | None, sections: Mapping[str, Section | None], budget: Section, seed: int | None) -> Sections:
-    """The fields that were chosen, by section."""
-    if len(budget) > 1:
-        raise ValueError(f"give only one budget ({', '.join(BUDGETS)}), got {' and '.join(budget)}")
-    given = checked({name: fields for name, fields in sections.items() if fields}, "train")
-    flags = checked({"train": {**budget, **({} if seed is None else {"seed": seed})}}, "train")
-    if recipe is None:
-        return lay(given, flags)
-    if not isinstance(recipe, Recipe):
-        raise ValueError(f"recipe must be a Recipe, got {type(recipe).__name__}; Recipe.from_dict makes one of a dict")
-    if given or flags:
-        raise ValueError("recipe= already sets every field: change it with recipe.with_changes, or leave recipe= out")
-    return recipe.to_dict()
+    return DataRequest(data_of(data, "data"), data_of(valid, "valid"), tokenizer, vocab_size, reading)
 
 
 def data_of(data: Data | None, name: str) -> tuple[str, ...] | Source:

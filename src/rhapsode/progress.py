@@ -32,9 +32,9 @@ _talks: ContextVar[bool] = ContextVar("talks", default=True)
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """Within the block nothing is shown: neither lines nor bars."""
-    token = _talks.set(False)
+def silent(when: bool = True) -> Iterator[None]:
+    """Within the block nothing is shown, neither lines nor bars; when: False changes nothing."""
+    token = _talks.set(_talks.get() and not when)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rhapsode import storyworld
+from rhapsode.data import reading_settings
 from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import POLICY, Score, check_finite, score
 from rhapsode.model import LanguageModel
@@ -15,7 +16,6 @@ from rhapsode.sources import EVALUATION, SourceConfig, open_source
 from rhapsode.storyworld import judge
 from rhapsode.storyworld.source import STORYWORLD, GeneratedSource, is_generated, open_generated
 from rhapsode.tokens import TokenStore, prepare
-from rhapsode.training.data import reading_settings
 from rhapsode.training.start import resume
 
 STORYWORLD_SPLITS = tuple(f"{STORYWORLD}:300:{split}" for split in storyworld.SPLITS if split != "train")

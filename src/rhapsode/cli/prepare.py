@@ -19,7 +19,7 @@ def prepare(
     field: str = typer.Option(None, help=FIELD_HELP),
 ) -> None:
     """Turn text into a token store to train on, in shards, by several processes; the same command resumes it."""
-    from rhapsode.api import prepare_store
+    from rhapsode.preparing import prepare_store
     from rhapsode.terminal import print_text
 
     reading = {"cut": cut, "separator": separator, "field": field, "format": format}

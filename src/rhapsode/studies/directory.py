@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rhapsode.data import absolute, reopen_data
 from rhapsode.files import CHECKSUMS, sweep, write_checksums, write_text
 from rhapsode.progress import say
 from rhapsode.recorded import NUMBER, RUN_SCHEMA, check_schema, check_seal, read_config, read_sealed, read_versioned
@@ -23,7 +24,6 @@ from rhapsode.run import as_json, file_digests, held, recorded_tokenizer, whole_
 from rhapsode.studies.plans import Cell, StudyPlan, StudyRequest, plan_of
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
-from rhapsode.training.data import absolute, reopen_data
 
 FORMAT_VERSION = 1
 REPORT_TITLE = "the report of a study"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import rhapsode
+from rhapsode.data import DataRequest, open_data
 from rhapsode.machine import choose_device, commit, device_name, graph_capture, processor
 from rhapsode.progress import say
 from rhapsode.recipe.changes import build
@@ -25,7 +26,6 @@ from rhapsode.studies.runner import Interrupted, run_cells
 from rhapsode.studies.storage import put_study
 from rhapsode.studies.timing import fit_scale
 from rhapsode.tokens import BatchConfig, Batcher
-from rhapsode.training.data import DataRequest, open_data
 
 
 class Finished(NamedTuple):

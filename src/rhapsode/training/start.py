@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rhapsode.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.machine import memory_bytes
 from rhapsode.model import ModelConfig, build_model
 from rhapsode.progress import say
@@ -17,7 +18,6 @@ from rhapsode.run import Run, check_free
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokenizer.training import KINDS
 from rhapsode.tokens import Batcher, TokenStore, prepare
-from rhapsode.training.data import IN_MEMORY, DataRequest, TrainingData, open_data, reading_settings, reopen_data
 from rhapsode.training.plan import first_plan
 
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments
