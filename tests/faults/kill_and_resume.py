@@ -180,18 +180,19 @@ def killed(folder: Path, start: float, count: int = KILLS) -> tuple[Path, list[K
     return out, kills
 
 
-def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of all that a run came to, apart from times."""
+def digests(out: Path, all_best_kept: bool = True) -> dict[str, str]:
+    """SHA-256 of all that a run came to, apart from times; and from the best weights, where some could not be kept."""
     run = Run.open(out)
     found: dict[str, Any] = {}
-    for name in ("last", "best"):
+    for name in ("last", "best") if all_best_kept else ("last",):
         checkpoint = run.load(name)
         assert checkpoint is not None
         for key, tensor in sorted(checkpoint.tensors.items()):
             part = f"{name}.safetensors, {key.split('/')[0]}"
             digest = found.setdefault(part, hashlib.sha256())
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    entries = [{key: value for key, value in entry.items() if key != "seconds"} for entry in run.metrics()]
+    left_out = {"seconds"} if all_best_kept else {"seconds", "best"}
+    entries = [{key: value for key, value in entry.items() if key not in left_out} for entry in run.metrics()]
     found["metrics.jsonl without seconds"] = hashlib.sha256(json.dumps(entries).encode())
     return {part: digest.hexdigest() for part, digest in found.items()}
 
