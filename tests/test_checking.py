@@ -3,16 +3,19 @@
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rhapsode
 from rhapsode.cli import main
 from rhapsode.progress import silent
 from rhapsode.run import Run
+from rhapsode.tokenizer import train_tokenizer
 from rhapsode.training import train_run
 
 
@@ -89,6 +92,67 @@ def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
         rhapsode.check(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="neither a run, nor a study"):
         rhapsode.check(tmp_path)
+
+
+def test_a_page_and_a_packed_model(tiny_run: Path, tmp_path: Path) -> None:
+    """Would catch an intact export that is called damaged, and a damaged one that is taken for another kind of file."""
+    from rhapsode.export.html import BLOCKS
+    from rhapsode.export.network import packed_network
+
+    run, packed = run_of(tmp_path / "run", tiny_run), tmp_path / "model.packed"
+    rhapsode.export_html(run, run / "page.html")
+    packed.write_bytes(packed_network(rhapsode.load(run, device="cpu").network))
+    page = (run / "page.html").read_bytes()
+    for file in (run / "page.html", packed):
+        assert [str(each) for each in rhapsode.check(file)] == [f"{file}: intact (checksum)"]
+    assert run / "page.html" in {each.path for each in rhapsode.check(run)}
+
+    def problem(file: Path, content: bytes) -> str:
+        file.write_bytes(content)
+        (found,) = rhapsode.check(file)
+        assert found.path == file
+        return str(found.problem)
+
+    draw = np.random.default_rng(0)
+    for content, file in ((page, tmp_path / "page.html"), (packed.read_bytes(), tmp_path / "other.packed")):
+        for place in (0, len(content) // 2, len(content) - 1, *draw.integers(len(content), size=20)):
+            flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+            assert problem(file, flipped).startswith(f"{file}: "), place
+        for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+            assert problem(file, content[:length]).startswith(f"{file}: "), length
+    for name in BLOCKS:
+        place = page.index(f'id="{name}" data-crc32'.encode()) + 60
+        changed = page[:place] + bytes([page[place] ^ 1]) + page[place + 1 :]
+        assert f"damaged (its {name}" in problem(tmp_path / "any name", changed)
+    before = re.sub(rb'<meta name="sha256" content="\w+">\n', b"", page)  # as earlier versions made it
+    assert len(before) < len(page)
+    (tmp_path / "before.html").write_bytes(before)
+    assert rhapsode.check(tmp_path / "before.html")[0].how == "checksum of its data alone"
+    ours = Path(__file__).parents[1]
+    for file in (ours / "docs" / "page" / "storyteller.html", ours / "src" / "rhapsode" / "packaged" / "model.packed"):
+        assert rhapsode.check(file)[0].problem is None
+    assert "its about" in problem(tmp_path / "before.html", before.replace(b'"end": "', b'"end": "x'))
+
+
+def test_a_prepared_store(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a store that `rhapsode prepare` made and check does not know, and a file of it that is left out."""
+    from rhapsode.tokens import shards
+
+    monkeypatch.setattr(shards, "SHARD_BYTES", 200)
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(f"{i} was a number of its own." for i in range(20)))
+    store = tmp_path / "store"
+    rhapsode.prepare_store(tmp_path / "a.txt", store, tokenizer=tiny_run / "tokenizer")
+    assert [each.problem for each in rhapsode.check(store) if each.problem] == []
+    for file in sorted(path for path in store.rglob("*") if path.is_file() and path.name[0] != "."):
+        content = file.read_bytes()
+        place = content.index(b"{") if file.suffix == ".json" else len(content) // 2
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        named = str(file if file.suffix else file.parent)  # of SHA256SUMS, the file that it is said of
+        assert any(named in (each.problem or "") for each in rhapsode.check(store)), file
+        file.write_bytes(content)
+    shutil.rmtree(store / "tokenizer")
+    train_tokenizer(["another text"], "characters", 30).save(store / "tokenizer")
+    assert any("not the tokenizer of this store" in (each.problem or "") for each in rhapsode.check(store))
 
 
 def test_training_continues_after_a_failed_save(

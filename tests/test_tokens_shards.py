@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -130,6 +131,22 @@ def test_resumed_shard_by_shard(
     assert not (out / ".work").exists()
     with pytest.raises(ValueError, match=r"holds a store of other data or with another tokenizer"):
         prepare_shards(open_source([str(tmp_path / "stories.txt")]), train_tokenizer(TEXTS, "bpe", 300), str(out))
+
+
+def test_a_kill_before_and_after_the_shards(text: Source, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Would catch a store that cannot be continued since only its plan or tokenizer is there, and litter in it."""
+    whole, out = tmp_path / "whole", tmp_path / "store"
+    expected = prepare_shards(text, tokenizer, str(whole))
+    out.mkdir()
+    shutil.copy(whole / "plan.json", out)
+    (out / ".shards.json.abcdefgh").write_text("{")  # half of it
+    assert_same(prepare_shards(text, tokenizer, str(out)), expected)
+    (out / ".work" / "spool").mkdir(parents=True)
+    prepare_shards(text, tokenizer, str(out))
+    assert sorted(path.name for path in out.glob(".*")) == [".lock"]
+    (out / "plan.json").write_text('{"format')
+    with pytest.raises(ValueError, match=r"plan\.json: damaged .*; remove the folder, or choose another one"):
+        prepare_shards(text, tokenizer, str(out))
 
 
 def test_killed_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

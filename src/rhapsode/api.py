@@ -386,7 +386,8 @@ def study(
 
 
 def check(path: PathLike) -> "list[CheckedFile]":
-    """Reads all files of a run, a study, a token store, a tokenizer, a state or a model.pt against their checksums.
+    """Reads all files of a run, a study, a token store, a tokenizer, a state, a model.pt, an exported page or a packed
+    model against their checksums.
 
     The token stores in the cache that a run or a study uses are read too; nothing is changed. Returns each file with
     `how` it was checked and its `problem`, None where it is intact. Raises OSError or ValueError where the path is
@@ -473,6 +474,6 @@ def export_html(
     about = {"id": name, "name": name, "parameters": parameters, "storyworld": False, "end": end, "sample": sample}
     page, empty = offline_page(packed, spelling, about), offline_page(b"", {}, {})
     with replacing(Path(out)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_bytes(page.encode())
     size = len(page.encode())
     return found | {"bytes": size, "bytes_per_parameter": (size - len(empty.encode())) / parameters}

@@ -1,4 +1,4 @@
-"""Is everything still as it was written? Every file of a run, a study, a token store, a tokenizer, a state.
+"""Is everything still as it was written? Every file of a run, a study, a token store, a tokenizer, a state, an export.
 
 What Rhapsode reads it checks when it reads it; here all is read, without changing anything.
 """
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.course import load_course_model
+from rhapsode.export.html import check_offline_page, is_offline_page
+from rhapsode.export.network import unpacked_network
+from rhapsode.export.packed import is_packed
 from rhapsode.files import CHECKSUMS, cache_root, digest_of_file, read_checksums
 from rhapsode.model import ModelConfig
 from rhapsode.progress import silent
@@ -19,6 +22,7 @@ from rhapsode.studies.directory import REPORT_TITLE, Study
 from rhapsode.tensors import metadata_in
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
+from rhapsode.tokens.shards import MANIFEST, PLAN, open_shards
 
 SEALED, READ, TEXT = "checksum", "readable, has no checksum", "text, not checked"
 
@@ -36,7 +40,7 @@ class CheckedFile:
 
 
 def check_files(path: Path) -> list[CheckedFile]:
-    """Checks a run, a study, a token store, a tokenizer folder, a saved state or a model.pt.
+    """Checks a run, a study, a token store, a tokenizer folder, a saved state, a model.pt, a page or a packed model.
 
     A run's or a study's token stores in the cache are checked too. Raises FileNotFoundError or ValueError where the
     path is none of these.
@@ -48,6 +52,8 @@ def check_files(path: Path) -> list[CheckedFile]:
             return list(_study(path))
         if (path / "store.json").exists():
             return list(_store(path))
+        if (path / MANIFEST).exists():
+            return list(_prepared(path))
         if (path / "tokenizer.json").exists():
             how = SEALED if (path / CHECKSUMS).exists() else READ
             listed = list(_listed(path, None)) if (path / CHECKSUMS).exists() else []
@@ -56,7 +62,7 @@ def check_files(path: Path) -> list[CheckedFile]:
             return [_file(path)]
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    raise ValueError(f"{path}: neither a run, nor a study, a token store, a tokenizer, a state or a model.pt")
+    raise ValueError(f"{path}: neither a run, nor a study, a token store, a tokenizer, a state, a model.pt or a page")
 
 
 def _checked(path: Path, how: str, read: Callable[[], Any]) -> CheckedFile:
@@ -90,6 +96,8 @@ def _run(path: Path) -> Iterator[CheckedFile]:
         yield found
     if (path / "log.txt").exists():
         yield CheckedFile(path / "log.txt", TEXT, None)
+    if (path / "page.html").exists():
+        yield _file(path / "page.html")
     yield from _stores_of(run.about.get("data", {}))
 
 
@@ -153,6 +161,16 @@ def _store(folder: Path) -> Iterator[CheckedFile]:
     yield _checked(folder, SEALED if (folder / CHECKSUMS).exists() else READ, lambda: TokenStore.open(folder))
 
 
+def _prepared(folder: Path) -> Iterator[CheckedFile]:
+    """A store of shards, as `rhapsode prepare` makes it."""
+    for shard in sorted(folder.glob("shard-*")):
+        yield from _store(shard)
+    if (folder / "tokenizer" / CHECKSUMS).exists():
+        yield from _listed(folder / "tokenizer", None)
+    yield _checked(folder / PLAN, READ, lambda: read_sealed(folder / PLAN))
+    yield _checked(folder, SEALED, lambda: open_shards(str(folder)))
+
+
 def _listed(folder: Path, title: str | None) -> Iterator[CheckedFile]:
     """The files in a folder's SHA256SUMS."""
 
@@ -200,6 +218,13 @@ def _how_sealed(file: Path) -> str:
 
 
 def _file(path: Path) -> CheckedFile:
-    if path.read_bytes()[:2] == b"PK":
+    content = path.read_bytes()
+    if content[:2] == b"PK":
         return _checked(path, SEALED, lambda: load_course_model(path))
+    if is_packed(content) or path.suffix == ".packed":
+        return _checked(path, SEALED, lambda: unpacked_network(content))
+    if is_offline_page(content) or path.suffix == ".html":
+        found = _checked(path, SEALED, lambda: check_offline_page(content))
+        whole = found.problem is not None or check_offline_page(content)
+        return found if whole else replace(found, how=f"{SEALED} of its data alone")
     return _checked(path, SEALED if _says(path, "sha256") else READ, lambda: State.load(path))

@@ -42,10 +42,12 @@ from rhapsode.studies.directory import Study
 from rhapsode.studies.report import page
 from rhapsode.studies.report.chapters import Chapter, chapters_of
 from rhapsode.terminal import told
-from rhapsode.tokens import TokenStore, prepare, tokenizer_for
+from rhapsode.tokens import TokenStore, prepare, shards, tokenizer_for
+from rhapsode.tokens.shards import open_shards, prepare_shards
 
 CURE = re.compile("make room|choose another|set RHAPSODE_CACHE|check it, or use another|can be written|permissions")
 SMALL_TRIES = 8  # of a work in the suite, drawn from all
+SMALL_SHARD = 1_500  # bytes of text, a third of the stories
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ def _prepared(made: Material, folder: Path) -> Any:
     return store.fingerprint, store.tokens.tobytes(), store.offsets.tobytes()
 
 
+def _prepare_shards(made: Material, folder: Path) -> None:
+    with patch.object(shards, "SHARD_BYTES", SMALL_SHARD):
+        prepare_shards(open_source([str(made.texts)]), made.tokenizer, str(folder / "stores" / "shards"))
+
+
+def _shards_prepared(made: Material, folder: Path) -> Any:
+    problems = [file.problem for file in rhapsode.check(folder / "stores" / "shards") if file.problem]
+    assert not problems, problems
+    store, tokenizer = open_shards(str(folder / "stores" / "shards"))
+    return store.fingerprint, store.tokens[:].tobytes(), store.offsets.tobytes(), tokenizer.fingerprint
+
+
 def _tokenizer(made: Material, folder: Path) -> None:
     tokenizer_for(open_source([str(made.texts)]), "bpe", 280, folder / "cache" / "tokens")
 
@@ -132,6 +146,20 @@ def _state(made: Material, folder: Path) -> None:
 def _read_state(made: Material, folder: Path) -> Any:
     loaded = State.load(folder / "state.safetensors")
     return loaded.fingerprint, {name: tensor.tolist() for name, tensor in loaded.tensors().items()}
+
+
+def _trained_run(made: Material, folder: Path) -> None:
+    trained(made, new_run(made, folder / "run"))
+
+
+def _export(made: Material, folder: Path) -> None:
+    rhapsode.export_html(folder / "run", folder / "page.html")
+
+
+def _exported(made: Material, folder: Path) -> Any:
+    (found,) = rhapsode.check(folder / "page.html")
+    assert found.problem is None, found.problem
+    return (folder / "page.html").read_bytes()
 
 
 def _begin_study(made: Material, folder: Path) -> None:
@@ -189,9 +217,11 @@ WORKS = [
     Work("training and its saves", _half_trained, _train, lambda made, folder: end_of(Run.open(folder / "run"))),
     Work("creating a run", _nothing, _create, _created),
     Work("preparing text", _nothing, _prepare, _prepared),
+    Work("preparing shards of text", _nothing, _prepare_shards, _shards_prepared),
     Work("training a tokenizer", _nothing, _tokenizer, _tokenizer_made),
     Work("importing a model", _model_file, _import, _imported),
     Work("saving a state", _import_first, _state, _read_state, True),
+    Work("exporting a page", _trained_run, _export, _exported, True),
     Work("beginning a study", _nothing, _begin_study, _begun_study),
     Work("a study's cell", _begin_study, _cell, _cell_done),
     Work("a study's report", _finished, _report, _reported),

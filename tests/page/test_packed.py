@@ -42,6 +42,12 @@ def test_round_trip(tiny_run: Path) -> None:
         torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-7)
 
 
+def test_one_model_is_one_file(tiny_run: Path) -> None:
+    """Would catch a page that is another file each time that it is exported."""
+    network = load(tiny_run, device="cpu").network
+    assert len({packed_network(network) for _ in range(12)}) == 1
+
+
 def test_bytes_that_are_none_are_refused() -> None:
     """Would catch a traceback for a file that was cut, and a model of a later version that is read as it comes."""
     packed = pack({"vocab_size": 3}, {"w": np.ones((2, 2), np.float32)})

@@ -11,7 +11,9 @@ EXIT_DAMAGED = 1  # something is wrong with a file
 
 def check(
     path: Path = typer.Argument(
-        ..., metavar="RUN", help="A run directory, a study, a token store, a tokenizer folder, a state or a model.pt."
+        ...,
+        metavar="RUN",
+        help="A run directory, a study, a token store, a tokenizer folder, a state, a model.pt or an exported page.",
     ),
     as_json: bool = JSON,
 ) -> None:

@@ -2,6 +2,8 @@
 
 The modules of serve/page/ are put one after the other, each in a function of its own; the model runs in a worker made
 of some of them. The page's Content-Security-Policy names its script and style by their digests and allows no network.
+
+Each block of data has a CRC-32, which the page itself compares; the whole file has a SHA-256, for `rhapsode check`.
 """
 
 import base64
@@ -15,6 +17,10 @@ from typing import Any
 ASSETS = files("rhapsode.serve") / "page"
 IMPORT = re.compile(r'^import \{([\w,\s]+)\} from "\./(\w+)\.js";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:class|function|const|let) (\w+))", re.MULTILINE)
+BLOCKS = ("weights", "tokenizer", "about", "worker")
+BLOCK = re.compile(rb'<script type="[a-z/]+" id="(\w+)" data-crc32="([0-9a-f]{8})">(.*?)</script>', re.DOTALL)
+SEAL = re.compile(rb'<meta name="sha256" content="([0-9a-f]{64})">')  # of the page with zeros there
+ZEROS = "0" * 64
 
 
 def offline_page(packed: bytes, spelling: dict[str, Any], about: dict[str, Any]) -> str:
@@ -44,7 +50,8 @@ def offline_page(packed: bytes, spelling: dict[str, Any], about: dict[str, Any])
     for found, instead in (
         (
             '<meta charset="utf-8">',
-            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            f'\n<meta name="sha256" content="{ZEROS}">',
         ),
         ('<link rel="stylesheet" href="page/page.css">', f"<style>{style}</style>"),
         (
@@ -54,7 +61,32 @@ def offline_page(packed: bytes, spelling: dict[str, Any], about: dict[str, Any])
     ):
         assert page.count(found) == 1, f"index.html must have {found} once"
         page = page.replace(found, instead)
-    return page
+    return page.replace(ZEROS, hashlib.sha256(page.encode()).hexdigest(), 1)
+
+
+def is_offline_page(content: bytes) -> bool:
+    """Whether a file's bytes look like those of an exported page, intact or not."""
+    return b' data-crc32="' in content
+
+
+def check_offline_page(content: bytes) -> bool:
+    """Whether the page has a checksum of all of it: pages of earlier versions have those of their data alone.
+
+    Raises ValueError, naming the part, where they are not the bytes that were exported.
+    """
+    found = {id.decode(): (said, data) for id, said, data in BLOCK.findall(content)}
+    for id in BLOCKS:
+        if id not in found:
+            raise ValueError(f"damaged (its {id} are cut or missing): export it again")
+        said, data = found[id]
+        if said != b"%08x" % zlib.crc32(data):
+            raise ValueError(f"damaged (its {id}): export it again")
+    seal = SEAL.search(content)
+    if seal is not None:
+        place, end = seal.span(1)
+        if hashlib.sha256(content[:place] + ZEROS.encode() + content[end:]).hexdigest() != seal[1].decode():
+            raise ValueError("damaged, or edited (its text or its script): export it again")
+    return seal is not None
 
 
 def _file(name: str) -> str:

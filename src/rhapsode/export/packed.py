@@ -50,7 +50,25 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], float16: 
         else:
             tensors[name], tensors[name + SCALE_SUFFIX] = quantised(weight)
     about = {"rhapsode_packed": str(FORMAT_VERSION), "config": json.dumps(dict(config))}
-    return zlib.compress(safetensors.numpy.save(tensors, about), 9)
+    return zlib.compress(_in_order(safetensors.numpy.save(tensors, about)), 9)
+
+
+def _in_order(raw: bytes) -> bytes:
+    """The same file with its metadata sorted, which safetensors writes in any order: one model, one file."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[end:]
+
+
+def is_packed(data: bytes) -> bool:
+    """Whether bytes begin as those of a packed model do."""
+    try:
+        return zlib.decompressobj().decompress(data[:1000], 9)[8:] == b"{"
+    except zlib.error:
+        return False
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

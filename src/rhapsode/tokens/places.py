@@ -3,7 +3,7 @@
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rhapsode.files import make_directory, making, write_text
+from rhapsode.files import make_directory, making, sweep, sync_directory, write_text
 from rhapsode.sources.remote import file_system, is_remote, reaching
 
 WORK = ".work"  # a folder in the store, of what is made on the way
@@ -80,6 +80,7 @@ class Place:
         """Moves a folder of this computer there; elsewhere its store.json, by which it counts as whole, comes last."""
         if not self.remote:
             folder.rename(Path(self.location) / name)
+            sync_directory(Path(self.location))  # before anything else tells that it is there
             return
         with reaching(self.location):
             for file in sorted(folder.iterdir(), key=lambda file: file.name == "store.json"):
@@ -107,8 +108,11 @@ class Place:
             shutil.rmtree(Path(self.location) / WORK, ignore_errors=True)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Holds the folder for this process; BlockingIOError where another one prepares it. Elsewhere nobody can."""
+    def held(self, names: Iterable[str]) -> Iterator[None]:
+        """Holds the folder for this process; BlockingIOError where another one prepares it. Elsewhere nobody can.
+
+        What a killed process left of the files of these names, half written, is removed.
+        """
         if self.remote:
             yield
             return
@@ -119,6 +123,7 @@ class Place:
         except Timeout:
             raise BlockingIOError(f"{self.location}: another process prepares it; wait for it or stop it") from None
         try:
+            sweep(Path(self.location), names)
             yield
         finally:
             lock.release()

@@ -100,7 +100,10 @@ def open_shards(location: str) -> tuple[TokenStore, Tokenizer]:
     )
     if (store.num_stories, store.num_tokens) != (about["num_stories"], about["num_tokens"]):
         raise ValueError(f"{location}: damaged, its shards do not hold what {MANIFEST} says")
-    return store, _tokenizer_at(place)
+    tokenizer = _tokenizer_at(place)
+    if tokenizer.fingerprint != about["tokenizer_fingerprint"]:
+        raise ValueError(f"{location}/tokenizer: not the tokenizer of this store; restore it")
+    return store, tokenizer
 
 
 def _tokenizer_at(place: Place) -> Tokenizer:
@@ -146,9 +149,10 @@ def prepare_shards(source: Source, tokenizer: Tokenizer, out: str, workers: int 
     place, before = Place(out), source.fingerprint()
     fingerprint = fingerprint_of(source, tokenizer)
     plan = {"format_version": SHARDS_VERSION, "fingerprint": fingerprint, "shard_bytes": SHARD_BYTES}
-    with place.held():
+    with place.held((PLAN, MANIFEST)):
         _begin(place, plan, tokenizer)
         if place.has(MANIFEST):
+            place.clear()  # of a process that was killed just before it did
             say(f"{out}: prepared already")
             return open_shards(out)[0]
         started = time.monotonic()
@@ -172,18 +176,27 @@ def prepare_shards(source: Source, tokenizer: Tokenizer, out: str, workers: int 
 
 def _begin(place: Place, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Writes down what is prepared here; ValueError where that was something else."""
-    if place.has(PLAN):
-        if json.loads(place.read(PLAN)) != plan:
-            raise ValueError(
-                f"{place.location}: holds a store of other data or with another tokenizer, or a part of one; choose"
-                " another folder with --out, or remove it"
-            )
-        return
-    if place.names():
-        raise FileExistsError(f"{place.location} already exists: choose another folder with --out")
-    with place.making("tokenizer") as folder:
-        tokenizer.save(folder)
-    place.write(PLAN, json.dumps(plan))
+    if not place.has(PLAN):
+        if place.names():
+            raise FileExistsError(f"{place.location} already exists: choose another folder with --out")
+        place.write(PLAN, json.dumps(plan))
+    elif _plan_at(place) != plan:
+        raise ValueError(
+            f"{place.location}: holds a store of other data or with another tokenizer, or a part of one; choose"
+            " another folder with --out, or remove it"
+        )
+    if not all(place.has(f"tokenizer/{name}") for name in TOKENIZER_FILES):
+        with place.making("tokenizer") as folder:
+            tokenizer.save(folder)
+
+
+def _plan_at(place: Place) -> Any:
+    try:
+        return json.loads(place.read(PLAN))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{place.location}/{PLAN}: damaged ({error}); remove the folder, or choose another one with --out"
+        ) from None
 
 
 class ShardWorker(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from rhapsode.files import naming
 from rhapsode.sources import Piece, Record
 from rhapsode.sources.files import InputFile, OnRead
 
@@ -29,11 +30,13 @@ class SpoolWriter:
             content, mark = piece.text.encode(), str(int(piece.ends_story))
         else:
             content, mark = np.asarray(piece.value, "<i8").tobytes(), f"- {piece.where}".replace("\n", " ")
-        self._stream.write(f"{len(content)} {mark}\n".encode("utf-8", "surrogateescape") + content)
+        with naming(self.path):
+            self._stream.write(f"{len(content)} {mark}\n".encode("utf-8", "surrogateescape") + content)
         return mark != "0"
 
     def close(self) -> None:
-        self._stream.close()
+        with naming(self.path):
+            self._stream.close()
 
 
 class SpooledSource:
