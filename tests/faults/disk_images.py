@@ -2,8 +2,9 @@
 
 The image of the file system lies on another one, xfs, that can clone a file at one moment in time (`cp --reflink`):
 what the training's file system had given to its disk by then, and nothing else, as after a power cut. Each clone is
-mounted, which replays its journal, and checked: the run opens, to a checkpoint that was once announced as saved and is
-not older than the last one announced before the clone was begun.
+mounted, which replays its journal, and checked: the run opens, to a checkpoint that is not older than the last one
+announced before the clone was begun, and that was announced as saved, by its step and its checksum: before, or, where
+the clone fell between its rename and its announcement, by the training that goes on.
 
 Needs root, loop devices and the programs mkfs.ext4 and mkfs.xfs; where they are missing or refused, it says so.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from harness import NotHere, Tally, Unit
 
 CLONES, SMALL_CLONES = 150, 4
+SECONDS_TO_ANNOUNCE = 20.0  # what is on the disk already
 BACKING, DISK = "3G", "340M"  # xfs takes no less
 KINDS = {"ext4": (["mkfs.ext4", "-q", "-F"], []), "xfs": (["mkfs.xfs", "-q", "-f"], ["-o", "nouuid"])}
 TRAINING = """
@@ -31,6 +33,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 import material
 from rhapsode.recipe import Recipe
+from rhapsode.tensors import metadata_in
 from rhapsode.training.start import create_run
 made = material.material(Path(sys.argv[1]))
 rates = {"learning_rate": 1e-6, "matrix_learning_rate": 1e-6}  # it must go on, whatever it learns
@@ -38,10 +41,10 @@ budget = {"sequences": 400_000, "validations": 2_000}
 sections = {**material.SECTIONS, "optimizer": rates, "train": {**material.SECTIONS["train"], **budget}}
 recipe = Recipe.from_sections(sections, made.tokenizer.vocab_size)
 run = create_run(Path(sys.argv[2]) / "runs" / "run", recipe, made.tokenizer, {})
-print("saved 0", flush=True)
+print("saved 0 nothing", flush=True)
 def tell(event):
     if type(event).__name__ == "Saved":
-        print(f"saved {event.step}", flush=True)
+        print("saved", event.step, metadata_in((run.path / "last.safetensors").read_bytes())["sha256"], flush=True)
 material.trained(made, run, on_event=tell)
 """
 
@@ -82,7 +85,7 @@ def _made(image: Path, size: str, kind: str) -> Path:
 
 
 class _Training:
-    """A process that trains on the disk; announced: the last step that it said is saved."""
+    """A process that trains on the disk; announced: the last step that it said is saved; told: all, with checksums."""
 
     def __init__(self, folder: Path, disk: Path) -> None:
         paths = [str(Path(__file__).parent)]
@@ -91,12 +94,22 @@ class _Training:
             command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         self.announced = -1
+        self.told: dict[int, str] = {}
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.announced = int(line.split()[1])
+            _, step, checksum = line.split()
+            self.told[int(step)] = checksum
+            self.announced = int(step)
+
+    def has_told(self, step: int) -> str | None:
+        """The checksum of what it said is saved at a step, waiting for it; None where it has said no such thing."""
+        deadline = time.monotonic() + SECONDS_TO_ANNOUNCE
+        while self.announced < step and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.told.get(step)
 
     def stop(self) -> None:
         self.process.kill()
@@ -119,7 +132,7 @@ def cut_on(kind: str, clones: int, seed: int, folder: Path) -> Tally:
                         break
                     announced, clone = training.announced, backing / "clone.img"
                     _call("cp", "--reflink=always", image, clone)
-                    check = partial(_survives, clone, folder / "clone", KINDS[kind][1], announced)
+                    check = partial(_survives, clone, folder / "clone", KINDS[kind][1], announced, training)
                     tally.note_of(check, f"{kind}, clone {number + 1}, step {announced:,} announced")
                     clone.unlink()
                 tally.facts["steps announced"] = training.announced
@@ -128,8 +141,9 @@ def cut_on(kind: str, clones: int, seed: int, folder: Path) -> Tally:
     return tally
 
 
-def _survives(clone: Path, place: Path, options: list[str], announced: int) -> None:
+def _survives(clone: Path, place: Path, options: list[str], announced: int, training: _Training) -> None:
     from rhapsode.run import Run
+    from rhapsode.tensors import metadata_in
 
     with _mounted(clone, place, *options):
         run = Run.open(place / "runs" / "run")
@@ -137,6 +151,9 @@ def _survives(clone: Path, place: Path, options: list[str], announced: int) -> N
         checkpoint = run.load("last")
         step = checkpoint.progress["step"] if checkpoint else 0
         assert step >= announced, f"step {announced:,} was announced, {step:,} is there"
+        file = run.path / "last.safetensors"
+        content = metadata_in(file.read_bytes())["sha256"] if checkpoint else "nothing"
+        assert training.has_told(step) == content, f"step {step:,} was never announced, or with other contents"
         run.load("best")
         assert run.changed_metrics() is None, run.changed_metrics()
         run.metrics()

@@ -20,14 +20,13 @@ from rhapsode.run import Run
 from rhapsode.tensors import checksum
 
 SMALL_TRIES, RESUMED = 40, 6  # in the suite: moments that are looked at, and trainings that are resumed from one
-AT_ONCE = ("creating a run", "preparing text", "training a tokenizer", "importing a model", "beginning a study")
 
 
 def units(small: bool) -> list[Unit]:
-    works = [work for work in WORKS if work.name in AT_ONCE or work.name == "saving a state"]
+    works = [work for work in WORKS if work.name != "training and its saves"]
     return [
         ("training", partial(cut_training, SMALL_TRIES if small else 0, RESUMED if small else 200)),
-        *((work.name, partial(cut_work, work, SMALL_TRIES // 3 if small else 0)) for work in works),
+        *((work.name, partial(cut_work, work, SMALL_TRIES // 6 if small else 0)) for work in works),
     ]
 
 
