@@ -150,6 +150,14 @@ def test_a_prepared_store(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Mo
         named = str(file if file.suffix else file.parent)  # of SHA256SUMS, the file that it is said of
         assert any(named in (each.problem or "") for each in rhapsode.check(store)), file
         file.write_bytes(content)
+    (tmp_path / "b.txt").write_text((tmp_path / "a.txt").read_text().replace("was", "had"))
+    rhapsode.prepare_store(tmp_path / "b.txt", tmp_path / "other", tokenizer=tiny_run / "tokenizer")
+    os.rename(store / "shard-00000", tmp_path / "first")
+    shutil.copytree(tmp_path / "other" / "shard-00000", store / "shard-00000")
+    assert any("do not belong together" in (each.problem or "") for each in rhapsode.check(store))
+    shutil.rmtree(store / "shard-00000")
+    os.rename(tmp_path / "first", store / "shard-00000")
+    assert [each.problem for each in rhapsode.check(store) if each.problem] == []
     shutil.rmtree(store / "tokenizer")
     train_tokenizer(["another text"], "characters", 30).save(store / "tokenizer")
     assert any("not the tokenizer of this store" in (each.problem or "") for each in rhapsode.check(store))

@@ -1,208 +1,39 @@
 """Damage: bits flipped, files cut short, longer, empty, another's, from a newer version, gone.
 
 Of everything that Rhapsode writes. Each damage is harmless (all values are what they were) or named (one line with the
-file in it); never a traceback, never other numbers. `rhapsode check` must say so of every file that has a checksum.
+file in it); never a traceback, never other numbers. `rhapsode check` says so too, and of what is intact says nothing.
 """
 
 import io
-import json
 import random
 import shutil
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import page_reader
+from damage_kinds import KINDS, Kind
 from harness import Tally, Unit
-from material import Material, course_model, finished_study, material, new_run, trained, trained_from_file, using_cache
+from material import material, using_cache
 
 import rhapsode
 from rhapsode import progress
-from rhapsode.course import load_course_model
-from rhapsode.recorded import RUN_SCHEMA
-from rhapsode.run import Run
-from rhapsode.sources import open_source
-from rhapsode.state import State
-from rhapsode.studies.cell import run_cell
-from rhapsode.studies.directory import Study
-from rhapsode.tensors import checksum
+from rhapsode.export.html import BLOCK
 from rhapsode.terminal import told
-from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokens import TokenStore, tokenizer_for
 
 BODY_FLIPS, CUTS = 200, 60
+SHORT_TEXT = 12_000  # bytes, of which each is flipped
+ONE_OF = 40  # tries of files that another kind has too
 Damage = Callable[[bytes], bytes | None]  # the damaged contents; None: the file is gone
 NOT_COMPARED = ("log.txt", ".lock")  # text for people
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A thing on disk. make: it and, with another seed, its twin; use: what it holds, as its users read it."""
-
-    name: str
-    make: Callable[[Material, Path, int], Path]
-    use: Callable[[Path], Any]
-    small: int  # tries in the suite
-    share: float = 1.0  # of all tries, at full size
-
-
-def _run(made: Material, path: Path, seed: int) -> Path:
-    return trained(made, new_run(made, path, seed)).path
-
-
-def _run_of_file(made: Material, path: Path, seed: int) -> Path:
-    trained_from_file(made, path)
-    return path
-
-
-def _use_run(path: Path) -> Any:
-    run = Run.open(path)
-    found: list[Any] = [run.recipe, run.tokenizer.fingerprint, run.tokenizer.encode("Once upon a time, </s>")]
-    for name in ("best", "last"):
-        checkpoint = run.load(name)
-        if checkpoint is not None:
-            run.check_fits(checkpoint.tensors)
-            found += [name, checksum(checkpoint.tensors, json.dumps(checkpoint.progress))]
-    model = run.load_model()
-    found.append(checksum({name: p.detach() for name, p in model.named_parameters()}, ""))
-    known = {*RUN_SCHEMA, "versions", "thread_plan"}  # an unknown field is no other value
-    about = {key: value for key, value in run.about.items() if key in known or f"{key}?" in known}
-    return [*found, run.metrics(), about]
-
-
-def _store(made: Material, path: Path, seed: int) -> Path:
-    (store,) = (made.cache / "tokens").glob("store-*")
-    if seed:  # the same length, another text
-        texts = made.texts.read_text().splitlines(keepends=True)
-        other = path.with_suffix(".jsonl")
-        other.write_text("".join([*texts[1:], texts[0]]))
-        from rhapsode.tokens import prepare
-
-        prepare(open_source([str(other)]), made.tokenizer, path.parent / f"{path.name}-cache")
-        (store,) = (path.parent / f"{path.name}-cache").glob("store-*")
-    target = path / store.name
-    shutil.copytree(store, target)
-    return target
-
-
-def _use_store(path: Path) -> Any:
-    store = TokenStore.open(path)
-    arrays = (store.tokens, store.offsets, store.byte_counts, store._marks, store.unspelled)
-    return [array.tobytes() for array in arrays], store._about
-
-
-def _tokenizer(made: Material, path: Path, seed: int) -> Path:
-    texts = made.texts.read_text().splitlines()
-    from rhapsode.tokenizer import train_tokenizer
-
-    train_tokenizer(texts[30 * seed : 30 * seed + 30], "bpe", 270).save(path)
-    return path
-
-
-def _use_tokenizer(path: Path) -> Any:
-    tokenizer = Tokenizer.load(path)
-    return tokenizer.fingerprint, tokenizer.encode("Once upon a time"), tokenizer.eos_id, tokenizer.pad_id
-
-
-def _cached_tokenizer(made: Material, path: Path, seed: int) -> Path:
-    tokenizer_for(open_source([str(made.texts)]), "bpe", 270 + seed, path)
-    return next(path.glob("tokenizer-*"))
-
-
-def _use_cached_tokenizer(texts: Path, path: Path) -> Any:
-    return tokenizer_for(open_source([str(texts)]), "bpe", 270, path.parent).fingerprint
-
-
-def _study(made: Material, path: Path, seed: int) -> Path:
-    finished_study(made, path, seed=seed)
-    return path
-
-
-def _use_study(path: Path) -> Any:
-    study = Study.open(path)
-    for cell in study.plan.cells.values():
-        if study.result(cell) is None:  # it is finished again
-            run_cell(study, cell, 1)
-    found: list[Any] = [study.request, study.tokenizer().fingerprint]
-    found += [{name: result[name] for name in ("points", "completions", "seconds")} for result in study.results()]
-    found += [_use_run(study.cell_path(cell)) for cell in study.plan.cells.values()]
-    problems = [file.problem for file in rhapsode.check(path) if file.problem]
-    if problems:
-        raise ValueError(problems[0])
-    return found
-
-
-def _state(made: Material, path: Path, seed: int) -> Path:
-    run = trained(made, new_run(made, path.with_name(f"{path.name}-run"), seed))
-    path.mkdir()
-    rhapsode.load(run.path).read("Once upon").save(path / "state.safetensors")
-    return path / "state.safetensors"
-
-
-def _use_state(path: Path) -> Any:
-    state = State.load(path)
-    try:
-        rhapsode.load(path.parent.parent / "good-run").next_tokens("and", state=state)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return checksum(state.tensors(), state.fingerprint)
-
-
-def _model_pt(made: Material, path: Path, seed: int) -> Path:
-    path.mkdir()
-    return course_model(made, path / "model.pt")
-
-
-def _use_model_pt(path: Path) -> Any:
-    model = load_course_model(path)
-    return checksum({name: tensor.detach() for name, tensor in model.state_dict().items()}, repr(model))
-
-
-def _packed(made: Material, path: Path, seed: int) -> Path:
-    from rhapsode.export.network import packed_network
-
-    path.mkdir()
-    network = rhapsode.load(_run(made, path.with_name(f"{path.name}-run"), 0)).network
-    (path / "model.packed").write_bytes(packed_network(network))
-    return path / "model.packed"
-
-
-def _use_packed(path: Path) -> Any:
-    from rhapsode.export.network import unpacked_network
-
-    try:
-        network = unpacked_network(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return checksum({name: p.detach() for name, p in network.named_parameters()}, repr(network.config))
-
-
-def _page(made: Material, path: Path, seed: int) -> Path:
-    path.mkdir()
-    if seed:  # another whole page is another page
-        return Path(shutil.copy(path.with_name("good") / "page.html", path))
-    rhapsode.export_html(_run(made, path.with_name("page-run"), 0), path / "page.html")
-    return path / "page.html"
-
-
-KINDS = [
-    Kind("a run", _run, _use_run, 100),
-    Kind("a token store", _store, _use_store, 60),
-    Kind("a tokenizer", _tokenizer, _use_tokenizer, 60),
-    Kind("a tokenizer in the cache", _cached_tokenizer, _use_tokenizer, 30),
-    Kind("a study", _study, _use_study, 8, 0.05),
-    Kind("a saved state", _state, _use_state, 50),
-    Kind("a model.pt", _model_pt, _use_model_pt, 40),
-    Kind("a packed model", _packed, _use_packed, 40),
-    Kind("an offline page", _page, page_reader.seen, 6, 0.4),
-]
-
-
-def units(small: bool) -> list[Unit]:
-    return [(kind.name, partial(damage_kind, kind, small)) for kind in KINDS]
+def units(small: bool, group: str = "") -> list[Unit]:
+    """group: of the kinds; none: all."""
+    return [(kind.name, partial(damage_kind, kind, small)) for kind in KINDS if group in ("", kind.group)]
 
 
 def damage_kind(kind: Kind, small: bool, seed: int, folder: Path) -> Tally:
@@ -214,27 +45,38 @@ def damage_kind(kind: Kind, small: bool, seed: int, folder: Path) -> Tally:
         twin = kind.make(made, folder / "twin", 1)
         now = folder / "now" / good.name
         baseline = kind.use(good)
+        twin_value = _value(kind, _put(twin, now)) if twin.is_file() else None
         tally, counts = Tally(), Counter()
+        for whole in (good, twin):
+            problems = [each.problem for each in rhapsode.check(whole) if each.problem]
+            tally.note(f"{kind.name}: intact, and named: {problems}" if problems else None)
         draw = random.Random(f"{seed} {kind.name}")
-        cases: list[tuple[str, str, Damage]] = []
+        always: list[tuple[str, str, Damage]] = []
+        shared: list[tuple[str, str, Damage]] = []
+        once: list[tuple[str, str, Damage]] = []
         for name in _files_of(good):
             other = twin / name if name else twin
             content = (good / name if name else good).read_bytes()
             damages = _damages(Path(name or good).name, content, other.read_bytes() if other.exists() else None, draw)
-            cases += [(name, what, damage) for what, damage in damages]
-        rare = [case for case in cases if not case[1].startswith(("bit", "cut to"))]
-        many = [case for case in cases if case[1].startswith(("bit", "cut to"))]
+            for what, damage in damages:
+                drawn = what.startswith(("any bit", "cut to")) or (kind.of_another(name) and what.startswith("bit"))
+                (shared if drawn else always if what.startswith("bit") else once).append((name, what, damage))
         if small:
-            cases = draw.sample(rare, min(kind.small // 2, len(rare))) + draw.sample(many, kind.small // 2)
+            cases = draw.sample(once, min(kind.small // 2, len(once))) + draw.sample(always + shared, kind.small // 2)
         else:
-            cases = rare + draw.sample(many, int(kind.share * len(many)))
+            own = [case for case in shared if not kind.of_another(case[0])]
+            of_another = [case for case in shared if kind.of_another(case[0])]
+            cases = once + always + draw.sample(own, int(kind.share * len(own)))
+            cases += draw.sample(of_another, len(of_another) // ONE_OF)
         for name, what, damage in cases:
             content = (good / name if name else good).read_bytes()
             damaged, file = damage(content), now / name if name else now
             _put(good, now)
             _write_damage(file, damaged)
             console.file = io.StringIO()
-            outcome = _outcome(kind, now, file, baseline, what, content == damaged)
+            is_the_twin = not name and what == "another's"  # intact in itself
+            value = twin_value if is_the_twin else baseline
+            outcome = _outcome(kind, now, file, value, is_the_twin or content == damaged)
             counts[outcome if outcome in ("named", "harmless") else "lost"] += 1
             lost = f"{kind.name}, {name or file.name}: {what}: {outcome}"
             tally.note(None if outcome in ("named", "harmless") else lost)
@@ -250,13 +92,22 @@ def _files_of(good: Path) -> list[str]:
     return [str(path.relative_to(good)) for path in files]
 
 
-def _put(good: Path, now: Path) -> None:
+def _value(kind: Kind, path: Path) -> Any:
+    """What a thing holds; None where another one of its kind is refused in its place."""
+    try:
+        return kind.use(path)
+    except ValueError:
+        return None
+
+
+def _put(good: Path, now: Path) -> Path:
     shutil.rmtree(now.parent, ignore_errors=True)
     now.parent.mkdir()
     if good.is_dir():
         shutil.copytree(good, now)
     else:
         shutil.copy(good, now)
+    return now
 
 
 def _write_damage(file: Path, damaged: bytes | None) -> None:
@@ -268,13 +119,14 @@ def _write_damage(file: Path, damaged: bytes | None) -> None:
 
 def _damages(name: str, content: bytes, twin: bytes | None, draw: random.Random) -> Iterator[tuple[str, Damage]]:
     """Everything that can happen to a file, in words and as what makes it of the file's contents."""
-    header = _header_length(name, content)
-    places = list(range(header))
-    places += sorted(draw.sample(range(header, len(content)), min(BODY_FLIPS, len(content) - header)))
-    for place in places:
-        bit = draw.randrange(8)
-        yield f"bit {bit} of byte {place}", partial(_flipped, place, bit)
-    lengths = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(content) - 1, len(content) // 2}
+    headers = _headers(name, content)
+    body = sorted(set(range(len(content))) - set(headers))
+    for places, said in ((headers, "bit"), (draw.sample(body, min(BODY_FLIPS, len(body))), "any bit")):
+        for place in places:
+            bit = draw.randrange(8)
+            yield f"{said} {bit} of byte {place}", partial(_flipped, place, bit)
+    ends = {end for place in headers if place + 1 not in headers for end in (place, place + 1, place + 2)}
+    lengths = {0, 1, 7, 8, 9, len(content) - 1, len(content) // 2} | set(sorted(ends)[:CUTS])
     lengths |= {draw.randrange(len(content)) for _ in range(CUTS)} if content else set()
     for length in sorted(length for length in lengths if 0 <= length < len(content)):
         yield f"cut to {length} bytes", partial(_cut, length)
@@ -295,31 +147,49 @@ def _flipped(place: int, bit: int, content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
 
 
-def _header_length(name: str, content: bytes) -> int:
-    """All of a text; of tensors and arrays, what stands before the numbers."""
+def _headers(name: str, content: bytes) -> Sequence[int]:
+    """The places of bytes that say what others are: all of a short text; of tensors and arrays, what stands before the
+    numbers; of a zip file, its folder and what stands before each file; of a page, the tags of its blocks.
+    """
     if name.endswith(".safetensors"):
-        return 8 + int.from_bytes(content[:8], "little")
+        return range(8 + int.from_bytes(content[:8], "little"))
     if name.endswith(".npy"):
-        return min(128, len(content))
-    if name.endswith((".json", ".jsonl", "SHA256SUMS")):
-        return min(len(content), 6000)
-    return min(256, len(content))
+        return range(min(128, len(content)))
+    if name.endswith(".pt"):
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            tables = [range(packed.start_dir, len(content))]
+            tables += [
+                range(at, at + 30 + len(each.filename)) for each in packed.infolist() if (at := each.header_offset) >= 0
+            ]
+        return sorted(place for table in tables for place in table)
+    if blocks := list(BLOCK.finditer(content)):
+        return [
+            place
+            for block in blocks
+            for place in (*range(block.start(), block.start(3)), *range(block.end(3), block.end()))
+        ]
+    return range(min(len(content), SHORT_TEXT if name.endswith((".json", ".jsonl", "SUMS", ".packed")) else 256))
 
 
 def _newer(name: str, content: bytes) -> bytes | None:
+    if name.endswith(".packed"):
+        raw = zlib.decompress(content)
+        assert raw.count(b'"rhapsode_packed":"1"') == 1
+        return zlib.compress(raw.replace(b'"rhapsode_packed":"1"', b'"rhapsode_packed":"9"'), 9)
     for old, new in (
         (b'"format_version": 1', b'"format_version": 9'),
         (b'"format_version": 2', b'"format_version": 9'),
         (b'"format_version":"1"', b'"format_version":"9"'),
         (b'"rhapsode_state":"1"', b'"rhapsode_state":"9"'),
+        (b'"version": "1.0"', b'"version": "9.0"'),
     ):
         if old in content:
             return content.replace(old, new)
     return None
 
 
-def _outcome(kind: Kind, path: Path, file: Path, baseline: Any, what: str, same: bool) -> str:
-    """`named`, `harmless`, or what went wrong."""
+def _outcome(kind: Kind, path: Path, file: Path, expected: Any, intact: bool) -> str:
+    """`named`, `harmless`, or what went wrong. expected: the value, where the damage does not matter."""
     try:
         value = kind.use(path)
     except (ValueError, OSError) as error:
@@ -331,8 +201,8 @@ def _outcome(kind: Kind, path: Path, file: Path, baseline: Any, what: str, same:
         return f"{type(error).__name__}: {error}"
     else:
         said = progress.console.file.getvalue()  # type: ignore[attr-defined]
-        outcome = "harmless" if value == baseline else "named" if file.name in said else "other values, in silence"
-    if not same and not (path == file and what == "another's"):  # which is intact in itself
+        outcome = "harmless" if value == expected else "named" if file.name in said else "other values, in silence"
+    if not intact:
         try:
             problems = [each.problem for each in rhapsode.check(path) if each.problem]
         except (ValueError, OSError):

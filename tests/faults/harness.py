@@ -1,7 +1,7 @@
 """What the parts of `make faults` share: they count tries and what was lost, and can be resumed.
 
     python tests/faults/harness.py                    every part at full size, 30 minutes each at most
-    python tests/faults/harness.py writes damage      these two
+    python tests/faults/harness.py writes power       these two
     python tests/faults/harness.py --small ...        in minutes, as the suite does it
 
 A part is a list of units, each a name and a function of a seed and a folder that returns a Tally. After each unit the
@@ -38,7 +38,10 @@ PARTS = {  # name: (module, or module:group of its units; what it does)
     "processes": ("whole_processes", "the same in whole processes, by strace"),
     "power": ("power_cut", "power cuts on a simulated disk that forgets all that was not flushed"),
     "disks": ("disk_images", "power cuts on ext4 and xfs"),
-    "damage": ("damage", "flipped bits, cut, swapped and newer files"),
+    "damage-runs": ("damage:runs", "flipped bits, cut, swapped and newer files of runs"),
+    "damage-studies": ("damage:studies", "the same of studies"),
+    "damage-pages": ("damage:pages", "the same of offline pages"),
+    "damage": ("damage:others", "the same of stores, tokenizers, states and models"),
     "kills": ("kills", "kills and signals"),
     "hostile-texts": ("hostile:texts", "hostile texts and JSON, by a fuzzer"),
     "hostile-tables": ("hostile:tables", "hostile tables and packed files, by a fuzzer"),

@@ -129,9 +129,9 @@ def finished_study(made: Material, path: Path, run: bool = True, seed: int = 0, 
         return study
 
 
-def course_model(made: Material, path: Path) -> Path:
+def course_model(made: Material, path: Path, seed: int = 0) -> Path:
     """A model.pt of the course, with the tokenizer's vocabulary."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(RNNLanguageModel(4, 5, made.tokenizer.vocab_size, 3, 2), path)
     return path
 

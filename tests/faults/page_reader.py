@@ -26,6 +26,7 @@ SEEN = """() => ({
   all: document.body?.innerText ?? "",
 })"""
 NOT_STARTED = "the page has not started"
+NOT_A_PAGE = "text, but no page of ours, is shown"
 
 
 @cache
@@ -56,6 +57,8 @@ def seen(page: Path) -> dict[str, Any]:
     text, waits = found.pop("all"), found.pop("waits")
     if found["notice"]:
         raise ValueError(f"{page}: {' '.join(found['notice'].split())}")
+    if text.strip() and found["model"] is None:
+        raise ValueError(f"{page}: {NOT_A_PAGE}")
     if waits or not text.strip():
         raise ValueError(f"{page}: {NOT_STARTED if text.strip() else 'an empty page'}")
     return found

@@ -10,6 +10,7 @@ a killed process had not finished is made again, by the same command or at once.
 store.py makes, and so is the fingerprint: a training cannot tell which of the two it reads.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rhapsode.files import CHECKSUMS, making, write_checksums, write_text
+from rhapsode.files import CHECKSUMS, digest_of_file, making, write_checksums, write_text
 from rhapsode.progress import say, silent
 from rhapsode.recorded import read_versioned, sealed
 from rhapsode.sources import FileSource, Piece, Record, Source
@@ -43,6 +44,7 @@ MANIFEST, PLAN = "shards.json", "plan.json"
 SHARD_BYTES = 16_000_000  # of text; a story is never cut in two
 SHARDS_AHEAD = 2  # shards that a process has been told of
 MOST_ATTEMPTS = 3  # at a shard whose process is killed
+LISTED = "checksums_sha256"  # of a shard's SHA256SUMS: which files make up the store
 COLUMNS = ("offsets", "bytes", "unspelled", "marks")
 
 
@@ -131,11 +133,22 @@ def _manifest(place: Place) -> dict[str, Any]:
 
 def _open_shard(place: Place, shard: dict[str, Any], dtype: str) -> tuple[dict[str, np.ndarray], Any]:
     if not place.remote:
-        store = TokenStore.open(Path(place.location) / shard["name"])
+        folder = Path(place.location) / shard["name"]
+        store = TokenStore.open(folder)
+        _check_listed(folder, shard)
         columns = {"offsets": store.offsets, "bytes": store.byte_counts, "unspelled": store.unspelled}
         return {**columns, "marks": store._marks}, store.tokens
     columns = {name: place.read_array(f"{shard['name']}/{name}.npy") for name in COLUMNS}
     return columns, RangedIds(f"{place.location}/{shard['name']}/tokens.bin", dtype, shard["num_tokens"])
+
+
+def _check_listed(folder: Path, shard: dict[str, Any]) -> None:
+    """ValueError where a shard, intact in itself, is not the one that the store was made of."""
+    listed = folder / CHECKSUMS
+    if LISTED in shard and not listed.is_file():  # stores of earlier versions do not say
+        raise ValueError(f"{listed}: missing; restore it")
+    if LISTED in shard and digest_of_file(listed) != shard[LISTED]:
+        raise ValueError(f"{folder}: another store's, or {MANIFEST} is: they do not belong together; restore the store")
 
 
 def prepare_shards(source: Source, tokenizer: Tokenizer, out: str, workers: int = 1) -> TokenStore:
@@ -159,12 +172,12 @@ def prepare_shards(source: Source, tokenizer: Tokenizer, out: str, workers: int 
         shards = list(_Shards(place, source, tokenizer, workers).made())
         if source.fingerprint() != before:
             raise ValueError(f"{source.description}: changed while it was read; run again when complete")
-        about = {key: value for key, value in shards[0].items() if key not in ("sha256", "name")}
+        about = {key: value for key, value in shards[0].items() if key not in ("sha256", "name", LISTED)}
         counts = {name: sum(shard[name] for shard in shards) for name in ("num_stories", "num_tokens", "num_bytes")}
         about |= {"description": source.description, "fingerprint": fingerprint, "source_fingerprint": before, **counts}
         about |= {
             "format_version": SHARDS_VERSION,
-            "shards": [{n: shard[n] for n in ("name", *counts)} for shard in shards],
+            "shards": [{n: shard[n] for n in ("name", *counts, LISTED)} for shard in shards],
         }
         place.write(MANIFEST, json.dumps(sealed(about), indent=1, ensure_ascii=False) + "\n")
         place.clear()
@@ -246,8 +259,12 @@ class _Shards:
         finally:
             self._end()
         return [
-            json.loads(self.place.read(f"shard-{i:05}/store.json")) | {"name": f"shard-{i:05}"} for i in range(number)
+            json.loads(self.place.read(f"{name}/store.json")) | {"name": name, LISTED: self._digest_of_list(name)}
+            for name in (f"shard-{i:05}" for i in range(number))
         ]
+
+    def _digest_of_list(self, name: str) -> str:
+        return hashlib.sha256(self.place.read(f"{name}/{CHECKSUMS}").encode()).hexdigest()
 
     def _pieces(self) -> Iterator[Piece | Record]:
         if self.source.kind == "text":
