@@ -203,5 +203,5 @@ KINDS = [
     Kind("a saved state", _state, _use_state, "others", 50),
     Kind("a model.pt", _model_pt, _use_model_pt, "others", 40),
     Kind("a packed model", _packed, _use_packed, "others", 40),
-    Kind("an offline page", _page, page_reader.seen, "pages", 6),
+    Kind("an offline page", _page, page_reader.seen, "pages", 4),
 ]
