@@ -61,7 +61,7 @@ def fuzz(name: str, inputs: int, part: int, seed: int, folder: Path) -> Tally:
     tally.lost = [f"{name}: {what} ({count} times)" for what, count in found["lost"].items()][:MOST_SHOWN]
     if result.returncode or found["tries"] < inputs:
         end = [line for line in result.stderr.splitlines() if "ERROR" in line or "Error" in line][-1:]
-        tally.lost.append(f"{name}: the fuzzer ended with {result.returncode} after {found['tries']:,}: {end}")
+        tally.note(f"{name}: the fuzzer ended with {result.returncode} after {found['tries']:,}: {end}")
     coverage = re.findall(r"cov: (\d+)", result.stderr)
     tally.facts = {"taken": found.get("taken", 0), "refused": found.get("refused", 0)}
     tally.facts |= {"coverage": int(coverage[-1]) if coverage else 0}

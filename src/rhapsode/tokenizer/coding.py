@@ -72,6 +72,10 @@ class Tokenizer:
         unk = model.get("unk_token") or (
             model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
         )
+        if (
+            isinstance(model["vocab"], dict) and unk and unk not in model["vocab"]
+        ):  # the library notices when it needs it
+            raise ValueError(f"{name}: the model's unk_token {unk[:40]!r} is not in its vocabulary; add it there")
         eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
         if eos_id is None:
             advice = "set eos_token in a tokenizer_config.json beside it"
