@@ -515,6 +515,17 @@ def test_an_unknown_token_that_is_not_there(model: models.Model) -> None:
         ours(library(model))
 
 
+def test_a_merge_beyond_its_end(capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch a panic of the library, which is no Exception and prints its own traceback."""
+    good = library(models.BPE({"</s>": 0, "a": 1, "##b": 2, "ab": 3}, [("a", "##b")], continuing_subword_prefix="##"))
+    assert ours(good).vocab_size == 4
+    definition = json.loads(good.to_str())
+    definition["model"]["continuing_subword_prefix"] = "#" * 10
+    with pytest.raises(ValueError, match="a merge's second part '##b' lacks the model's continuing_subword_prefix"):
+        Tokenizer(definition)
+    assert capfd.readouterr().err == ""
+
+
 def test_ids_without_end_are_refused(trained: dict[str, Tokenizer]) -> None:
     """Would catch one id of two billion, for which the tokenizers library and a model take all memory."""
     definition = trained["bpe"].definition

@@ -93,7 +93,9 @@ def main(arguments: list[str]) -> None:
     def one(data: bytes) -> None:
         try:
             counts[parsers.feed(name, data)] += 1
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
             place = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {str(error)[:150]}"
             lost[what] = lost.get(what, 0) + 1

@@ -54,9 +54,13 @@ class Tokenizer:
         """
         # Both would add ids or drop them behind the caller's back.
         definition = definition | {"post_processor": None, "truncation": None, "padding": None}
+        if (part := rules.part_without_prefix(definition["model"])) is not None:
+            raise ValueError(f"{name}: a merge's second part {part[:40]!r} lacks the model's continuing_subword_prefix")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and where it panics what is none
             raise ValueError(f"{name}: not a tokenizer.json that the tokenizers library reads: {error}") from None
         self._tokenizer.encode_special_tokens = True  # "</s>" in a text is four characters, not the end
         self._vocab = self._tokenizer.get_vocab(with_added_tokens=True)
