@@ -64,6 +64,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "batches of 16": {"batch": {"batch_size": 16}},
     "batches of 64": {"batch": {"batch_size": 64}},
     "windows of 256, batches of 16": {"batch": {"window": 256, "batch_size": 16}},
+    "windows of 128, batches of 32": {"batch": {"window": 128, "batch_size": 32}},
     "state carried across windows": {"batch": {"carry_state": True}},
 }
 

@@ -1,7 +1,7 @@
-"""What a part of the model costs: a training step of a preset with one part changed, beside the preset's own step.
+"""What a part of the model costs: a training step of a preset without it, or with another, beside the preset's own.
 
     python benchmarks/parts.py                                    coffee, a minute
-    python benchmarks/parts.py --preset minute --threads 1 --only "a copy head"
+    python benchmarks/parts.py --preset minute --threads 1 --only "no copy head"
 
 A step is that of `rhapsode train`: loss, backward, clipping, Muon and AdamW, on windows of random tokens whose
 frequencies fall as 1 / rank. First the loss and all gradients of each are compared with those of the plain form. Then
@@ -26,18 +26,19 @@ from rhapsode.machine import keep_freed_memory
 from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
-from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
 from rhapsode.training.optimizer import Optimizers
 
 PRESET = "the preset"
-GATED = {"cell": "gated", "gate": True}
 CHANGES: dict[str, dict[str, Any]] = {
     PRESET: {},
-    "a copy head": {"copy_dim": 64},
-    "an output gate": {"gate": True},
-    "a gated recurrence": GATED,
-    "a gated recurrence and a copy head": {**GATED, "copy_dim": 64},
-    "two gated blocks": {**GATED, "num_layers": 2, "attention": "last"},
+    "no copy head": {"copy_dim": 0},
+    "no output gate": {"gate": False},
+    "an Elman recurrence, no output gate": {"cell": "elman", "gate": False},
+    "no attention": {"attention": "none"},
+    "no feed-forward part": {"feed_forward": 0},
+    "no embeddings of pairs": {"pair_embeddings": 0},
+    "one block": {"num_layers": 1},
 }
 BATCHES = 8
 CALLS_IN_BURST = 3
@@ -87,14 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="coffee")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="beside the preset itself")
-    parser.add_argument("--vocab-size", type=int, default=1024)
+    parser.add_argument("--vocab-size", type=int, help="otherwise the preset's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     names = [PRESET, *(arguments.only or [name for name in CHANGES if name != PRESET])]
-    recipes = {name: recipe_of(arguments.preset, CHANGES[name], arguments.vocab_size) for name in names}
+    vocab_size = arguments.vocab_size or VOCAB_SIZES[arguments.preset]
+    recipes = {name: recipe_of(arguments.preset, CHANGES[name], vocab_size) for name in names}
     data = windows(recipes[PRESET])
     for name, recipe in recipes.items():
         difference = largest_difference(build_model(recipe.model, seed=0), *data[0])

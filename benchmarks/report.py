@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from rhapsode.files import write_text
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FIGURES = HERE.parent / "docs" / "figures"
@@ -52,9 +54,9 @@ def save_figure(figure: Any, file: Path) -> None:
 
 
 def write(name: str, result: dict[str, Any]) -> None:
-    """Writes results/NAME.json."""
+    """Writes results/NAME.json, whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Everything that is compared, two trainings at once, one core and one thread each: what is still missing, in order.
 
     python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt           hours; Ctrl-C stops, again resumes
-    python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --only "make story" "modern*"
+    python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --only "make story*" tuning "modern*"
     python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --list      what there is, what it will take
     python benchmarks/side_by_side.py --table                                       the results, in Markdown
     python benchmarks/side_by_side.py --plot            docs/figures/side-by-side.svg: ten minutes on TinyStories

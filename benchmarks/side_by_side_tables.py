@@ -75,7 +75,8 @@ def print_question(found: list[Pair]) -> None:
         values = [_shown(run["value"]) for run in pair["runs"]]
         steps = ", ".join(f"{run.get('steps', 0):,}" for run in pair["runs"])
         print(f"| {pair['seed']} | {' | '.join(values)} | {_shown(difference(pair), True)} | {steps} |")
-    means = [over_seeds([pair["runs"][i]["value"] for pair in found if pair["runs"][i]["value"]]) for i in (0, 1)]
+    kept = [[value for pair in found if (value := pair["runs"][i]["value"]) is not None] for i in (0, 1)]
+    means = [over_seeds(values) if values else "" for values in kept]
     differences = [value for pair in found if (value := difference(pair)) is not None]
     if differences:
         print(f"| mean | {' | '.join(means)} | {over_seeds(differences)} | |")
@@ -96,7 +97,8 @@ def print_question(found: list[Pair]) -> None:
 
 def print_storyworld(found: list[Pair]) -> None:
     """What else storyworld tells: kinds of references, distances, stories of the grammar."""
-    kinds, distances = ("name", "kind", "colour", "pronoun"), list(found[0]["runs"][0]["distance"])
+    kinds = ("name", "kind", "colour", "pronoun")
+    distances = next((list(run["distance"]) for pair in found for run in pair["runs"] if "distance" in run), [])
     header = ["seed", "who", "bits per byte", *kinds, *(f"{name} words" for name in distances), "stories, new"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for pair in found:

@@ -9,6 +9,7 @@ import pytest
 from rhapsode.model import ModelConfig
 from rhapsode.recipe import OptimizerConfig, TrainConfig
 from rhapsode.recorded import check_run, check_schema, read_config
+from rhapsode.studies.plans import StudyRequest
 from rhapsode.tokens import BatchConfig
 
 WHOLE: dict[str, Any] = {
@@ -103,6 +104,24 @@ def test_a_wrong_config_is_named(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^run.json: {message}$"):
         read_config(ModelConfig, fields, "run.json", "model")
     assert read_config(ModelConfig, {"vocab_size": 5, "dropout": 0}, "run.json", "model").dropout == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("assignments", [1.5], r"request.assignments\[0\] must be a text, got 1.5"),
+        ("assignments", None, "request.assignments must be a list, got None"),
+        ("valid", 3, "request.valid must be a text or null, got 3"),
+        ("minutes", "2", "request.minutes must be a number or null, got '2'"),
+    ],
+)
+def test_a_config_of_texts_and_of_what_may_be_null(field: str, value: Any, message: str) -> None:
+    """Would catch an AttributeError of whoever takes each of them for a text."""
+    with pytest.raises(ValueError, match=f"^study.json: {message}$"):
+        read_config(StudyRequest, {"study": "size", field: value}, "study.json", "request")
+    right = {"study": "grid", "minutes": 2, "vary": ("a=1",)}
+    found = read_config(StudyRequest, right, "study.json", "request")
+    assert (found.minutes, found.vary) == (2, ("a=1",))
 
 
 def test_a_long_value_is_cut() -> None:

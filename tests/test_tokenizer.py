@@ -504,6 +504,28 @@ def test_broken_files_are_named(tmp_path: Path, content: str, message: str) -> N
         Tokenizer.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    "model", [models.BPE({"</s>": 0, "a": 1}, [], unk_token="?"), models.WordLevel({"</s>": 0}, "?")]
+)
+def test_an_unknown_token_that_is_not_there(model: models.Model) -> None:
+    """Would catch a bare exception of the library at the first text that needs it, long after it was loaded."""
+    with pytest.raises(
+        ValueError, match=r"tokenizer: the model's unk_token '\?' is not in its vocabulary; add it there"
+    ):
+        ours(library(model))
+
+
+def test_a_merge_beyond_its_end(capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch a panic of the library, which is no Exception and prints its own traceback."""
+    good = library(models.BPE({"</s>": 0, "a": 1, "##b": 2, "ab": 3}, [("a", "##b")], continuing_subword_prefix="##"))
+    assert ours(good).vocab_size == 4
+    definition = json.loads(good.to_str())
+    definition["model"]["continuing_subword_prefix"] = "#" * 10
+    with pytest.raises(ValueError, match="a merge's second part '##b' lacks the model's continuing_subword_prefix"):
+        Tokenizer(definition)
+    assert capfd.readouterr().err == ""
+
+
 def test_ids_without_end_are_refused(trained: dict[str, Tokenizer]) -> None:
     """Would catch one id of two billion, for which the tokenizers library and a model take all memory."""
     definition = trained["bpe"].definition

@@ -8,8 +8,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from rhapsode.terminal import literal
 
@@ -138,6 +138,17 @@ def _check_type(value: Any, kinds: type | tuple[type, ...], where: str, field: s
         raise ValueError(f"{where}: {field or 'all of it'} must be {wanted}, got {shown[:60]}")
 
 
+def _check_hint(value: Any, hint: Any, where: str, field: str) -> None:
+    """As the annotation of a dataclass has it: simple types, one of several, texts in a row; of others, anything."""
+    several = get_args(hint)
+    if get_origin(hint) is UnionType and all(each in TYPE_NAMES for each in several):
+        _check_type(value, several, where, field)
+    elif get_origin(hint) is tuple and several == (str, ...):
+        check_schema(list(value) if isinstance(value, tuple) else value, [str], where, field)
+    elif hint in TYPE_NAMES:
+        _check_type(value, hint, where, field)
+
+
 def read_config(kind: type[_Config], fields: Any, where: str, section: str) -> _Config:
     """A config from a section of a file; ValueError naming the file and what is wrong with which field.
 
@@ -148,8 +159,7 @@ def read_config(kind: type[_Config], fields: Any, where: str, section: str) -> _
     for name, value in fields.items():
         if name not in known:
             raise ValueError(f"{where}: {section} has the field {name!r}, which this version of rhapsode does not know")
-        if known[name].type in TYPE_NAMES:
-            _check_type(value, known[name].type, where, f"{section}.{name}")  # type: ignore[arg-type]
+        _check_hint(value, known[name].type, where, f"{section}.{name}")
     for name, field in known.items():
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and name not in fields:

@@ -61,7 +61,7 @@ def fuzz(name: str, inputs: int, part: int, seed: int, folder: Path) -> Tally:
     tally.lost = [f"{name}: {what} ({count} times)" for what, count in found["lost"].items()][:MOST_SHOWN]
     if result.returncode or found["tries"] < inputs:
         end = [line for line in result.stderr.splitlines() if "ERROR" in line or "Error" in line][-1:]
-        tally.lost.append(f"{name}: the fuzzer ended with {result.returncode} after {found['tries']:,}: {end}")
+        tally.note(f"{name}: the fuzzer ended with {result.returncode} after {found['tries']:,}: {end}")
     coverage = re.findall(r"cov: (\d+)", result.stderr)
     tally.facts = {"taken": found.get("taken", 0), "refused": found.get("refused", 0)}
     tally.facts |= {"coverage": int(coverage[-1]) if coverage else 0}
@@ -93,7 +93,9 @@ def main(arguments: list[str]) -> None:
     def one(data: bytes) -> None:
         try:
             counts[parsers.feed(name, data)] += 1
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
             place = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {str(error)[:150]}"
             lost[what] = lost.get(what, 0) + 1

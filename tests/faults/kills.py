@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from every_write import WORKS, Work
 from harness import Tally, Unit
-from kill_and_resume import Life, digests, uninterrupted, write_data
+from kill_and_resume import STEPS, Life, digests, last_step, uninterrupted, write_data
 from material import Material, an_hour_passes, leftovers, material, using_cache
 from shim import KILL, Watched, failing, watching
 
 from rhapsode.progress import silent
 from rhapsode.run import Run
+from rhapsode.terminal import EXIT_STOPPED
 
-LIVES, KILLS_OF_A_LIFE = 10, 20  # 200 kills
+LIVES, KILLS_OF_A_LIFE = 15, 14  # 210 times SIGKILL, the other signals beside them
 SMALL_POINTS = 4  # of a work, in the suite
 STARTING = 0.15  # of the kills come while the process starts
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -92,36 +93,50 @@ def kill_at_random(life: int, seed: int, folder: Path) -> Tally:
     draw = random.Random(f"{seed} {life}")
     out, tally = folder / "stopped", Tally()
     doing: dict[str, int] = {}
-    for number in range(KILLS_OF_A_LIFE):
+    number = kills = 0
+    while kills < KILLS_OF_A_LIFE:
         process = Life(folder, out, *(["--resume"] if number else []))
+        number += 1
         if draw.random() < STARTING:
             time.sleep(draw.uniform(0.05, start))
         else:
             process.wait_for_work()
-            process.wait_for_steps(draw.randint(0, 8))
-            time.sleep(draw.uniform(0, 0.04))
+            process.wait_for_steps(draw.randint(0, 6))
+            time.sleep(draw.uniform(0, 0.02))
+        if process.process.poll() is not None:
+            tally.note(f"run {life + 1} was at its end after {kills} kills: {process.process.communicate()[1][-300:]}")
+            break
         number_of_signal = draw.choice(SIGNALS)
         if number_of_signal == signal.SIGKILL:
+            kills += 1
             kill = process.kill()
             doing[kill.doing] = doing.get(kill.doing, 0) + 1
         else:
-            process.process.send_signal(number_of_signal)
-            process.process.communicate()
             name = signal.Signals(number_of_signal).name
             doing[name] = doing.get(name, 0) + 1
-        tally.note_of(partial(_is_whole, out), f"stop {number + 1} of run {life + 1}")
-    Life(folder, out, "--resume").finish()
-    if digests(out) != expected:
-        tally.lost.append(f"run {life + 1} ended elsewhere")
-        tally.survived = 0
-    steps = [entry["step"] for entry in Run.open(out).metrics() if entry["event"] == "valid"]
-    if len(steps) != len(set(steps)):
-        tally.lost.append(f"run {life + 1}: a validation twice in metrics.jsonl")
-    tally.facts = doing
+        tally.note_of(partial(_is_whole, process, number_of_signal), f"stop {number} of run {life + 1}")
+    tally.note_of(partial(_ends_as_if_undisturbed, folder, out, expected), f"the end of run {life + 1}")
+    tally.facts = {"SIGKILL": kills, **doing}
     return tally
 
 
-def _is_whole(out: Path) -> None:
+def _ends_as_if_undisturbed(folder: Path, out: Path, expected: dict[str, str]) -> None:
+    Life(folder, out, "--resume").finish()
+    assert digests(out) == expected, "ended elsewhere"
+    for event in ("train", "valid"):
+        steps = [entry["step"] for entry in Run.open(out).metrics() if entry["event"] == event]
+        assert len(steps) == len(set(steps)), f"a step's {event} is twice in metrics.jsonl"
+
+
+def _is_whole(process: Life, number_of_signal: signal.Signals) -> None:
+    """What is left by a process that was killed, or is told to stop now, which saves and says so by its exit code."""
+    out = process.out
+    if number_of_signal != signal.SIGKILL:
+        trained = bool(process.told())
+        process.process.send_signal(number_of_signal)
+        _, errors = process.process.communicate(timeout=60)
+        code = process.process.returncode
+        assert not trained or code == EXIT_STOPPED or last_step(out) == STEPS, f"exit code {code}: {errors[-300:]}"
     if (out / "run.json").exists():
         run = Run.open(out)
         run.load("last")

@@ -24,7 +24,7 @@ SETTINGS = (
     *("embed_dim=8", "hidden_dim=8", "key_dim=4", "value_dim=4", "window=16", "batch_size=4", "checkpoint_seconds=0"),
     *("validations=2", "kind=stacked", "num_layers=1"),
 )
-TRACED = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
+TRACED = re.compile(r"^(\d+) +(\w+)\((.*)")
 
 
 def units(small: bool) -> list[Unit]:
@@ -51,28 +51,32 @@ def _run(command: list[str], place: Path, *strace: str) -> subprocess.CompletedP
 
 
 def _own_calls(place: Path, folder: Path) -> list[tuple[str, int]]:
-    """Which of its calls, by kind and number, a training makes to its own folders."""
+    """Which of its calls, by kind and number, a training's first process makes to its own folders.
+
+    Numbers count its main thread's, as strace does where it is told which call to let fail.
+    """
     trace = folder / "trace"
     result = _run(_command(folder, place / "run"), place, "-y", "-o", str(trace), "-e", f"trace={','.join(CALLS)}")
     assert result.returncode == 0, result.stderr
     numbers = dict.fromkeys(CALLS, 0)
     found = []
-    for line in trace.read_text(errors="replace").splitlines():
-        match = TRACED.match(line)
-        if match and match[1] in numbers:
-            numbers[match[1]] += 1
-            if str(place) in match[2]:
-                found.append((match[1], numbers[match[1]]))
+    lines = [TRACED.match(line) for line in trace.read_text(errors="replace").splitlines()]
+    main = next(match[1] for match in lines if match)
+    for match in lines:
+        if match and match[1] == main and match[2] in numbers:
+            numbers[match[2]] += 1
+            if str(place) in match[3]:
+                found.append((match[2], numbers[match[2]]))
     return found
 
 
 def fail_processes(tries: int, seed: int, folder: Path) -> Tally:
-    """A fault that hit a file which is not ours, a package's or the system's, as calls do not come in the same order
-    every time, is another one's, and is drawn again."""
+    """A fault that hit nothing, or a file which is not ours, a package's or the system's, as calls do not come in the
+    same order every time, is drawn again."""
     write_data(folder)
     calls = _own_calls(folder / "straight", folder)
     straight = folder / "straight" / "run"
-    draw, tally = random.Random(seed), Tally(facts={"calls": len(calls), "hit another's file": 0})
+    draw, tally = random.Random(seed), Tally(facts={"calls": len(calls), "drawn again": 0})
     for number in range(3 * tries):
         if tally.tries == tries:
             break
@@ -85,13 +89,13 @@ def fail_processes(tries: int, seed: int, folder: Path) -> Tally:
         try:
             tally.note_of(partial(_one, folder, place, call, fault, straight), fault)
         except NotOurs:
-            tally.facts["hit another's file"] += 1
+            tally.facts["drawn again"] += 1
         shutil.rmtree(place, ignore_errors=True)
     return tally
 
 
 class NotOurs(BaseException):
-    """The fault hit a file outside of the training's folders."""
+    """The fault hit nothing, or a file outside of the training's folders."""
 
 
 def _one(folder: Path, place: Path, call: str, fault: str, straight: Path) -> None:
@@ -99,7 +103,7 @@ def _one(folder: Path, place: Path, call: str, fault: str, straight: Path) -> No
     command, trace = _command(folder, place / "run"), folder / f"{place.name}.trace"
     result = _run(command, place, "-y", "-o", str(trace), "-e", f"trace={call}", "-e", fault)
     hit = [line for line in trace.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
-    if any(str(place) not in line for line in hit):
+    if not hit or any(str(place) not in line for line in hit):
         raise NotOurs
     assert "Traceback" not in result.stderr, result.stderr[-600:]
     assert result.returncode in (0, 2), f"exit code {result.returncode}: {result.stderr[-300:]}"

@@ -54,9 +54,13 @@ class Tokenizer:
         """
         # Both would add ids or drop them behind the caller's back.
         definition = definition | {"post_processor": None, "truncation": None, "padding": None}
+        if (part := rules.part_without_prefix(definition["model"])) is not None:
+            raise ValueError(f"{name}: a merge's second part {part[:40]!r} lacks the model's continuing_subword_prefix")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and where it panics what is none
             raise ValueError(f"{name}: not a tokenizer.json that the tokenizers library reads: {error}") from None
         self._tokenizer.encode_special_tokens = True  # "</s>" in a text is four characters, not the end
         self._vocab = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -72,6 +76,10 @@ class Tokenizer:
         unk = model.get("unk_token") or (
             model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
         )
+        if (
+            isinstance(model["vocab"], dict) and unk and unk not in model["vocab"]
+        ):  # the library notices when it needs it
+            raise ValueError(f"{name}: the model's unk_token {unk[:40]!r} is not in its vocabulary; add it there")
         eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
         if eos_id is None:
             advice = "set eos_token in a tokenizer_config.json beside it"

@@ -42,6 +42,17 @@ def kind(definition: dict[str, Any]) -> str:
     return str(model.get("type", "unknown")).lower()
 
 
+def part_without_prefix(model: dict[str, Any]) -> str | None:
+    """The second part of a merge that lacks continuing_subword_prefix, where the tokenizers library would cut beyond
+    its end, which is no exception but a panic; None where there is none."""
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return None
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    second = (pair[1] for pair in pairs if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str))
+    return next((part for part in second if not part.startswith(prefix)), None)
+
+
 def is_byte_level(definition: dict[str, Any]) -> bool:
     """Whether each token spells bytes, as GPT-2's do."""
     return bool((definition.get("decoder") or {}).get("type") == "ByteLevel")
