@@ -47,7 +47,7 @@ from rhapsode.tokens.shards import open_shards, prepare_shards
 
 CURE = re.compile("make room|choose another|set RHAPSODE_CACHE|check it, or use another|can be written|permissions")
 SMALL_TRIES = 6  # of a work in the suite, drawn from all
-SMALL_SHARD = 1_500  # bytes of text, a third of the stories
+SMALL_SHARD = 2_300  # bytes of text, half of the stories
 
 
 @dataclass(frozen=True)
