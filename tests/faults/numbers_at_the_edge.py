@@ -153,7 +153,13 @@ def at_the_edge(seed: int, folder: Path) -> Tally:
     refused("one text of one letter", ["a"])
     refused("blank texts", ["", " "])
     attempt("a loss of zero", _zero)
-    for cell, part in (("gated", "embeddings"), ("gated", "candidate"), ("gated", "norm"), ("elman", "h2h"), ("elman", "")):
+    for part, cell in {
+        "embeddings": "gated",
+        "candidate": "gated",
+        "norm": "gated",
+        "h2h": "elman",
+        "": "elman",
+    }.items():
         attempt(f"denormal weights of {part or 'all'}", partial(_denormal, made.texts, cell, part))
     attempt("a hidden state that overflows", lambda place: _overflowing(place, made.texts))
     return tally

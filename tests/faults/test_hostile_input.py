@@ -27,7 +27,7 @@ from rhapsode.terminal import literal, literal_lines, print_text
 
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6)
 NEED_NODE = {"a saved story", "a link to a story"}
-SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 60, "Parquet": 80, "study.json": 25}
+SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 80, "Parquet": 80, "study.json": 25}
 
 
 @pytest.mark.parametrize("name", PARSERS)
