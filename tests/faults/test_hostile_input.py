@@ -5,10 +5,12 @@ import io
 import math
 import os
 import pickle
+import pty
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,7 @@ def test_a_packed_model_file_is_refused(tmp_path: Path) -> None:
         load_course_model(file)
 
 
+HARMFUL = "\x1b]0;own\x07"  # gives the window another title
 ESCAPES = "\x1b]0;title\x07 \x1b[2J \x9b31m \u202e right \u2066 to left \r over \x00 \x7f"
 
 
@@ -221,6 +224,46 @@ def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) ->
         print_text(ESCAPES, end="")
         monkeypatch.undo()
         assert screen.getvalue() == expected
+
+
+def on_a_terminal(folder: Path, *words: str) -> bytes:
+    """What a terminal gets of a verb, its standard output and error."""
+    control, terminal = pty.openpty()
+    command = [sys.executable, "-c", "from rhapsode.cli import main; main()", *words]
+    environment = {**os.environ, "RHAPSODE_CACHE": str(folder / "cache"), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=folder, env=environment)
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # how Linux tells that nobody is left at the other end
+        while part := os.read(control, 65_536):
+            shown += part
+    os.close(control)
+    assert child.wait() in (0, 1, 2)
+    return shown
+
+
+def test_no_verb_has_a_terminal_obey(tmp_path: Path) -> None:
+    """Would catch a verb that prints a file's name, a text or a tokenizer's words as they are."""
+    file = f"{HARMFUL}.txt"
+    (tmp_path / file).write_text(f"Once {HARMFUL} upon.\n\nThe {HARMFUL} end.\n" * 20)
+    run = f"{HARMFUL}-run"
+    small = ["--set", "embed_dim=4", "--set", "hidden_dim=4", "--set", "window=8", "--set", "batch_size=2"]
+    verbs = [
+        ["train", file, "--out", run, "--sequences", "8", "--vocab-size", "270", "--threads", "1", *small],
+        ["generate", run, f"Once {HARMFUL}", "--max-tokens", "20", "-t", "2"],
+        ["tell", f"Once {HARMFUL}", "--max-tokens", "2"],
+        ["inspect", run, "--text", f"Once {HARMFUL} upon"],
+        ["evaluate", run, file],
+        ["export", run],
+        ["check", run],
+        ["prepare", file, "--out", f"{HARMFUL}-store", "--vocab-size", "270"],
+        ["generate", f"no {HARMFUL} run"],
+    ]
+    for words in verbs:
+        shown = on_a_terminal(tmp_path, *words)
+        assert b"]0;own" in shown, f"{words[0]}: {shown[-400:]!r}"  # it was told of
+        assert b"\x1b]0;own" not in shown, f"{words[0]}: {shown[-400:]!r}"
+        assert b"\x07" not in shown, f"{words[0]}: {shown[-400:]!r}"
 
 
 def test_a_model_beyond_memory_is_refused(tmp_path: Path) -> None:
