@@ -42,8 +42,15 @@ def test_a_story_begins_without_pytorch() -> None:
 def test_it_tells_what_pytorch_writes() -> None:
     """Would catch a teller that reads the prompt, or stops, otherwise than the model that was trained."""
     model = Model(unpacked_network(MODEL.read_bytes()).double(), Tokenizer.load(TOKENIZER))
-    expected = str(model.generate("Once upon a time", max_tokens=60, temperature=0)[0])
-    assert "".join(tell_story("Once upon a time", 60, temperature=0)) == expected
+    for prompt in ("Once upon a time", "Once upon a time there was a fox. " * 20):
+        expected = str(model.generate(prompt, max_tokens=60, temperature=0)[0])
+        assert "".join(tell_story(prompt, 60, temperature=0)) == expected
+
+
+def test_a_prompt_beyond_its_patience() -> None:
+    """Would catch a prompt that takes hours without a word: the time grows with the square of its length."""
+    with pytest.raises(ValueError, match=r"the prompt has \d\d,\d{3} tokens, tell reads 8,192 at most"):
+        next(tell_story("Once upon a time there was a fox. " * 1_250))
 
 
 def test_seeds() -> None:

@@ -171,13 +171,16 @@ class Model:
         self, prompt: str, ids: list[int], before: State | None
     ) -> tuple[Callable[[], State], Callable[[int], list[list[NextToken]]]]:
         """What makes a completion's state, and the likeliest tokens in each of its places, when they are wanted."""
-        given = prompt_ids(self.tokenizer, prompt, before)
+
+        def given() -> list[int]:
+            return prompt_ids(self.tokenizer, prompt, before)
 
         def state() -> State:
-            return self._own(read_ids(self._decoding(), [*given, *ids], before))
+            return self._own(read_ids(self._decoding(), [*given(), *ids], before))
 
         def top(k: int) -> list[list[NextToken]]:
-            scores = score_ids(self._decoding(), [[*given, *ids]], before, top=k)[0][len(given) :]
+            read = given()
+            scores = score_ids(self._decoding(), [[*read, *ids]], before, top=k)[0][len(read) :]
             return [self._next(score.top) for score in scores]
 
         return state, top

@@ -10,15 +10,21 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import NotHere, Tally, Unit
-from material import material, new_run, trained
+from loopback import WatchedServer
+from material import SECTIONS, Material, material, new_run, trained
+
+from rhapsode.recipe import Recipe
+from rhapsode.serve.inspecting import MOST_TOKENS_INSPECTED as INSPECTED
+from rhapsode.training.start import create_run
 
 BASE_MEGABYTES = 900  # of a process that has imported everything, prepared a small text and drawn a picture
+PREPARING_MEGABYTES = 400  # of one that only prepares: 250; a file takes 0.8 kB more, its path and what is known of it
 BLOCK = 4_000_000  # bytes that are written at once
 
 CHILD = """
@@ -62,6 +68,28 @@ if "read" in verbs:
     found["seen"] = int(model.read(text).ids.shape[1])
 if "attention" in verbs:
     found["maps"] = len(model.attention(text).weights)
+if "evaluate" in verbs:
+    found["scored"] = rhapsode.evaluate(sys.argv[2], [Path(sys.argv[3])], cut="file", threads=1)["tokens"]
+if "copies" in verbs:
+    found["copied"] = len(model.copies(text).probabilities)
+if "chat" in verbs:
+    from rhapsode.chat.conversation import Conversation
+    from rhapsode.decode import SampleConfig
+    conversation = Conversation(model, SampleConfig(3))
+    conversation.append(text)
+    found["answered"] = len("".join(conversation.go_on()))
+if "export" in verbs:
+    from rhapsode.api import export_html
+    page = Path(sys.argv[5]).with_suffix(".html")
+    found["page"] = export_html(sys.argv[2], page, valid=[Path(sys.argv[3])])["bytes"]
+if "tell" in verbs:
+    from rhapsode.packaged.teller import tell_story
+    found["told"] = len("".join(tell_story(text, 3)))
+if "train" in verbs:  # which shows a sample of what comes after it
+    again = rhapsode.train(Path(sys.argv[6]), out=Path(sys.argv[5]).with_suffix(".run"), sequences=8, vocab_size=280,
+                           model={"embed_dim": 8, "hidden_dim": 8}, batch={"window": 8, "batch_size": 4},
+                           train={"validations": 1, "prompt": text}, threads=1)
+    found["lines"] = len(again.metrics)
 if "inspect" in verbs:
     from rhapsode.inspection import draw_reading, next_token_tables, read
     reading = read(model.network, model.tokenizer, text, 3)
@@ -69,10 +97,20 @@ if "inspect" in verbs:
     found["pictures"] = len(draw_reading(reading, Path(sys.argv[5])))
 """
 METRICS = """
+from timeit import repeat
 from rhapsode.run import Run
 found["lines"] = len(Run.open(Path(sys.argv[2])).metrics())
+found["seconds to open"] = round(min(repeat(lambda: Run.open(Path(sys.argv[2])).metrics(), number=1, repeat=3)), 3)
 """
 VERBS = ("generate", "stream", "score", "next_tokens", "read", "attention", "inspect")
+VERBS += ("evaluate", "copies", "chat", "export", "tell", "train")
+QUESTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "/v1/completions": lambda text: {"prompt": text, "max_tokens": 3},
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}], "max_tokens": 3},
+    "/tokenize": lambda text: {"prompt": text},
+    "/api/inspect": lambda text: {"text": text, "positions": [1], "top": 3},
+}
+CONTEXT = 8_192  # tokens that a server takes if nobody says otherwise
 
 
 def units(small: bool, group: str) -> list[Unit]:
@@ -82,6 +120,7 @@ def units(small: bool, group: str) -> list[Unit]:
         ("one line", partial(one_line, 0.005 if small else 1.0)),
         ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
         ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
+        ("a prompt to a server", partial(prompt_to_server, 500 if small else 100_000)),
         ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),
     ]
 
@@ -182,22 +221,50 @@ def many_files(count: int, seed: int, folder: Path) -> Tally:
     return tally
 
 
+def _prompt(made: Material, tokens: int) -> str:
+    text = "Once upon a time there lived an old fox. "
+    return text * (tokens // len(made.tokenizer.encode(text)) + 1)
+
+
 def long_prompt(tokens: int, verbs: Sequence[str], seed: int, folder: Path) -> Tally:
     made, tally = material(folder / "made"), Tally()
-    run = trained(made, new_run(made, folder / "run"))
-    file, text = folder / "prompt.txt", "Once upon a time there lived an old fox. "
-    per_text = len(made.tokenizer.encode(text))
-    file.write_text(text * (tokens // per_text + 1))
+    sections = {**SECTIONS, "model": {**SECTIONS["model"], "copy_dim": 3}}
+    recipe = Recipe.from_sections(sections, made.tokenizer.vocab_size)
+    run = trained(made, create_run(folder / "run", recipe, made.tokenizer, {}))
+    file = folder / "prompt.txt"
+    file.write_text(_prompt(made, tokens))
     for verb in verbs:
 
         def check(verb: str = verb) -> None:
-            found = _child(PROMPT, run.path, file, verb, folder / "pictures")
+            found = _child(PROMPT, run.path, file, verb, folder / "pictures", made.texts)
             tally.facts[verb] = found
             if "refused" in found:  # where it cannot be: with the number of tokens that can
                 assert "tokens" in found["refused"], found
             assert found["megabytes"] < BASE_MEGABYTES + tokens / 50, f"{found['megabytes']:,} MB of memory"
 
         tally.note_of(check, f"{verb}, {tokens:,} tokens")
+    return tally
+
+
+def prompt_to_server(tokens: int, seed: int, folder: Path) -> Tally:
+    """To a server that takes so many tokens, and to one that does not."""
+    tally = Tally()
+    prompt = _prompt(material(folder / "made"), tokens)
+
+    def check(server: WatchedServer, path: str, limit: int) -> None:
+        status, body = server.ask("POST", path, QUESTIONS[path](prompt), seconds=600)
+        most = {"/tokenize": tokens, "/api/inspect": INSPECTED}.get(path, limit)
+        assert status == (200 if tokens <= most else 400), f"{status}: {body[:200]!r}"
+        assert status == 200 or b"tokens" in body, body[:200]
+        megabytes = round(server.status("VmHWM"))
+        tally.facts[f"{path}, of {limit:,} tokens at most"] = {"megabytes": megabytes}
+        assert megabytes < BASE_MEGABYTES + tokens / 50, f"{megabytes:,} MB of memory"
+
+    for limit in (2 * tokens, min(tokens // 2, CONTEXT)):
+        server = WatchedServer(folder / str(limit), "--max-context", str(limit))
+        for path in QUESTIONS:
+            tally.note_of(partial(check, server, path, limit), f"{path}, {tokens:,} tokens of {limit:,} at most")
+        server.stop()
     return tally
 
 
@@ -216,6 +283,7 @@ def many_metrics(lines: int, seed: int, folder: Path) -> Tally:
             found = _child(METRICS, run.path)
             tally.facts[what] = found
             assert found["lines"] == count, found
+            assert found["seconds to open"] < most, f"opened in {found['seconds to open']} s"
             assert found["megabytes"] < BASE_MEGABYTES + 2 * lines / 1000, f"{found['megabytes']:,} MB of memory"
 
         tally.note_of(check, f"{count:,} lines of metrics")

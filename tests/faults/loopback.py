@@ -44,16 +44,16 @@ SEEDED: list[dict[str, Any]] = [
 
 
 class WatchedServer:
-    """The process. errors: the file of its standard error."""
+    """The process. errors: the file of its standard error; options: more of `rhapsode serve`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         if not Path("/proc/self/status").exists():
             raise NotHere("needs Linux: memory is read from /proc")
         made = material(folder / "made")
         run = trained(made, new_run(made, folder / "run"))
         self.errors = folder / "errors.txt"
         limits = ["--max-answers", str(ANSWERS)]
-        command = [sys.executable, "-c", CHILD, str(PATIENCE), "serve", str(run.path), "--port", "0", *limits]
+        command = [sys.executable, "-c", CHILD, str(PATIENCE), "serve", str(run.path), "--port", "0", *limits, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(

@@ -12,16 +12,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from harness import Tally, Unit
 from material import material, using_cache
 
 import rhapsode
+from rhapsode.model import LanguageModel
 from rhapsode.progress import silent
 from rhapsode.run import Run
+from rhapsode.training import loop
 
-THREADS_BOUND = 1e-4  # of the validation loss after 60 steps: a sum in another order, 60 times over
+THREADS_BOUND = 1e-4  # nats of the validation loss at the end: sums in another order, in each step
+DENORMAL = 1e-40  # as a float32; products of two of them are zero
+DENORMAL_BOUND = 1e-4  # nats a token between weights of DENORMAL and of zero
 TINY = {"embed_dim": 8, "hidden_dim": 8, "key_dim": 4, "value_dim": 4}
 ENDS = """
 import json, sys
@@ -31,8 +36,8 @@ import rhapsode
 from rhapsode.run import Run
 from rhapsode.tensors import checksum
 model = rhapsode.train(
-    Path(sys.argv[1]), out=sys.argv[2], seed=7, threads=int(sys.argv[3]), vocab_size=280, sequences=240,
-    model={"embed_dim": 64, "hidden_dim": 64, "dropout": 0.1}, batch={"window": 16, "batch_size": 4},
+    Path(sys.argv[1]), out=sys.argv[2], seed=7, threads=int(sys.argv[3]), vocab_size=280, sequences=int(sys.argv[4]),
+    model={"embed_dim": 128, "hidden_dim": 128, "dropout": 0.1}, batch={"window": 16, "batch_size": 32},
     train={"validations": 2, "prompt": ""},
 )
 last = Run.open(Path(sys.argv[2])).load("last")
@@ -41,10 +46,10 @@ print(json.dumps([checksum(last.tensors, ""), model.metrics[-1]["valid_loss"]]))
 
 
 def units(small: bool) -> list[Unit]:
-    repeated = 2 if small else 6
+    repeated, steps = (2, 5) if small else (6, 60)
     return [
         ("training at the edge", at_the_edge),
-        ("the same seed in other processes", partial(same_bits, repeated)),
+        ("the same seed in other processes", partial(same_bits, repeated, steps)),
     ]
 
 
@@ -141,13 +146,21 @@ def at_the_edge(seed: int, folder: Path) -> Tally:
     case("no clipping at rate 100", None, optimizer={"optimizer": "adam", "learning_rate": 100.0, "clip_norm": 0.0})
     case("all tokens the same", one_word, lambda loss: loss < 3, sequences=400)
     case("all stories one token long", [chr(97 + i % 20) for i in range(80)], tokenizer="characters", vocab_size=64)
-    case("denormal weights", None, optimizer={"optimizer": "adamw", "learning_rate": 1e-44, "warmup_steps": 0})
+    case("denormal steps", None, optimizer={"optimizer": "adamw", "learning_rate": 1e-44, "warmup_steps": 0})
     case("momentum without end", None, optimizer={"beta1": 0.999999, "beta2": 0.0, "momentum": 0.999999})
     refused("a vocabulary of one", one_word, tokenizer="characters", vocab_size=1)
     refused("a vocabulary of what must be there", one_word, tokenizer="characters", vocab_size=4)
     refused("one text of one letter", ["a"])
     refused("blank texts", ["", " "])
     attempt("a loss of zero", _zero)
+    for part, cell in {
+        "embeddings": "gated",
+        "candidate": "gated",
+        "norm": "gated",
+        "h2h": "elman",
+        "": "elman",
+    }.items():
+        attempt(f"denormal weights of {part or 'all'}", partial(_denormal, made.texts, cell, part))
     attempt("a hidden state that overflows", lambda place: _overflowing(place, made.texts))
     return tally
 
@@ -168,7 +181,40 @@ def _zero(place: Path) -> None:
     assert 0 <= score.nats < 20, score
 
 
-def same_bits(repeated: int, seed: int, folder: Path) -> Tally:
+def _denormal(data: Path, cell: str, part: str, place: Path) -> None:
+    """Weights too small for a float's full precision: the model writes, scores and trains as if they were zero."""
+    build, found = loop.build_model, {}
+
+    def filled(value: float) -> Callable[..., LanguageModel]:
+        def built(*given: Any) -> LanguageModel:
+            network = build(*given)
+            chosen = [parameter for name, parameter in network.named_parameters() if part in name]
+            assert chosen, f"no weights of {part}"
+            with torch.no_grad():
+                for parameter in chosen:
+                    parameter.fill_(value)
+            return network
+
+        return built
+
+    for value in (DENORMAL, 0.0):
+        folder = place / f"{value:g}"
+        folder.mkdir()
+        rates = {"optimizer": "adamw", "learning_rate": 0.01, "warmup_steps": 0}
+        with patch.object(loop, "build_model", filled(value)):
+            model = _train(folder, data, model=TINY | {"kind": "stacked", "cell": cell}, optimizer=rates)
+        assert all(bool(torch.isfinite(parameter).all()) for parameter in model.network.parameters())
+        trained = model.metrics[-1]["valid_loss"]
+        fresh = rhapsode.Model(filled(value)(model.network.config, 0), model.tokenizer)
+        (score,) = fresh.score("Once upon a time").texts
+        assert fresh.generate("Once", max_tokens=5, temperature=0)[0].tokens
+        found[value] = trained, score.nats / score.tokens
+    for what, small, none in zip(("trained", "not trained"), found[DENORMAL], found[0.0], strict=True):
+        assert math.isfinite(small), f"{part}, {what}: {small}"
+        assert abs(small - none) < DENORMAL_BOUND, f"{part}, {what}: {small}, with zeros {none}"
+
+
+def same_bits(repeated: int, steps: int, seed: int, folder: Path) -> Tally:
     made = material(folder / "made")
     tally = Tally()
     found = {}
@@ -177,7 +223,7 @@ def same_bits(repeated: int, seed: int, folder: Path) -> Tally:
         out = folder / f"run-{threads}-{number}"
         environment = {**os.environ, "RHAPSODE_CACHE": str(made.cache), "PYTHONHASHSEED": str(number)}
         environment.pop("OMP_NUM_THREADS", None)
-        command = [sys.executable, "-c", ENDS, str(made.texts), str(out), str(threads)]
+        command = [sys.executable, "-c", ENDS, str(made.texts), str(out), str(threads), str(32 * steps)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr[-500:]
         found[threads, number] = json.loads(result.stdout)
@@ -185,6 +231,8 @@ def same_bits(repeated: int, seed: int, folder: Path) -> Tally:
         first = found[threads, 0]
         tally.note(None if found[threads, number] == first else f"{threads} threads, process {number + 1}: other bits")
     difference = abs(found[1, 0][1] - found[2, 0][1])
-    tally.facts = {"difference of the loss between 1 and 2 threads": difference, "bound": THREADS_BOUND}
+    tally.facts = {"steps": steps, "difference of the loss between 1 and 2 threads": difference, "bound": THREADS_BOUND}
     tally.note(None if difference <= THREADS_BOUND else f"1 and 2 threads: {difference} apart")
+    used = found[1, 0][0] != found[2, 0][0]
+    tally.note(None if used else "1 and 2 threads: the same weights, so nothing was divided among threads")
     return tally

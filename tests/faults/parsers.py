@@ -13,12 +13,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import zstandard
 from material import Material, course_model, finished_study, material, new_run, trained, using_cache
@@ -36,6 +36,7 @@ from rhapsode.sources.hub import parse_address
 from rhapsode.state import State
 from rhapsode.studies.directory import Study
 from rhapsode.terminal import literal, told
+from rhapsode.textbook.explain import app as explain_app
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
 
@@ -167,14 +168,46 @@ def _assignments(data: bytes) -> None:
     read_assignments(data.decode("utf-8", "surrogateescape").split("\0"))
 
 
+OF_A_RUN = ("generate", "evaluate", "inspect", "check", "chat", "export")
+STUDIES = ("size", "batch", "sequences", "temperature", "all", "tracking", "grid")
+VERBS = [
+    [verb] for verb in (*OF_A_RUN, "train", "story", "prepare", "import", "plan", "serve", "tell", "bench", "corpus")
+]
+VERBS += [["version"], ["explain"], ["study"], *(["study", name] for name in STUDIES)]
+VERBS += [["explain", command.name or command.callback.__name__] for command in explain_app.registered_commands]  # type: ignore[union-attr]
+WORK = {  # behind a verb, in place of what trains, writes, listens or waits for a person; gives what the verb prints
+    "rhapsode.api": ("train", "study", "explain_preset", "import_course_model"),
+    "rhapsode.preparing": ("prepare_store",),
+    "rhapsode.serve.server": ("serve_runs",),
+    "rhapsode.bench": ("bench",),
+    "rhapsode.packaged.teller": ("tell_story",),
+}
+PACKED = {"file": "page.html", "bytes": 1, "bytes_per_parameter": 1.0}
+
+
+@contextmanager
+def _nothing_is_done() -> Iterator[None]:
+    """Within the block the verbs that do more than read only understand what they are told to do."""
+    with ExitStack() as stack:
+        for module, names in WORK.items():
+            for name in names:
+                stack.enter_context(patch(f"{module}.{name}", MagicMock()))
+        stack.enter_context(patch("rhapsode.api.export_html", MagicMock(return_value=PACKED)))
+        stack.enter_context(patch("rhapsode.chat.commands.Chat.run"))
+        for command in explain_app.registered_commands:
+            parsed = wraps(command.callback)(lambda **given: None)  # type: ignore[arg-type]
+            stack.enter_context(patch.object(command, "callback", parsed))
+        stack.enter_context(patch.object(sys, "stdin", io.StringIO("Once upon a time")))
+        yield
+
+
 def _command_line(data: bytes) -> None:
-    """Arguments as the shell hands them over, behind a verb that reads only."""
-    words = data.decode("utf-8", "surrogateescape").split("\0")
-    verbs = ("generate", "evaluate", "inspect", "check", "corpus", "version")
-    verb = verbs[len(data) % len(verbs)]
-    argv = ["rhapsode", verb, *([str(_run_path())] if verb in verbs[:4] else []), *words]
+    """Arguments as the shell hands them over, behind a verb that the first byte chooses."""
+    verb = VERBS[data[0] % len(VERBS)] if data else []
+    words = data[1:].decode("utf-8", "surrogateescape").split("\0") if data[1:] else []
+    argv = ["rhapsode", *verb, *([str(_run_path())] if verb and verb[0] in OF_A_RUN else []), *words]
     out, err = io.StringIO(), io.StringIO()
-    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    with _nothing_is_done(), patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         code: Any = 0
         try:
             main()
@@ -182,6 +215,23 @@ def _command_line(data: bytes) -> None:
             code = end.code
     assert code in (None, 0, 1, 2, 130), code
     assert "Traceback" not in err.getvalue()
+    assert all(map(str.isprintable, err.getvalue().splitlines())), err.getvalue()[:300]
+
+
+def _command_seeds() -> list[bytes]:
+    """Decent words behind each verb, and options that several have."""
+    for_all = ("--json", "a --seed 3", "--seed -1", "--help", "a --out b --set hidden_dim=8", "--threads 1")
+    words = [(verb, for_all[number % len(for_all)]) for number, verb in enumerate(VERBS)]
+    words += [
+        (["generate"], "Once --max-tokens 3 --stop . -n 2"),
+        (["plan"], "--tokens 5e7 --machines 3 --processes 2"),
+        (["serve"], "--port 0 --memory 1.5 --host 127.0.0.1"),
+        (["import"], "model.pt run --tokenizer t"),
+        (["train"], "a.txt --minutes 1 --set window=8 --processes 2"),
+        (["prepare"], "a.txt --out s3://b/c -w 2"),
+        (["study", "grid"], "--vary learning_rate=0.1,0.2 --jobs 2"),
+    ]
+    return [bytes([VERBS.index(verb)]) + "\0".join(each.split()).encode() for verb, each in words]
 
 
 def _state_seeds() -> list[bytes]:
@@ -237,9 +287,7 @@ PARSERS: dict[str, Parser] = {
         lambda: [b"org/name@main:train", b"tinystories"],
     ),
     "a prompt": Parser(_prompt, lambda: [b"Once upon a time", "👩‍👩‍👧 שלום".encode(), "a b\0c".encode("utf-16-le")]),
-    "the command line": Parser(
-        _command_line, lambda: [b"--json", b"Once\0--max-tokens\0003", b"--seed\0-1", b"--help"]
-    ),
+    "the command line": Parser(_command_line, _command_seeds),
 }
 PARSERS |= {name: Parser(*each) for name, each in web_parsers(_run_path, lambda: made().folder / "page").items()}
 

@@ -2,16 +2,23 @@
 
 import gzip
 import io
+import json
+import math
 import os
 import pickle
+import pty
+import re
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
+import tokenizers
 import torch
 import zstandard
 from harness import PARTS
@@ -19,15 +26,21 @@ from hostile import GROUPS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS, feed, good, mutated
+from rich._emoji_codes import EMOJI
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import rhapsode
 from rhapsode.course import load_course_model
-from rhapsode.sources import open_source
+from rhapsode.model import ModelConfig, build_model
+from rhapsode.sources import FileSource, SourceConfig, open_source
+from rhapsode.sources.files import read_chunks
 from rhapsode.tensors import unpack_tensors
 from rhapsode.terminal import literal, literal_lines, print_text
+from rhapsode.tokenizer import Tokenizer
 
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6)
 NEED_NODE = {"a saved story", "a link to a story"}
-SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 60, "Parquet": 80, "study.json": 25}
+SLOW = {"model.pt": 60, "run.json": 80, "a prompt": 40, "the command line": 80, "Parquet": 80, "study.json": 25}
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -104,38 +117,77 @@ def test_hostile_headers_of_tensors(content: bytes) -> None:
         unpack_tensors(content, "progress", format_version="1")
 
 
+def test_prompts_of_ten_megabytes_and_of_every_emoji(tmp_path: Path) -> None:
+    """Would catch a prompt whose length or whose characters are too much for a verb, or come back as others."""
+    long, emoji = (" " + "a" * 4095) * 2442, sorted(set(EMOJI.values()))
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=272, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([long[:4096]], trainer)  # pieces of 2,048 letters, so that a model has read it in seconds
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    sizes = {"embed_dim": 8, "hidden_dim": 8, "key_dim": 4, "value_dim": 4}
+    model = rhapsode.Model(build_model(ModelConfig(vocab_size=tokenizer.vocab_size, **sizes), 0), tokenizer)
+    assert len(long) > 10_000_000
+    assert len(emoji) > 2_500
+    scores = model.score([long, *emoji]).texts
+    assert [score.bytes for score in scores] == [len(text.encode()) for text in (long, *emoji)]
+    assert all(math.isfinite(score.nats) for score in scores)
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in emoji)
+    for text in (long, *(" ".join(emoji[begin : begin + 300]) for begin in range(0, len(emoji), 300))):
+        (written,) = model.generate(text, max_tokens=2, temperature=0)
+        assert written.prompt == text
+        assert written.tokens[0] == model.next_tokens(text)[0].id
+
+
+BOMB_MEGABYTES = 600
+UNPACKED_AT_ONCE = 110_000_000  # bytes: what is read of zstandard at once is most of it
+
+
 def bomb(kind: str, megabytes: int) -> bytes:
-    """Letters without an end, packed to a thousandth or less."""
-    block = b"a" * 1_000_000
+    """Letters without an end, packed to a thousandth or less, in ten parts; of Parquet, a row for each megabyte."""
+    block, buffer = b"a" * 1_000_000, io.BytesIO()
     if kind == "gzip":
-        buffer = io.BytesIO()
         with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9) as stream:
-            for _ in range(megabytes):
+            for _ in range(megabytes // 10):
                 stream.write(block)
+        return 10 * buffer.getvalue()
+    if kind == "parquet":
+        column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * megabytes, pyarrow.int32()), [block.decode()])
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), buffer, compression="zstd", store_schema=False)
         return buffer.getvalue()
-    packer = zstandard.ZstdCompressor(level=19).compressobj()
-    return b"".join([*(packer.compress(block) for _ in range(megabytes)), packer.flush()])
+    packer = zstandard.ZstdCompressor(level=3).compressobj()
+    return 10 * b"".join([*(packer.compress(block) for _ in range(megabytes // 10)), packer.flush()])
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("gzip", "gz"), ("zstd", "zst")])
+@pytest.mark.parametrize(("kind", "name"), [("gzip", "a.txt.gz"), ("zstd", "a.txt.zst"), ("parquet", "a.parquet")])
 def test_bombs_are_read_in_bounded_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     """Would catch a small file that takes all memory: as text it streams, as one line of JSON it is refused."""
     monkeypatch.setattr("rhapsode.sources.records.LONGEST_RECORD", 1 << 24)
-    packed = bomb(kind, 60)
-    assert len(packed) < 200_000
-    text, lines = tmp_path / f"a.txt.{suffix}", tmp_path / f"a.jsonl.{suffix}"
-    text.write_bytes(packed)
-    lines.write_bytes(packed)
+    packed = bomb(kind, BOMB_MEGABYTES)
+    assert len(packed) < 1000 * BOMB_MEGABYTES
+    file = tmp_path / name
+    file.write_bytes(packed)
     tracemalloc.start()
-    length = sum(len(piece.text) for piece in open_source([str(text)]).pieces())
+    length = most = 0
+    source = open_source([str(file)], SourceConfig("file"))
+    assert isinstance(source, FileSource)
+    for text in read_chunks(source.files[0]) if kind != "parquet" else source.stories():
+        length += len(text)
+        most = max(most, pyarrow.total_allocated_bytes())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert length == 60_000_000
-    assert peak < 110_000_000
-    with pytest.raises(ValueError, match="line 1: longer than 256 MiB"):
-        next(iter(open_source([str(lines)]).pieces()))
+    assert length == 1_000_000 * BOMB_MEGABYTES
+    assert peak + most < UNPACKED_AT_ONCE
+    if kind != "parquet":
+        lines = file.rename(tmp_path / name.replace("txt", "jsonl"))
+        with pytest.raises(ValueError, match="line 1: longer than 256 MiB"):
+            next(iter(open_source([str(lines)]).pieces()))
 
 
 def test_a_packed_model_file_is_refused(tmp_path: Path) -> None:
@@ -147,6 +199,7 @@ def test_a_packed_model_file_is_refused(tmp_path: Path) -> None:
         load_course_model(file)
 
 
+HARMFUL = "\x1b]0;own\x07"  # gives the window another title
 ESCAPES = "\x1b]0;title\x07 \x1b[2J \x9b31m \u202e right \u2066 to left \r over \x00 \x7f"
 
 
@@ -173,6 +226,59 @@ def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) ->
         print_text(ESCAPES, end="")
         monkeypatch.undo()
         assert screen.getvalue() == expected
+
+
+IN_TURN = """
+import json, sys
+from rhapsode.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["rhapsode", *words]
+    try:
+        main()
+    except SystemExit as end:
+        print(f"----- {words[0]} ended with {end.code or 0}", flush=True)
+"""
+
+
+def on_a_terminal(folder: Path, verbs: list[list[str]]) -> list[bytes]:
+    """What a terminal gets of each verb, its standard output and error."""
+    control, terminal = pty.openpty()
+    command = [sys.executable, "-c", IN_TURN, json.dumps(verbs)]
+    environment = {**os.environ, "RHAPSODE_CACHE": str(folder / "cache"), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=folder, env=environment)
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # how Linux tells that nobody is left at the other end
+        while part := os.read(control, 65_536):
+            shown += part
+    os.close(control)
+    assert child.wait() == 0, shown[-2000:]
+    parts = re.split(rb"----- \w+ ended with (\d+)\r\n", shown)
+    assert {*parts[1::2]} <= {b"0", b"2"}, parts[1::2]
+    return parts[:-1:2]
+
+
+def test_no_verb_has_a_terminal_obey(tmp_path: Path) -> None:
+    """Would catch a verb that prints a file's name, a text or a tokenizer's words as they are."""
+    file = f"{HARMFUL}.txt"
+    (tmp_path / file).write_text(f"Once {HARMFUL} upon.\n\nThe {HARMFUL} end.\n" * 20)
+    run = f"{HARMFUL}-run"
+    small = ["--set", "embed_dim=4", "--set", "hidden_dim=4", "--set", "window=8", "--set", "batch_size=2"]
+    verbs = [
+        ["train", file, "--out", run, "--sequences", "8", "--vocab-size", "270", "--threads", "1", *small],
+        ["generate", run, f"Once {HARMFUL}", "--max-tokens", "20", "-t", "2"],
+        ["tell", f"Once {HARMFUL}", "--max-tokens", "2"],
+        ["inspect", run, "--text", f"Once {HARMFUL} upon"],
+        ["evaluate", run, file],
+        ["export", run],
+        ["check", run],
+        ["prepare", file, "--out", f"{HARMFUL}-store", "--vocab-size", "270"],
+        ["generate", f"no {HARMFUL} run"],
+    ]
+    for words, shown in zip(verbs, on_a_terminal(tmp_path, verbs), strict=True):
+        assert b"]0;own" in shown, f"{words[0]}: {shown[-400:]!r}"  # it was told of
+        assert b"\x1b]" not in shown, f"{words[0]}: {shown[-400:]!r}"
+        assert b"\x07" not in shown, f"{words[0]}: {shown[-400:]!r}"
 
 
 def test_a_model_beyond_memory_is_refused(tmp_path: Path) -> None:

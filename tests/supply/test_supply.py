@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import audit
 import licences
 import lock
 import pytest
@@ -17,18 +18,24 @@ ENTRY = re.compile(
     r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ; [^\\\n]*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n?)+)", re.M
 )
 COUNTING = """
-import json, sys
+import io, json, socket, sys
 connections = []
 
 def heard(event, arguments):
     if event in ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        if getattr(arguments[0], "family", None) == socket.AF_UNIX:
+            return  # a file: how the processes of one command meet
         connections.append([event, str(arguments[-1])[:80]])
 
 sys.addaudithook(heard)
 from rhapsode.cli import main
 codes = []
 for words in json.loads(sys.argv[1]):
-    sys.argv = ["rhapsode", *words]
+    sys.argv, sys.stdin = ["rhapsode", *words], io.StringIO("The end")
+    if words[0] == "import":  # of a model of the course, with the vocabulary of the run
+        import torch
+        from rhapsode.course.model import RNNLanguageModel
+        torch.save(RNNLanguageModel(4, 5, json.load(open("run/run.json"))["model"]["vocab_size"], 3, 2), "model.pt")
     try:
         main()
     except SystemExit as end:
@@ -91,6 +98,12 @@ def verbs(folder: Path) -> list[list[str]]:
         ["evaluate", "run"],
         ["inspect", "run", "--text", "Once upon"],
         ["check", "run"],
+        ["export", "run", "--out", "page.html"],
+        ["chat", "run", "--max-tokens", "3"],
+        ["prepare", "a.txt", "--out", "store", "--workers", "2", "--vocab-size", "270"],
+        ["import", "model.pt", "imported", "--tokenizer", "run/tokenizer"],
+        ["plan", "--tokens", "5e7"],
+        ["tell", "Once", "--max-tokens", "3"],
         ["corpus", "1"],
         ["explain", "attention"],
         study,
@@ -117,6 +130,32 @@ def test_nothing_talks_to_anybody(tmp_path: Path) -> None:
     assert connections == []
     if trace.exists():
         assert not re.findall(r"AF_INET6?", trace.read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "expected"),
+    [
+        (1, "requests.exceptions.ConnectionError: no route to host", 2),
+        (1, "urllib3.exceptions.MaxRetryError: 403 Forbidden", 2),
+        (1, "Found 2 known vulnerabilities in 1 package", 1),
+        (0, "No known vulnerabilities found", 0),
+        (1, "No module named pip_audit", 2),
+    ],
+)
+def test_what_the_audit_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, stderr: str, expected: int
+) -> None:
+    """Would catch an audit that passes where nobody answered, and one that is silent about what it does not see."""
+    ended = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr("audit.subprocess.run", lambda *given, **more: ended)
+    assert audit.main() == expected
+    err = capsys.readouterr().err
+    assert (audit.OFFLINE in err) == (expected == 2 and "pip_audit" not in stderr)
+    assert audit.UNSEEN in err
+    for name in licences.BESIDE_THE_LOCK:
+        version = re.search(rf"^{name.upper()} := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert version is not None
+        assert f"{name} {version[1]}" in audit.UNSEEN
 
 
 @pytest.mark.parametrize("promise", re.findall(r"`(tests/[^`]+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))

@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write a run's model as one file for use elsewhere, and measure what packing its weights costs."""
     from rhapsode.api import export_html
-    from rhapsode.terminal import print_json
+    from rhapsode.terminal import literal, print_json, print_text
 
     if to != "html":
         raise ValueError(f"--to must be html, got {to!r}")
@@ -29,9 +29,8 @@ def export(
     if as_json:
         print_json(found)
         return
-    print(
-        f"{found['file']}: {found['bytes']:,} bytes, {found['bytes_per_parameter']:.2f} per parameter beside the page"
-    )
+    size = f"{found['bytes']:,} bytes, {found['bytes_per_parameter']:.2f} per parameter beside the page"
+    print_text(f"{literal(found['file'])}: {size}")
     if "bits_per_byte" in found:
         rise = found["bits_per_byte_packed"] - found["bits_per_byte"]
         print(f"bits per byte: {found['bits_per_byte']:.4f}, packed {found['bits_per_byte_packed']:.4f} ({rise:+.4f})")

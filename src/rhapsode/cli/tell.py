@@ -13,7 +13,8 @@ def tell(
     """Tell a story at once, with the small model inside the package."""
     from rhapsode.cli.generate import read_prompt
     from rhapsode.packaged import teller
+    from rhapsode.terminal import print_text
 
     for text in teller.tell_story(read_prompt(prompt), max_tokens, temperature, top_p, seed):
-        print(text, end="", flush=True)
+        print_text(text, end="")
     print()

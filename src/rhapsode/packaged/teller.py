@@ -13,6 +13,7 @@ from rhapsode.packaged import MODEL, TOKENIZER
 from rhapsode.tokenizer import Tokenizer
 
 NORM_EPSILON = np.finfo(np.float32).eps  # of RMSNorm
+MOST_PROMPT_TOKENS = 8_192  # some ten seconds; the time grows with the square of the length
 Weights = dict[str, np.ndarray]
 
 
@@ -21,7 +22,8 @@ def tell_story(
 ) -> Iterator[str]:
     """A story in pieces of text as they become certain, the prompt first; the same seed tells the same story.
 
-    Raises ValueError for max_tokens below 1, a temperature below 0, or a top_p outside of (0, 1].
+    Raises ValueError for max_tokens below 1, a temperature below 0, a top_p outside of (0, 1], or a prompt of more than
+    MOST_PROMPT_TOKENS.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
@@ -30,9 +32,15 @@ def tell_story(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     tokenizer, network = Tokenizer.load(TOKENIZER), Stepper(*unpack(MODEL.read_bytes()))
+    ids = tokenizer.encode(prompt)
+    if len(ids) > MOST_PROMPT_TOKENS:
+        raise ValueError(
+            f"the prompt has {len(ids):,} tokens, tell reads {MOST_PROMPT_TOKENS:,} at most; rhapsode generate RUN"
+            " reads more"
+        )
     random, stream = np.random.default_rng(seed), tokenizer.stream()
     logits = network.step(tokenizer.eos_id)
-    for id in tokenizer.encode(prompt):
+    for id in ids:
         logits = network.step(id)
         stream.push(id)
     yield prompt
@@ -68,18 +76,18 @@ class Stepper:
 
     def __init__(self, config: dict[str, Any], weights: Weights) -> None:
         self.config, self.weights = config, weights
-        self.ids: list[int] = []
+        self.ids: np.ndarray = np.empty(0, np.int64)
         self.hidden: dict[str, np.ndarray] = {}
-        self.kept: dict[str, list[np.ndarray]] = {}  # keys and values so far, by name
+        self.kept: dict[str, tuple[np.ndarray, int]] = {}  # rows so far, by name, with room for more; and how many
 
     def step(self, id: int) -> np.ndarray:
         """Reads a token; the logits (V,) of the next one, which are log-probabilities with a copy head."""
         w, config = self.weights, self.config
         x = w["embeddings.weight"][id]
         if "pair_embeddings.weight" in w:
-            before = self.ids[-1] if self.ids else 0
+            before = int(self.ids[-1]) if len(self.ids) else 0
             x = x + w["pair_embeddings.weight"][(before * 1_000_003 + id * 7_919) % config["pair_embeddings"]]
-        self.ids.append(id)
+        self.ids = self._remember("ids", np.asarray(id))
         if config["kind"] == "plain":
             x = self._attention("attention", self._recurrence("rnn", x))
         else:
@@ -127,13 +135,18 @@ class Stepper:
         return self._linear(f"{at}.output_transform", np.einsum("nt,tnv->nv", weights, values).reshape(-1))
 
     def _remember(self, name: str, row: np.ndarray) -> np.ndarray:
-        self.kept.setdefault(name, []).append(row)
-        return np.stack(self.kept[name])
+        """The rows (T, ...) of this name, this one last."""
+        rows, count = self.kept.get(name, (np.empty((64, *row.shape), row.dtype), 0))
+        if count == len(rows):
+            rows = np.concatenate([rows, np.empty_like(rows)])
+        rows[count] = row
+        self.kept[name] = rows, count + 1
+        return rows[: count + 1]
 
     def _mixed(self, logits: np.ndarray, x: np.ndarray) -> np.ndarray:
         q = self._linear("copy_head.query_transform", x)
-        keys = np.stack(self.kept.setdefault("copies", [np.zeros_like(q)]))
-        self.kept["copies"].append(self._linear("copy_head.key_transform", x))
+        keys = self._remember("copies", self.hidden.get("copies", np.zeros_like(q)))  # of the token before each token
+        self.hidden["copies"] = self._linear("copy_head.key_transform", x)
         copied = np.zeros_like(logits)
         np.add.at(copied, self.ids, _softmax(keys @ q / np.sqrt(len(q))))
         g = float(_sigmoid(self._linear("copy_head.gate", x))[0])

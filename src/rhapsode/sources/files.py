@@ -38,7 +38,7 @@ MARKS = {
 }
 
 CHUNK_BYTES = 1 << 20
-PACKED_BYTES = 1 << 11  # of zstandard that are unpacked at once: to 64 MB at most, whatever is in them
+PACKED_BYTES = 1 << 10  # of zstandard that are unpacked at once: to 32 MB at most, held twice, whatever is in them
 LONGEST_RECORD = 1 << 28  # bytes of a line of JSON, characters of an item of a list or of a cell of a table
 LARGEST_WINDOW = 1 << 31  # bytes of memory, all that `zstd --long=31` needs; the library alone stops at 1 << 27
 

@@ -14,7 +14,7 @@ from rhapsode.sources.guessing import is_cut_short
 from rhapsode.sources.tables import read_table, shape_of
 
 MOST_NAMED = 20  # fields in an error
-PARQUET_ROWS = 128  # of Parquet, where a small file can hold large texts many times over
+PARQUET_ROWS = 16  # of Parquet that are unpacked at once, where a small file can hold large texts many times over
 
 
 class Record(NamedTuple):
@@ -218,8 +218,8 @@ def _read_parquet(file: InputFile, field: str, on_read: OnRead | None) -> Iterat
             bytes_per_row = file.path.stat().st_size / max(table.metadata.num_rows, 1)
             row = 0
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
+                for packed in batch.column(0):
+                    value, row = packed.as_py(), row + 1
                     nested = isinstance(value, dict) or column != field
                     yield {column: value} if nested else value, f"{file.name}, row {row}"
                 if on_read:
