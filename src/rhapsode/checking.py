@@ -224,7 +224,7 @@ def _file(path: Path) -> CheckedFile:
     if is_packed(content) or path.suffix == ".packed":
         return _checked(path, SEALED, lambda: unpacked_network(content))
     if is_offline_page(content) or path.suffix == ".html":
-        found = _checked(path, SEALED, lambda: check_offline_page(content))
-        whole = found.problem is not None or check_offline_page(content)
-        return found if whole else replace(found, how=f"{SEALED} of its data alone")
+        whole: list[bool] = []
+        found = _checked(path, SEALED, lambda: whole.append(check_offline_page(content)))
+        return replace(found, how=f"{SEALED} of its data alone") if whole == [False] else found
     return _checked(path, SEALED if _says(path, "sha256") else READ, lambda: State.load(path))

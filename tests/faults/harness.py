@@ -9,7 +9,8 @@ part's JSON is written, and a part that was stopped continues with its next unit
 is another than in the JSON, it begins anew. Exit code 1: something was lost; 3: time is up, run it again.
 
 Minutes at full size on two cores, estimated from thousandths of it: server 10; hostile-texts and -tables 15 each,
-hostile-settings 5, -files 10, -runs 15, -models 10, -commands-1 and -2 15 each, -web 5; large-text 25, large 25.
+hostile-settings 5, -files 10, -runs 15, -models 10, -commands-1 and -2 15 each, -web 5; large-text 25, large 25;
+damage-runs 27, -studies 22, -pages 18, damage 6; power 14; writes 25; kills 25; processes 8; the others 4 at most.
 """
 
 import argparse

@@ -43,10 +43,6 @@ def kill_inside(work: Work, most: int, seed: int, folder: Path) -> Tally:
     before, undisturbed = folder / "before", folder / "undisturbed"
     before.mkdir()
     with silent(), using_cache(folder / "cache-of-all"):
-        if work.name == "a study's report":
-            from material import finished_study
-
-            finished_study(made, made.folder / "study")
         work.before(made, before)
         shutil.copytree(before, undisturbed)
         kinds: list[str] = []

@@ -76,9 +76,8 @@ class Tokenizer:
         unk = model.get("unk_token") or (
             model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
         )
-        if (
-            isinstance(model["vocab"], dict) and unk and unk not in model["vocab"]
-        ):  # the library notices when it needs it
+        # The library itself would notice at the first text that needs it.
+        if isinstance(model["vocab"], dict) and unk and unk not in model["vocab"]:
             raise ValueError(f"{name}: the model's unk_token {unk[:40]!r} is not in its vocabulary; add it there")
         eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
         if eos_id is None:

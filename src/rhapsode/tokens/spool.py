@@ -30,8 +30,11 @@ class SpoolWriter:
             content, mark = piece.text.encode(), str(int(piece.ends_story))
         else:
             content, mark = np.asarray(piece.value, "<i8").tobytes(), f"- {piece.where}".replace("\n", " ")
-        with naming(self.path):
+        try:  # for each story, so `naming` comes only where it is needed
             self._stream.write(f"{len(content)} {mark}\n".encode("utf-8", "surrogateescape") + content)
+        except OSError:
+            with naming(self.path):
+                raise
         return mark != "0"
 
     def close(self) -> None:
