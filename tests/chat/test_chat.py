@@ -14,6 +14,7 @@ import torch
 
 import rhapsode
 from rhapsode.chat.commands import HELP
+from rhapsode.chat.conversation import Conversation
 from rhapsode.cli import main
 from rhapsode.run import Run
 
@@ -96,6 +97,24 @@ def test_undo_edit_and_save(piped: Callable[..., tuple[str, str]], tmp_path: Pat
         *HELP.format(temperature=0).splitlines()[:2],
     ):
         assert words in error, words
+
+
+@pytest.mark.parametrize("moment", ["add", "go_on", "alternatives", "undo"])
+def test_interrupted_at_any_moment(
+    moment: str, piped: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come before a turn begins and after it has ended. Would catch one that ends the session there."""
+    action = getattr(Conversation, moment)
+
+    def interrupted(*arguments: object) -> object:
+        monkeypatch.setattr(Conversation, moment, action)
+        signal.raise_signal(signal.SIGINT)
+        return action(*arguments)
+
+    monkeypatch.setattr(Conversation, moment, interrupted)
+    out, error = piped("Once", "/alternatives", "/undo", "The end", options=("--max-tokens", "4"))
+    assert "The end" in out
+    assert ("Ctrl-D or /quit leaves" in error) == (moment != "go_on")
 
 
 def test_save_needs_a_name(piped: Callable[..., tuple[str, str]]) -> None:

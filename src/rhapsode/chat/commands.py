@@ -4,6 +4,7 @@ Standard output gets the text and nothing else; what is said about it goes to st
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rhapsode.chat.conversation import Conversation
 from rhapsode.files import write_text
+from rhapsode.interruption import interruptible
 from rhapsode.progress import say
 from rhapsode.terminal import literal, told
 
@@ -46,23 +48,30 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Until the input ends."""
-        while True:
+        """Until the input ends. Ctrl-C never ends it, at whatever moment: that would lose the text."""
+        going_on = True
+        while going_on:
             try:
-                line = self.read("")
-            except EOFError:
-                return
-            except KeyboardInterrupt:  # perhaps meant for a turn that had just ended: no reason to lose the text
+                while going_on:
+                    going_on = self.turn()
+            except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
-                continue
-            if line.strip() in ("/quit", "/exit"):
-                return
-            try:
-                self.answer(line)
-            except (ValueError, OSError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                say(told(error))
+
+    def turn(self) -> bool:
+        """Reads a line and does what it asks for; whether another one may follow."""
+        try:
+            line = self.read("")
+        except EOFError:
+            return False
+        if line.strip() in ("/quit", "/exit"):
+            return False
+        try:
+            self.answer(line)
+        except (ValueError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            say(told(error))
+        return True
 
     def answer(self, line: str) -> None:
         """Does what a line asks for."""
@@ -83,9 +92,11 @@ class Chat:
 
     def write(self) -> None:
         """Has the model go on, and shows it as it comes; Ctrl-C ends that, and what was written stays."""
-        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(self.conversation.go_on()) as pieces:
+        with interruptible(signal.SIGINT) as asked, contextlib.closing(self.conversation.go_on()) as pieces:
             for piece in pieces:
                 show_text(piece)
+                if asked.is_set():
+                    break
         if not self.conversation.text.endswith("\n"):
             print(flush=True)
         if self.conversation.ended:

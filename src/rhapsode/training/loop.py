@@ -19,6 +19,7 @@ import torch
 
 from rhapsode.decode import Engine, SampleConfig, write_texts
 from rhapsode.evaluation import Score, Worker, score
+from rhapsode.interruption import interruptible
 from rhapsode.machine import Capture, keep_freed_memory
 from rhapsode.model import build_model
 from rhapsode.run import Run
@@ -30,7 +31,6 @@ from rhapsode.training.agreement import Agreement
 from rhapsode.training.events import Ended, Event, Saved, Started, Step, Validated
 from rhapsode.training.graph import GraphStep
 from rhapsode.training.group import ALONE, Group
-from rhapsode.training.interruption import interruptible
 from rhapsode.training.journal import Journal, again_if_refused, board
 from rhapsode.training.lines import beginning, counted, validated
 from rhapsode.training.optimizer import rate_at

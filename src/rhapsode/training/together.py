@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rhapsode.interruption import interruptible
 from rhapsode.kernels import form
 from rhapsode.machine import Capture, eager, keep_freed_memory
 from rhapsode.model import LanguageModel
@@ -23,7 +24,6 @@ from rhapsode.run import Run
 from rhapsode.tokens import TokenStore
 from rhapsode.training.events import Event
 from rhapsode.training.graph import GraphStep, Update
-from rhapsode.training.interruption import interruptible
 from rhapsode.training.loop import Outcome, Training
 from rhapsode.training.precision import products
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while training: the first one is a request, to save and stop; the second one stops at once."""
+"""Ctrl-C as a request: the first one asks for an end at the next good moment, the second one stops at once."""
 
 import signal
 import threading
@@ -8,13 +8,14 @@ from typing import Any
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C is an ordinary one."""
+def interruptible(*signals: signal.Signals) -> Iterator[threading.Event]:
+    """Yields an event that the first of the signals sets, SIGINT and SIGTERM where none is named; the second one is an
+    ordinary one."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in signals or (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _: Any) -> None:
         asked.set()
