@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,6 +256,25 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path, cache: Path) ->
     uncut = tmp_path / "uncut"
     assert run(cache, command(uncut, *words, sets=LONGER)).code == 0
     assert losses(out) == losses(uncut)
+
+
+def test_a_study_that_is_killed_while_its_cell_begins(tmp_path: Path, cache: Path) -> None:
+    """Would catch a cell that trains on for nobody, for hours, since its study was gone before it looked for it."""
+    process = begin(cache, command(tmp_path / "study", "--vary", "sequences=1000000", sets=LONGER))
+
+    def cells() -> list[psutil.Process]:
+        with suppress(psutil.Error):  # a process that has ended meanwhile
+            all_of_it = psutil.Process(process.pid).children()
+            return [child for child in all_of_it if "rhapsode.studies.cell" in child.cmdline()]
+        return []
+
+    wait_until(cells, "a cell", process)
+    begun = cells()
+    process.kill()
+    process.wait()
+    _, going_on = psutil.wait_procs(begun, timeout=SECONDS)
+    assert begun
+    assert not any(child.status() != psutil.STATUS_ZOMBIE for child in going_on)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:
