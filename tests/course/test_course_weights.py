@@ -141,3 +141,13 @@ def test_no_file_and_no_model(tmp_path: Path) -> None:
         (tmp_path / "model.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"not a model\.pt"):
             load_course_model(tmp_path / "model.pt")
+
+
+def test_an_archive_of_several_disks_is_refused(tmp_path: Path) -> None:
+    """Would catch an end of the archive that makes the library stumble before it has said whether it is one."""
+    torch.save(made(), tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    disks = content.rindex(b"PK\x06\x07") + 16  # of the locator of the ZIP64 end record
+    (tmp_path / "model.pt").write_bytes(content[:disks] + b"\x02" + content[disks + 1 :])
+    with pytest.raises(ValueError, match=r"model\.pt: .*damaged"):
+        load_course_model(tmp_path / "model.pt")

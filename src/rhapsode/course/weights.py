@@ -91,9 +91,9 @@ def _damage(content: bytes) -> str | None:
 
     None for an intact one, and for what is no archive at all, as files of the format before 2020.
     """
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return None
     try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            return None
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
