@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -196,6 +197,21 @@ def test_a_result_of_another_plan_is_no_result(tmp_path: Path) -> None:
     assert study.result(cells["size-512"]) is None
     (study.cell_path(cells["size-64"]) / "result.json").write_bytes(stolen[: len(stolen) // 2])
     assert study.result(cells["size-64"]) is None
+
+
+@pytest.mark.parametrize("given", [{"separator": "<|endoftext|>", "field": "text"}, {"separator": "<|endoftext|>"}, {}])
+def test_a_study_that_an_earlier_version_began(given: dict[str, str], tmp_path: Path) -> None:
+    """Before there were formats, separator and field had defaults in words. Would catch a KeyError where a request lacks
+    one of these."""
+    made_up_study(tmp_path / "size", StudyRequest("size", scale=0.05))
+    file = tmp_path / "size" / "study.json"
+    about = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("format", "separator", "field"):
+        del about["request"][name]
+    about["request"] |= given
+    del about["sha256"]
+    file.write_text(json.dumps(about), encoding="utf-8")
+    assert Study.open(file.parent).request == StudyRequest("size", scale=0.05)
 
 
 def test_lines_are_told_apart_without_colour() -> None:
