@@ -68,9 +68,15 @@ def _study_path() -> Path:
     return made().folder / "study"
 
 
+def _put(file: Path, data: bytes) -> None:
+    """Writes a file as a new one: ext4 sends one that is overwritten to the disk at once, ten times as slowly."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(data)
+
+
 def _scratch(name: str, data: bytes) -> Path:
     file = made().folder / name
-    file.write_bytes(data)
+    _put(file, data)
     return file
 
 
@@ -89,11 +95,11 @@ def _in_run(name: str, use: Callable[[Run], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> None:
         file = _run_path() / name
         before = file.read_bytes()
-        file.write_bytes(data)
+        _put(file, data)
         try:
             use(Run.open(_run_path()))
         finally:
-            file.write_bytes(before)
+            _put(file, before)
 
     return parse
 
@@ -107,7 +113,7 @@ def _checkpoint(run: Run) -> None:
 def _tokenizer(data: bytes) -> None:
     folder = made().folder / "hostile-tokenizer"
     folder.mkdir(exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(data)
+    _put(folder / "tokenizer.json", data)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size < 10**6:
         tokenizer.decode(tokenizer.encode("Once upon a time, </s> there was"))
@@ -120,7 +126,7 @@ def _tokenizer_seeds() -> list[bytes]:
 def _study(data: bytes) -> None:
     folder = made().folder / "hostile-study"
     folder.mkdir(exist_ok=True)
-    (folder / "study.json").write_bytes(data)
+    _put(folder / "study.json", data)
     Study.open(folder).results()
 
 
@@ -130,7 +136,7 @@ def _store(data: bytes) -> None:
     if not folder.exists():
         shutil.copytree(good, folder)
         (folder / CHECKSUMS).unlink()
-    (folder / "store.json").write_bytes(data)
+    _put(folder / "store.json", data)
     TokenStore.open(folder).story(0)
 
 
