@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, patch
 
+import typer
 import zstandard
 from material import Material, course_model, finished_study, material, new_run, trained, using_cache
+from typer.main import get_command
 from web_parsers import web_parsers
 
 import rhapsode
@@ -36,7 +38,7 @@ from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.hub import parse_address
 from rhapsode.state import State
 from rhapsode.studies.directory import Study
-from rhapsode.terminal import literal, told
+from rhapsode.terminal import literal, literal_lines, told
 from rhapsode.textbook.explain import app as explain_app
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
@@ -208,8 +210,22 @@ def _nothing_is_done() -> Iterator[None]:
         for command in explain_app.registered_commands:
             parsed = wraps(command.callback)(lambda **given: None)  # type: ignore[arg-type]
             stack.enter_context(patch.object(command, "callback", parsed))
-        stack.enter_context(patch.object(sys, "stdin", io.StringIO("Once upon a time")))
+        stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time"))))
+        stack.enter_context(patch("typer.main.get_command", _commands))  # made once, not for each input
         yield
+
+
+@cache
+def _commands(app: typer.Typer) -> Any:
+    return get_command(app)
+
+
+@cache
+def _empty_folder() -> Path:
+    """Where there is nothing, above it neither, for a verb that reads all files of a folder."""
+    folder = made().folder / "empty" / "folder" / "here"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _command_line(data: bytes) -> None:
@@ -218,6 +234,7 @@ def _command_line(data: bytes) -> None:
     words = data[1:].decode("utf-8", "surrogateescape").split("\0") if data[1:] else []
     argv = ["rhapsode", *verb, *([str(_run_path())] if verb and verb[0] in OF_A_RUN else []), *words]
     out, err = io.StringIO(), io.StringIO()
+    os.chdir(_empty_folder())
     with _nothing_is_done(), patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         code: Any = 0
         try:
@@ -226,7 +243,7 @@ def _command_line(data: bytes) -> None:
             code = end.code
     assert code in (None, 0, 1, 2, 130), code
     assert "Traceback" not in err.getvalue()
-    assert all(map(str.isprintable, err.getvalue().splitlines())), err.getvalue()[:300]
+    assert err.getvalue() == literal_lines(err.getvalue()), err.getvalue()[:300]
 
 
 def _command_seeds() -> list[bytes]:
