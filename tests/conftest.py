@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rhapsode import storyworld
 from rhapsode.sources import open_source
@@ -15,6 +16,10 @@ from rhapsode.tokens import TokenStore, prepare
 
 # A suite that was started in the background inherits a Ctrl-C that is ignored, and hands it on to what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every run draws the same examples and no clock judges them; by default one fails that takes 200 ms on a busy machine.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

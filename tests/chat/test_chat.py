@@ -5,12 +5,12 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from keys import LONGEST_SECONDS, wait_for_prompt
 
 import rhapsode
 from rhapsode.chat.commands import HELP
@@ -129,31 +129,38 @@ def test_wrong_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert "no such directory" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_at_a_terminal(tiny_run: Path, tmp_path: Path) -> None:
-    """Prompt, streaming, Ctrl-C in the middle of a turn and at the prompt, the last line to be edited in place, Ctrl-D.
-    Would catch a Ctrl-C that ends the session and loses the text, and a line that must be typed anew."""
-    path = tmp_path / "endless"
+def endless(tiny_run: Path, path: Path) -> Path:
+    """A run whose texts are letters on one line, nothing that looks like a prompt, and end when they are stopped."""
     shutil.copytree(tiny_run, path)
     run = Run.open(path)
     network = run.load_model()
     with torch.no_grad():
-        network.lm_head.bias[run.tokenizer.eos_id] = -100.0  # a turn ends when it is stopped
+        for id in range(run.tokenizer.vocab_size):
+            if not run.tokenizer.decode([id]).isalpha():
+                network.lm_head.bias[id] = -100.0
+        network.copy_head.gate.bias.fill_(-100.0)
     run.save_best(network, {"step": 1})
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_at_a_terminal(tiny_run: Path, tmp_path: Path) -> None:
+    """Prompt, streaming, Ctrl-C in the middle of a turn and at the prompt, the last line to be edited in place, Ctrl-D.
+    Would catch a Ctrl-C that ends the session and loses the text, and a line that must be typed anew."""
+    path = endless(tiny_run, tmp_path / "endless")
     pexpect = pytest.importorskip("pexpect")
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TERM": "dumb", "INPUTRC": "/dev/null"}
     arguments = ["-m", "rhapsode", "chat", str(path), "--max-tokens", "1000000", "-t", "0.9"]
-    child = pexpect.spawn(
-        sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, codec_errors="replace"
-    )
+    more = {"timeout": LONGEST_SECONDS, "dimensions": (24, 60_000)}  # what is edited fits, however long it has become
+    child = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", codec_errors="replace", **more)
     child.expect("/help tells")
     child.expect("> ")
+    wait_for_prompt(child.pid)
     child.kill(signal.SIGINT)
     child.expect("Ctrl-D or /quit leaves")
     child.expect("> ")
     child.sendline("Once upon a time")
-    child.expect("Once upon a time.{40}")  # typed, then written on
-    time.sleep(0.2)
+    child.expect("Once upon a time\r\nOnce upon a time.{40}")  # typed, then written on
     child.kill(signal.SIGINT)
     child.expect("\n> ")
     child.sendline("/undo")
@@ -162,18 +169,18 @@ def test_at_a_terminal(tiny_run: Path, tmp_path: Path) -> None:
     child.sendline("/temperature 0")
     child.expect("> ")
     child.sendline("a cat sat")
-    child.expect("a cat sat")
+    child.expect("a cat sat\r\na cat sat.{40}")
     child.kill(signal.SIGINT)
     child.expect("\n> ")
-    child.sendline("/undo")
-    child.expect("> ")
     child.sendline("/edit")
-    child.expect("> ")
+    child.expect("\n> a cat sat")
+    wait_for_prompt(child.pid)
     child.send("\x01")  # to the beginning of the line
-    child.sendline("the dog")
-    child.expect("the dog")
+    child.sendline("the dog and ")
+    child.expect("\nthe dog and a cat sat.{40}")
     child.kill(signal.SIGINT)
-    child.expect("> ")
+    child.expect("\n> ")
+    wait_for_prompt(child.pid)
     child.send("\x04")
     child.expect(pexpect.EOF)
     child.close()

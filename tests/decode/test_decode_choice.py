@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rhapsode.decode import SampleConfig
@@ -96,7 +96,6 @@ def test_penalties_by_count_and_bias() -> None:
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=20), st.floats(0.01, 1.0), st.integers(0, 25))
-@settings(deadline=None)
 def test_some_token_is_always_left(logits: list[float], p: float, k: int) -> None:
     """Would catch a filter that forbids everything, above all among equal logits."""
     values = torch.tensor(logits, dtype=torch.float64)
@@ -168,7 +167,6 @@ def test_the_kernel_chooses_what_the_plain_form_chooses(options: dict[str, Any])
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([1.0, 1000.0]),
 )
-@settings(deadline=None)
 def test_the_kernel_takes_only_what_the_filters_leave(
     values: list[float], temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
 ) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,14 +25,13 @@ from kill_and_resume import SETTINGS, last_step, write_data
 import rhapsode.api
 from rhapsode.run import Run
 
-PEER_SECONDS = 3.0
-LONGEST_SECONDS = 120  # of a process, which the system ends then
+PEER_SECONDS = 5.0  # in which they also must have found each other
+LONGEST_SECONDS = 600  # of a process, which the system ends then
 LONGEST_END = 6 * PEER_SECONDS  # in which both hosts have ended
 STEPS, ROWS = 24, 6  # of a batch
 TOLERANCE = 1e-5
 CLONE_NEWNET = 0x40000000
 ADDRESSES = ("10.77.31.1", "10.77.31.2")
-PORT = 29461
 
 
 def units(small: bool) -> list[Unit]:
@@ -43,27 +43,35 @@ def units(small: bool) -> list[Unit]:
 
 
 def cut_off(step: int, after: int, seed: int, folder: Path) -> Tally:
-    """Pulls the cable between two hosts after this step, and continues with `after` processes."""
+    """Pulls the cable between two hosts after this step, and continues with `after` processes.
+
+    It is pulled between two moments of theirs: they stand still meanwhile, so that they do not end before it is out.
+    """
     write_data(folder)
     tally = Tally()
-    draw = random.Random(f"{seed} {step} {after}")
+    draw, port = random.Random(f"{seed} {step} {after}"), free_port()
     wait(train(folder, "straight"))
     with cable() as hosts:
         begun = [
-            train(folder, "run", rank, 2, host, ADDRESSES[0], interface) for rank, (host, interface) in enumerate(hosts)
+            train(folder, "run", rank, 2, host, ADDRESSES[0], interface, port)
+            for rank, (host, interface) in enumerate(hosts)
         ]
-        while (last_step(folder / "run") if (folder / "run").exists() else 0) < step:
+        while (last_step(folder / "run") if (folder / "run").exists() else 0) < step and not any(map(has_ended, begun)):
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.1))
-        pulled = time.monotonic()
+        for pid in begun:
+            os.kill(pid, signal.SIGSTOP)
         command("ip", "-n", hosts[0][0], "link", "set", hosts[0][1], "down")
+        pulled = time.monotonic()
+        for pid in begun:
+            os.kill(pid, signal.SIGCONT)
         codes = [wait(pid) for pid in begun]
         seconds = time.monotonic() - pulled
     lines = [said(folder, "run", rank) for rank in range(2)]
     tally.facts = {"seconds until both hosts had ended": round(seconds, 1), "lines": lines}
     tally.note(None if codes == [2, 2] and seconds < LONGEST_END else f"exit codes {codes} after {seconds:.1f} s")
     tally.note(None if [len(each) for each in lines] == [1, 1] else f"not a line of each host: {lines}")
-    again = [train(folder, "run", rank, after, None, "127.0.0.1", "lo") for rank in range(after)]
+    again = [train(folder, "run", rank, after, None, "127.0.0.1", "lo", port) for rank in range(after)]
     codes = [wait(pid) for pid in again]
     run, straight = Run.open(folder / "run").metrics(), Run.open(folder / "straight").metrics()
     same = len(run) == len(straight) and all(
@@ -122,6 +130,7 @@ def train(
     host: str | None = None,
     address: str = "",
     interface: str = "",
+    port: int = 0,
 ) -> int:
     """`rhapsode train` in a process forked off this one, on a host; returns its number."""
     sys.stdout.flush()
@@ -142,7 +151,7 @@ def train(
         os.environ |= {"RHAPSODE_CACHE": str(folder / "cache")}
         if size > 1:
             os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": "0" if host else str(rank)}
-            os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(PORT), "GLOO_SOCKET_IFNAME": interface}
+            os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": interface}
         torch.set_num_threads(1)
         signal.alarm(LONGEST_SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,6 +177,18 @@ def _train(folder: Path, name: str) -> int:
         sys.stderr.flush()
         return int(ended.code or 0)
     return 0
+
+
+def free_port() -> int:
+    """A port of this machine at which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process that was begun here has ended; `wait` still gives its exit code."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def wait(pid: int) -> int:

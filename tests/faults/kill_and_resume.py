@@ -96,6 +96,11 @@ class Life:
         while self.process.poll() is None and not self.told():
             time.sleep(0.002)
 
+    def wait_at_start(self, seconds: float) -> None:
+        """Returns so many seconds after the start, and when training begins at the latest, or the process ends."""
+        while self.seconds() < seconds and self.process.poll() is None and not self.told():
+            time.sleep(0.002)
+
     def wait_for_steps(self, count: int) -> None:
         """Returns when there is a checkpoint so many steps further on than the last, or the process ends."""
         until = last_step(self.out) + count
@@ -167,7 +172,9 @@ def killed(folder: Path, start: float, count: int = KILLS) -> tuple[Path, list[K
     for number in range(count):
         life = Life(folder, out, *(["--resume"] if number else []))
         if number in AT_START:
-            time.sleep(draw.uniform(0.05, 0.4 * start))  # the first start takes longest, it was that of the other run
+            life.wait_at_start(
+                draw.uniform(0.05, 0.4 * start)
+            )  # the first start takes longest, it was that of the other run
         else:
             life.wait_for_work()
             life.wait_for_steps(draw.randint(0, 8))

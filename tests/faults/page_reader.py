@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 from harness import NotHere
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-SETTLED = "#thought .bars button, #notice:not([hidden])"
-MILLISECONDS = 4_000  # after which a page that shows neither has not started
+SETTLED = "#thought .chart[aria-label*='can be drawn'], #notice:not([hidden])"  # the chart is what comes last
+LONGEST_SECONDS = 120.0  # that the first page may take, which is intact
+FEWEST_SECONDS = 4.0  # after which a page that shows neither has not started,
+TIMES_THE_SLOWEST = 10.0  # or after so many times the slowest so far, where the machine is busy
 SEEN = """() => ({
   story: document.querySelector("#story")?.textContent ?? null,
   thought: document.querySelector("#thought")?.textContent ?? null,
@@ -72,13 +75,16 @@ def main() -> None:
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         context = browser.new_context(offline=True)
+        slowest, patience = 0.0, LONGEST_SECONDS
         for line in sys.stdin:
             page = context.new_page()
             try:
-                page.goto(Path(line.strip()).as_uri(), timeout=30_000)
+                begun = time.monotonic()
+                page.goto(Path(line.strip()).as_uri(), timeout=1000 * LONGEST_SECONDS)
                 with suppress(TooLong):
-                    page.wait_for_selector(SETTLED, timeout=MILLISECONDS)
-                    page.wait_for_timeout(100)
+                    page.wait_for_selector(SETTLED, state="attached", timeout=1000 * patience)
+                    slowest = max(slowest, time.monotonic() - begun)
+                    patience = max(FEWEST_SECONDS, TIMES_THE_SLOWEST * slowest)
                 found = page.evaluate(SEEN)
             except PlaywrightError as error:  # what is no page any more, the browser itself refuses
                 found = {"notice": f"the browser does not open it: {error}", "waits": False, "all": ""}

@@ -1,7 +1,11 @@
 """The offline file in Chromium: a page that needs nothing, and everything that a reader does with it."""
 
+import base64
 import json
 import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,18 @@ def text_of(page: Any) -> str:
 def write(page: Any, prompt: str, tokens: int = 12) -> None:
     settle(page, max_tokens=tokens)
     page.get_by_label("Begin a story").fill(prompt)
-    page.get_by_role("button", name="Write", exact=True).click()
+    with written_anew(page):
+        page.get_by_role("button", name="Write", exact=True).click()
     page.locator("#story", has_text=prompt).wait_for()
+
+
+@contextmanager
+def written_anew(page: Any) -> Iterator[None]:
+    """What is done in the block begins a branch, which is written at the end, perhaps in the words that stood there."""
+    branches = page.locator("#branches .walk")
+    before = branches.count()
+    yield
+    branches.nth(before).wait_for(state="attached")  # at which moment the model begins to write it
     written(page)
 
 
@@ -87,8 +101,8 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     first = text_of(page)
     page.locator("#story > span[data-i='6']").click()
     page.wait_for_selector("#thought .bars .came")
-    page.locator("#thought .bars li:not(.came) button").first.click()
-    written(page)
+    with written_anew(page):
+        page.locator("#thought .bars li:not(.came) button").first.click()
     second = text_of(page)
     assert second != first
     ended = page.locator("#story .end").count()
@@ -131,14 +145,19 @@ def test_branching_and_walking_the_tree(open_page: Any, offline_file: Path, tmp_
     assert "holds no saved story" in page.get_by_role("alert").first.text_content()
 
 
+def place_in(url: str) -> int | None:
+    """The place in the story that a link has the reader look at."""
+    packed = url.partition("#story~")[2]
+    return json.loads(zlib.decompress(base64.urlsafe_b64decode(packed + "==="), -15))["cursor"] if packed else None
+
+
 def test_a_link_restores_the_page(open_page: Any, offline_file: Path) -> None:
     """Would catch a link that loses the settings, the branches, or the place that was looked at."""
     page = open_page(offline_file.as_uri())
     settle(page, temperature=1.5, top_k=7)
     write(page, "Once upon a time", 15)
     page.locator("#story > span[data-i='5']").click()
-    page.wait_for_url("**#story~*")
-    page.wait_for_timeout(800)
+    page.wait_for_url(lambda url: place_in(url) == 5)
     text, url = text_of(page), page.url
     page.goto("about:blank")
     page.goto(url)
@@ -191,14 +210,16 @@ def test_samples_side_by_side(open_page: Any, offline_file: Path) -> None:
 
 def test_keys_alone(open_page: Any, offline_file: Path) -> None:
     """Would catch a control that only a mouse reaches, a lost focus, and a screen reader that hears nothing."""
+    from playwright.sync_api import expect
+
     page = open_page(offline_file.as_uri())
     for _ in range(12):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "prompt":
             break
     page.keyboard.type("Once upon a time")
-    page.keyboard.press("Enter")
-    written(page)
+    with written_anew(page):
+        page.keyboard.press("Enter")
     for _ in range(12):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "story":
@@ -208,13 +229,10 @@ def test_keys_alone(open_page: Any, offline_file: Path) -> None:
         page.keyboard.press("ArrowRight")
     page.wait_for_selector("#story .here[data-i='4']")
     page.wait_for_selector("#thought .bars .came")
-    page.wait_for_timeout(300)
-    assert "bits. Expected:" in page.locator("#announced").text_content()
-    before = page.locator("#branches .walk").count()
+    expect(page.locator("#announced")).to_contain_text("bits. Expected:")
     free = page.locator("#thought .bars button").evaluate_all("all => all.findIndex(each => !each.disabled)")
-    page.keyboard.press(str(free + 1))
-    page.locator("#branches .walk").nth(before).wait_for()
-    written(page)
+    with written_anew(page):
+        page.keyboard.press(str(free + 1))
     page.locator("#story").focus()
     page.keyboard.press("e")
     assert page.evaluate("document.activeElement.id") == "text"
@@ -237,17 +255,18 @@ def test_a_story_is_read_out_by_the_sentence(open_page: Any, offline_file: Path)
 
 def test_the_dials_cut_the_distribution(open_page: Any, offline_file: Path) -> None:
     """Would catch a slider without effect on what is shown."""
+    from playwright.sync_api import expect
+
     page = open_page(offline_file.as_uri())
     write(page, "Once upon a time")
     page.locator("#story > span[data-i='3']").click()
     page.wait_for_selector(".chart .kept")
     page.get_by_text("tokens can be drawn").wait_for()
-    page.wait_for_timeout(300)
     settle(page, top_k=4)
-    assert page.locator(".chart .kept").count() == 4
-    assert page.locator(".chart .cut").count() == 36
+    expect(page.locator(".chart .kept")).to_have_count(4)
+    expect(page.locator(".chart .cut")).to_have_count(36)
     settle(page, temperature=0)
-    assert page.locator(".chart .kept").count() == 1
+    expect(page.locator(".chart .kept")).to_have_count(1)
     heights = []
     for temperature in (0.3, 2):
         settle(page, temperature=temperature)

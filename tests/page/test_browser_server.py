@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -192,6 +193,7 @@ def test_a_first_visit_and_a_run_that_trains(open_page: Any, storyteller: Path, 
         written(page)
         page.wait_for_selector("#story .end")
         assert page.locator("#continue").text_content() == "The story has ended"
+        page.locator("#thought .bars .came").wait_for()
         assert page.locator("#thought .bars .came").count() == 1  # the panel tells of a word, not of what comes next
         page.locator("#branches .walk").click()
         page.wait_for_selector("#story .end.here")
@@ -259,11 +261,13 @@ def test_a_page_of_another_origin_gets_nothing(open_page: Any, server: Server) -
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    def written_tokens() -> str:
-        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-        return next(line for line in lines if "written_tokens_total " in line)
+    def count(name: str) -> float:
+        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+        return float(next(line for line in lines if line.startswith(f"rhapsode_{name} ")).split()[1])
 
-    before = written_tokens()
+    while count("running_texts") or count("waiting_texts"):  # for pages that have gone
+        time.sleep(0.05)
+    before = count("written_tokens_total")
     with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as elsewhere:
         threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
         page = open_page(f"http://127.0.0.1:{elsewhere.server_port}/", ready="#there")
@@ -271,4 +275,4 @@ def test_a_page_of_another_origin_gets_nothing(open_page: Any, server: Server) -
         page.expected_problems.clear()
         elsewhere.shutdown()
     assert found == {**dict.fromkeys(("json", "text", "blob", "models"), "TypeError"), "blind": "opaque "}
-    assert written_tokens() == before
+    assert count("written_tokens_total") == before

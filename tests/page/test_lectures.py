@@ -161,4 +161,4 @@ def test_what_is_shown_is_what_the_textbook_shows(open_page: Any, offline_file: 
     page.locator("#view-lectures nav a[href='#lectures/copying']").click()
     page.get_by_role("heading", name="The copy head").wait_for()
     page.get_by_role("button", name="Take the model's numbers").click()
-    expect(problem).to_have_text("Nothing stands before the beginning: move the cursor in the story", timeout=30_000)
+    expect(problem).to_have_text("Nothing stands before the beginning: move the cursor in the story")

@@ -22,19 +22,22 @@ except ImportError as missing:
     collect_ignore_glob = ["test_*.py"]
 
 
+LONGEST_SECONDS = 120.0  # of a wait: to end a hang, not to measure a machine
+
+
 class Served:
     """A server that runs. api: an HTTP client of it; server: what is behind it; call: runs a function in its loop."""
 
     def __init__(self, server: "RunServer", loop: asyncio.AbstractEventLoop) -> None:
         self.server, self.loop = server, loop
         self.url = server.address
-        self.api = httpx.Client(base_url=self.url, timeout=60)
+        self.api = httpx.Client(base_url=self.url, timeout=LONGEST_SECONDS)
 
     def call(self, function: Callable[[], Any]) -> Any:
         async def inside() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(inside(), self.loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(inside(), self.loop).result(timeout=LONGEST_SECONDS)
 
     def complete(self, **fields: Any) -> dict[str, Any]:
         """The answer to a completion, which must be one."""
@@ -65,14 +68,14 @@ def serving(*runs: Path, **options: Any) -> Iterator[Served]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    started.wait(10)
+    assert started.wait(LONGEST_SECONDS)
     served = Served(server, loops[0])
     try:
         yield served
     finally:
         served.api.close()
         loops[0].call_soon_threadsafe(server.end)
-        thread.join(40)
+        thread.join(LONGEST_SECONDS)
         assert not thread.is_alive()
 
 

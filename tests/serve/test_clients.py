@@ -87,16 +87,18 @@ def test_openai_retries_while_the_queue_is_full(tiny_run: Path) -> None:
         with pytest.raises(openai.RateLimitError, match="the queue is full"):
             client.completions.create(model="tiny", prompt="a", max_tokens=1)
 
+        refused = narrow.server.meters.requests.labels("/v1/completions", "429")._value
+
         def later() -> None:
-            time.sleep(0.3)
+            eventually(lambda: refused.get() == 2)
             reader.leave()
 
         thread = threading.Thread(target=later)
         thread.start()
-        patient = client.with_options(max_retries=2)
+        patient = client.with_options(max_retries=100)
         begun = time.monotonic()
         raw = patient.completions.with_raw_response.create(model="tiny", prompt="a", max_tokens=1)
-        assert raw.retries_taken == 1
+        assert raw.retries_taken >= 1  # more, where the server is slow to notice that the reader has left
         assert time.monotonic() - begun > 0.9  # Retry-After: 1
         thread.join()
         client.close()

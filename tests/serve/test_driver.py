@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from serve.conftest import Served
+from serve.conftest import LONGEST_SECONDS, Served
 
 from rhapsode.decode import Engine, GenerationRequest, PromptRead, Written
 from rhapsode.serve import driver as driving
@@ -41,7 +41,7 @@ class StepwiseEngine:
 
     def step(self) -> list[Any]:
         self.at_step.set()
-        assert self.go.acquire(timeout=10)
+        assert self.go.acquire(timeout=LONGEST_SECONDS)
         self.at_step.clear()
         self.steps += 1
         read = [PromptRead(ticket, 1, 0) for ticket in self.tickets if ticket in self.fresh]
@@ -68,13 +68,13 @@ def drive(test: Callable[[Driver, Model, StepwiseEngine], Awaitable[None]], max_
             driver.stop()
             for _ in range(100):
                 engine.go.release()
-            await asyncio.to_thread(driver._thread.join, 10)
+            await asyncio.to_thread(driver._thread.join, LONGEST_SECONDS)
 
     asyncio.run(main())
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONGEST_SECONDS):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -193,7 +193,7 @@ def test_the_response_gives_its_places_back_whatever_happens(served: Served) -> 
         return {"type": "http.disconnect"}
 
     async def stays() -> dict[str, Any]:
-        await asyncio.sleep(60)
+        await asyncio.sleep(LONGEST_SECONDS)
         return {"type": "http.disconnect"}
 
     async def broken(message: Any) -> None:
@@ -205,14 +205,14 @@ def test_the_response_gives_its_places_back_whatever_happens(served: Served) -> 
     async def answer(stream: bool, receive: Any, send: Any) -> None:
         asked = CompletionQuestion(prompt="a", max_tokens=400, stream=stream, logit_bias={"1": -100.0})
         wanted = completion_wanted(asked, loaded.model.tokenizer, 8_192, 64)
-        response = TextsResponse(wanted, "tiny", loaded, driver, Patience(10, 10), log_prompts=False)
+        response = TextsResponse(wanted, "tiny", loaded, driver, Patience(LONGEST_SECONDS, 10), log_prompts=False)
         await response({"type": "http"}, receive, send)
 
     for stream in (True, False):
         for receive, send in ((gone, nowhere), (stays, broken), (gone, broken)):
             future = asyncio.run_coroutine_threadsafe(answer(stream, receive, send), served.loop)
             try:
-                future.result(timeout=20)
+                future.result(timeout=LONGEST_SECONDS)
             except OSError:
                 assert send is broken
             assert not driver.jobs

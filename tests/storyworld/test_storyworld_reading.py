@@ -105,7 +105,7 @@ def test_distance_bins() -> None:
 
 
 @given(st.integers(0, 10_000), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_foreign_word_is_found_where_it_stands(seed: int, data: st.DataObject) -> None:
     """The break's position is that of the first word which no story has there."""
     words = storyworld.sample(seed).text.split(" ")
@@ -120,7 +120,7 @@ def test_a_foreign_word_is_found_where_it_stands(seed: int, data: st.DataObject)
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_story_cut_off_ends_too_early_at_its_end(seed: int, share: float) -> None:
     text = storyworld.sample(seed).text
     cut = text[: int(len(text) * share)].rstrip()

@@ -31,7 +31,7 @@ def test_ten_golden_stories() -> None:
 
 
 @given(st.integers(0, 2**64 - 60), st.integers(0, 50), st.sampled_from(storyworld.SPLITS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_batch_is_one_by_one(seed: int, count: int, split: str) -> None:
     """Catches a NumPy generator that drifts from the one in Python integers, at every size of seed."""
     one_by_one = [storyworld.sample(seed + i, split) for i in range(count)]
@@ -106,7 +106,7 @@ def test_bad_seed_and_split() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.sampled_from(storyworld.SPLITS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_story_parses_and_its_probability_is_the_product_of_its_choices(seed: int, split: str) -> None:
     """Catches choices that the text does not show, and derivations that the parser cannot tell apart."""
     story = storyworld.sample(seed, split)

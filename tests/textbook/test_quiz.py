@@ -222,7 +222,7 @@ def test_what_cannot_be_read_says_what_is_expected(answer, text, message):
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="0123456789.,;/+-*^()[]√ \nexlogsqrt'_:x×", max_size=40) | st.text(max_size=20))
 def test_nothing_typed_ends_in_a_traceback(text):
     """Whatever is typed is right, wrong, or one line."""

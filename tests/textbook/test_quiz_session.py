@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from keys import LONGEST_SECONDS, wait_for_prompt
 from typer.testing import CliRunner, Result
 
 from rhapsode.textbook.explain import app
@@ -152,9 +153,9 @@ class Terminal:
     def __init__(self, process: subprocess.Popen, end: int) -> None:
         self.process, self.end, self.seen = process, end, ""
 
-    def wait_for(self, text: str, seconds: float = 30) -> str:
-        """What came until this text came, without colours. Raises TimeoutError after so many seconds without it."""
-        deadline = time.monotonic() + seconds
+    def wait_for(self, text: str) -> str:
+        """What came until this text came, without colours. Raises TimeoutError where it does not come."""
+        deadline = time.monotonic() + LONGEST_SECONDS
         while text not in self.seen:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{text!r} did not come: {self.seen!r}")
@@ -171,16 +172,9 @@ class Terminal:
         os.write(self.end, text.encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C until the program heeds it: one between the drawing of a prompt and the wait for a key is not seen.
-
-        A signal, since there is no controlling terminal here to make it of the key.
-        """
-        for _ in range(10):
-            os.killpg(self.process.pid, signal.SIGINT)
-            with suppress(TimeoutError):
-                self.wait_for("\n", 5)
-                return
-        raise TimeoutError("Ctrl-C was not heeded")
+        """Ctrl-C at the prompt: a signal, since there is no controlling terminal here to make it of the key."""
+        wait_for_prompt(self.process.pid)
+        os.killpg(self.process.pid, signal.SIGINT)
 
 
 @contextmanager
@@ -214,7 +208,7 @@ def test_at_a_terminal_what_cannot_be_read_is_asked_again():
         screen.type(right_answer(question) + "\n")
         screen.wait_for("✓ right")
         assert screen.wait_for("score").splitlines()[-2].split() == ["parameters", "1", "1"]
-        assert screen.process.wait(10) == 0
+        assert screen.process.wait(LONGEST_SECONDS) == 0
 
 
 def test_at_a_terminal_a_matrix_is_typed_row_by_row():
@@ -269,7 +263,7 @@ def test_keys_that_leave_a_terminal_print_the_score(key, code):
         else:
             screen.type(key)
         assert screen.wait_for("score").splitlines()[-2].split() == ["parameters", "0", "1"]
-        assert screen.process.wait(10) == code
+        assert screen.process.wait(LONGEST_SECONDS) == code
 
 
 def test_the_sheet_is_self_contained_and_holds_every_question_and_answer(tmp_path):

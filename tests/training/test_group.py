@@ -203,6 +203,7 @@ def test_stopped_process_is_lost_in_time() -> None:
     """Would catch a wait without an end for a process that is there and gives no sign, as behind a cut cable."""
 
     def work(group: Group) -> None:
+        group.seconds = 2.0  # from here on: to come together takes as long as it takes
         if group.rank == 1:
             group.board.write("pid", str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -214,7 +215,7 @@ def test_stopped_process_is_lost_in_time() -> None:
         finally:
             os.kill(stopped, signal.SIGKILL)
 
-    found = in_processes(2, work, seconds=2.0)
+    found = in_processes(2, work)
     assert str(found[0]).startswith("lost another of the 2 training processes: process 1 has given no sign for")
 
 
@@ -277,24 +278,25 @@ def test_batch_too_small_to_divide(begin: Callable[..., Run], small: Any) -> Non
         train_run(begin("dropout", **OPTIONS), small.train, small.valid, show=False, accumulate=5)
 
 
-def join(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+def join(monkeypatch: pytest.MonkeyPatch, port: int | str, seconds: float = 0.3, **environment: str) -> str:
     """What a process says that finds itself in this environment, and nobody else."""
-    here = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29717"}
+    here = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in (here | environment).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises((OSError, ValueError)) as raised, joined("cpu", seconds=0.3):
+    with pytest.raises((OSError, ValueError)) as raised, joined("cpu", seconds):
         pass
     return str(raised.value)
 
 
 def test_missing_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a wait of half an hour for a host that nobody started, and PyTorch's own page of stack frames."""
-    assert join(monkeypatch) == "process 0: only 1 of 2 processes came within 0.3 s"
     with socket.socket() as taken:
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         there = f"no process 0 at 127.0.0.1:{port} within 0.3 s (Connection refused)"
-        assert join(monkeypatch, RANK="1", MASTER_PORT=str(port)) == f"process 1: {there}"
+        assert join(monkeypatch, port, RANK="1") == f"process 1: {there}"
         taken.listen()
-        assert f"port {port} of this machine cannot be used" in join(monkeypatch, MASTER_PORT=str(port))
-    assert "start with torchrun" in join(monkeypatch, MASTER_PORT="")
+        assert f"port {port} of this machine cannot be used" in join(monkeypatch, port)
+    # In this time it must also have begun to keep the others' notes.
+    assert join(monkeypatch, port, 3.0) == "process 0: only 1 of 2 processes came within 3 s"
+    assert "start with torchrun" in join(monkeypatch, "")
