@@ -82,7 +82,7 @@ def test_all_cells_run_and_show_the_study(
     folder.mkdir()
     for assignment in ('SCALE = {"scale": 0.0005}', 'DEVICE = "cpu"', "AT_ONCE = 2"):
         execute.assign(notebook, assignment)
-    execute.execute(notebook, folder, course_files, seconds=500)
+    execute.execute(notebook, folder, course_files, seconds=3_000)
     execute.tidy(notebook)
 
     assert "tiny_train_stories.json; validation data: tiny_valid_stories.json" in outputs(notebook, "data", "stdout")[0]
@@ -127,7 +127,7 @@ def small_notebook(
         execute.assign(notebook, assignment)
     folder = tmp_path / "beside"
     folder.mkdir()
-    execute.execute(notebook, folder, seconds=300)
+    execute.execute(notebook, folder, seconds=3_000)
     execute.tidy(notebook)
     check_outputs(notebook, str(tmp_path))
     return notebook

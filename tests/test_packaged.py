@@ -17,7 +17,7 @@ from rhapsode.trained import Model
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rhapsode", "tell", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_it_is_small_and_says_whence_it_is() -> None:
@@ -35,7 +35,7 @@ def test_a_story_begins_without_pytorch() -> None:
         "import sys, rhapsode.cli; from rhapsode.packaged.teller import tell_story; print(''.join(tell_story('A', 5)));"
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,13 +3,15 @@
 import multiprocessing
 import os
 import threading
-import time
+from typing import Any
 
 import pytest
 import torch
 
 from rhapsode import threads
 from rhapsode.threads import ThreadChooser, chosen_threads, fixed_threads, threads_meet_in_time
+
+LONGEST_SECONDS = 120.0  # of a wait: to end a hang, not to measure a machine
 
 
 @pytest.fixture(autouse=True)
@@ -152,24 +154,24 @@ def test_blocks_of_two_threads_that_overlap_leave_nothing_behind() -> None:
     def serve() -> None:
         with fixed_threads(1):
             begun.set()
-            end.wait(10)
+            end.wait(LONGEST_SECONDS)
 
     server = threading.Thread(target=serve)
     with chosen_threads() as mine:
         server.start()
-        assert begun.wait(10)
+        assert begun.wait(LONGEST_SECONDS)
         assert threads._here.active is mine
     with chosen_threads() as again:
         assert again.most == 2
         end.set()
-        server.join(10)
+        server.join(LONGEST_SECONDS)
     assert threads._here.active is None
     assert torch.get_num_threads() == 2
 
 
-def spin(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def spin(begun: Any) -> None:
+    begun.release()
+    while True:
         pass
 
 
@@ -178,11 +180,13 @@ def test_a_real_neighbour_is_noticed() -> None:
     """On this machine: as many busy processes as cores, and threads do not meet in time."""
     count = os.cpu_count() or 2
     context = multiprocessing.get_context("spawn")
-    neighbours = [context.Process(target=spin, args=(60.0,), daemon=True) for _ in range(count)]
+    begun = context.Semaphore(0)
+    neighbours = [context.Process(target=spin, args=(begun,), daemon=True) for _ in range(count)]
     for neighbour in neighbours:
         neighbour.start()
     try:
-        time.sleep(1.0)
+        for _ in neighbours:
+            assert begun.acquire(timeout=LONGEST_SECONDS)
         noticed = sum(not threads_meet_in_time(count) for _ in range(9))
     finally:
         for neighbour in neighbours:

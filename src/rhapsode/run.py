@@ -42,6 +42,7 @@ from rhapsode.tokenizer.coding import TOKENIZER_FILES
 
 FORMAT_VERSION = 1
 CHECKPOINTS = ("best", "last")
+SECONDS_FOR_A_LOOK = 1.0  # for which the look of another process, `is_training`, may hold a run on a busy machine
 PUT_BACK = "restore the tokenizer folder that was made with it"
 _Config = TypeVar("_Config")
 
@@ -196,7 +197,7 @@ class Run:
         try:
             if not (self.path / ".lock").exists():
                 return False
-            with held(self.path, ""):
+            with held(self.path, "", 0.1):  # as another one that looks
                 return False
         except BlockingIOError:
             return True
@@ -390,11 +391,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(directory: Path, taken: str) -> Iterator[None]:
-    """Holds a directory for this process; BlockingIOError saying that it is `taken` where another one does."""
+def held(directory: Path, taken: str, seconds: float | None = None) -> Iterator[None]:
+    """Holds a directory for this process; BlockingIOError saying that it is `taken` where another one does.
+
+    seconds: how long to wait for it, SECONDS_FOR_A_LOOK where none are named.
+    """
     lock = FileLock(directory / ".lock")
     try:
-        lock.acquire(timeout=0.1)  # `is_training` of another process holds it for a moment
+        lock.acquire(timeout=SECONDS_FOR_A_LOOK if seconds is None else seconds)
     except Timeout:
         raise BlockingIOError(f"{directory}: {taken}; wait for it or stop it") from None
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile_requests import FRAMINGS
-from loopback import request, statuses
+from loopback import LONGEST_SECONDS, request, statuses
 
 PAGE = Path(__file__).resolve().parents[2] / "src" / "rhapsode" / "serve" / "page"
 BODIES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/api/inspect")
@@ -77,7 +77,7 @@ class Server:
 
     def answers(self, data: bytes) -> bytes:
         """What comes back to a client that sends these bytes and then leaves, once it has what it asked for."""
-        return self.loop.run_until_complete(asyncio.wait_for(self._answers(data), 20))
+        return self.loop.run_until_complete(asyncio.wait_for(self._answers(data), LONGEST_SECONDS))
 
     async def _answers(self, data: bytes) -> bytes:
         from rhapsode.serve.connections import Connection

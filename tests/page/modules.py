@@ -29,6 +29,6 @@ def run_module(folder: Path, script: str, given: Any = None) -> Any:
         "const answer = (found) => console.log(JSON.stringify(found, listed));",
     ]
     (folder / "script.js").write_text("\n".join([*lines, script]), encoding="utf-8")
-    done = subprocess.run([node, "script.js"], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([node, "script.js"], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

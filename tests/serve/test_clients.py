@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.conftest import Served, serving
+from serve.conftest import LONGEST_SECONDS, Served, serving
 from serve.test_streams import Reader, eventually
 
 import rhapsode
@@ -205,7 +205,7 @@ def test_what_the_description_says_is_so(small_context: Served) -> None:
             def ask(case: Any) -> None:
                 nonlocal asked
                 asked += 1
-                case.call_and_validate(checks=wanted)
+                case.call_and_validate(checks=wanted, timeout=LONGEST_SECONDS)
 
             ask()
     assert asked > 100

@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from serve.conftest import Served, serving
+from serve.conftest import LONGEST_SECONDS, Served, serving
 
 from rhapsode.serve.security import api_key, is_own_name
 from rhapsode.serve.server import ServerConfig
+
+ANYBODY = httpx.Client(timeout=LONGEST_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +50,22 @@ def test_names_of_this_server(host: str, own: bool) -> None:
 def test_an_unknown_host_is_refused(served: Served, closed: Served) -> None:
     """Would catch a page of anybody that reads the answers under its own name."""
     for path in ("/healthz", "/v1/models", "/"):
-        answer = httpx.get(served.url + path, headers={"Host": "evil.example"})
+        answer = ANYBODY.get(served.url + path, headers={"Host": "evil.example"})
         assert answer.status_code == 421
         assert "--allow-host" in answer.json()["error"]["message"]
-    assert httpx.get(closed.url + "/healthz", headers={"Host": "MY-SERVER.example:9"}).status_code == 200
+    assert ANYBODY.get(closed.url + "/healthz", headers={"Host": "MY-SERVER.example:9"}).status_code == 200
 
 
 def test_the_key(closed: Served) -> None:
     """Every path but those that tell nothing wants it; a wrong one is told apart from a missing one by nobody."""
     right = {"Authorization": "Bearer s3cret-s"}
     for path in ("/v1/models", "/api/runs", "/metrics", "/openapi.json", "/v1/nothing", "/tokenizer_info"):
-        assert httpx.get(closed.url + path).status_code == 401, path
-        assert httpx.get(closed.url + path, headers=right).status_code in (200, 404), path
+        assert ANYBODY.get(closed.url + path).status_code == 401, path
+        assert ANYBODY.get(closed.url + path, headers=right).status_code in (200, 404), path
     for path in ("/healthz", "/readyz"):
-        assert httpx.get(closed.url + path).status_code == 200
+        assert ANYBODY.get(closed.url + path).status_code == 200
     for wrong in ("Bearer s3cret", "Bearer", "Basic s3cret-s", "s3cret-s", "Bearer s3cret-s x", "Bearer \xff"):
-        answer = httpx.post(
+        answer = ANYBODY.post(
             closed.url + "/v1/completions", json={"prompt": "a"}, headers={"Authorization": wrong.encode("latin-1")}
         )
         assert answer.status_code == 401
@@ -100,10 +102,10 @@ def test_large_bodies(closed: Served) -> None:
     body: Any
     for body in (b'{"prompt": "' + b"a" * 20_000 + b'"}', pieces()):
         headers = {**right, "Content-Type": "application/json"}
-        answer = httpx.post(closed.url + "/v1/completions", content=body, headers=headers)
+        answer = ANYBODY.post(closed.url + "/v1/completions", content=body, headers=headers)
         assert answer.status_code == 413
         assert "10,000" in answer.json()["error"]["message"]
-    answer = httpx.post(closed.url + "/tokenize", json={"prompt": "a" * 9_000}, headers=right)
+    answer = ANYBODY.post(closed.url + "/tokenize", json={"prompt": "a" * 9_000}, headers=right)
     assert answer.status_code == 200
 
 
@@ -124,7 +126,7 @@ def test_a_form_of_another_page_does_nothing(served: Served) -> None:
     """Browsers send forms and plain text anywhere without asking; JSON they ask about first."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"):
         body = b'{"prompt": "a", "max_tokens": 1}'
-        answer = httpx.post(served.url + "/v1/completions", content=body, headers={"Content-Type": kind})
+        answer = ANYBODY.post(served.url + "/v1/completions", content=body, headers={"Content-Type": kind})
         assert answer.status_code == 400
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from begun import MODELS, AskedAfter, assert_same_end, timeless
+from filelock import FileLock
 from torch.nn import functional as F
 
 from rhapsode.evaluation import Score
@@ -476,6 +478,20 @@ def test_run_in_use_is_refused(begin: Callable[..., Run], small: Any) -> None:
         assert not run.metrics_path.exists()
         other.communicate("")
     assert go(run, small).ended == "budget"
+
+
+def test_a_look_at_the_lock_is_waited_for(
+    begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's look at whether a run trains holds its lock for a moment, a longer one on a busy machine. Would catch
+    a training that is refused for that."""
+    monkeypatch.setattr("rhapsode.run.SECONDS_FOR_A_LOOK", 600.0)
+    run = begin()
+    look = FileLock(run.path / ".lock", thread_local=False)
+    look.acquire()
+    threading.Timer(0.3, look.release).start()
+    assert go(run, small).ended == "budget"
+    assert not run.is_training()
 
 
 def test_other_threads_are_told(begin: Callable[..., Run], small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from rhapsode.recipe import Recipe
 from rhapsode.run import Run
 from rhapsode.studies.data import valid_view
 from rhapsode.studies.directory import Study
+from rhapsode.studies.engines import STUDY_PROCESS
 from rhapsode.studies.plans import Cell
 from rhapsode.studies.statistics import distinct, repetition
 from rhapsode.studies.storage import get_cell, get_study, put_cell
@@ -225,8 +226,8 @@ def _completions(engine: Engine, temperature: float, seed: int) -> dict[str, Any
 
 
 def _leave_with_parent() -> None:
-    """Asks this process to save and stop once the study that started it is gone."""
-    parent = os.getppid()
+    """Asks this process to save and stop once the study that started it is gone, perhaps while this one began."""
+    parent = int(os.environ.get(STUDY_PROCESS) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

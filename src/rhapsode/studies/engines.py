@@ -22,6 +22,9 @@ from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 
 RETRIES = 3  # of a cell whose machine is lost
+STUDY_PROCESS = (
+    "RHAPSODE_STUDY_PROCESS"  # the variable that tells a cell's process of its parent, where that is a study
+)
 CANCEL_SECONDS = 30.0  # for a cell to save when its task is cancelled
 ENGINES = "local, ray, or command and what is to stand before the cell's own command, such as 'command srun -n1'"
 
@@ -90,13 +93,14 @@ class CommandEngine:
 
     def start(self, study: Study, cells: Sequence[Cell], threads: int, log: IO[bytes]) -> CellAtWork:
         """Raises FileNotFoundError where there is no such command."""
+        parent = {} if self.before else {STUDY_PROCESS: str(os.getpid())}
         return subprocess.Popen(
             [*self.before, *command_of_cells(study, cells, threads, self.storage)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which passes it on
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **parent},
         )
 
     def close(self) -> None:
