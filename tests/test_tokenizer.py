@@ -1,7 +1,8 @@
 """Tokenizers: texts come back, streams are never broken, what is saved is what transformers reads."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -504,15 +505,16 @@ def test_broken_files_are_named(tmp_path: Path, content: str, message: str) -> N
         Tokenizer.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("unknown", ["?", ""])
 @pytest.mark.parametrize(
-    "model", [models.BPE({"</s>": 0, "a": 1}, [], unk_token="?"), models.WordLevel({"</s>": 0}, "?")]
+    "kind",
+    [lambda token: models.BPE({"</s>": 0, "a": 1}, [], unk_token=token), lambda t: models.WordLevel({"</s>": 0}, t)],
 )
-def test_an_unknown_token_that_is_not_there(model: models.Model) -> None:
+def test_an_unknown_token_that_is_not_there(kind: Callable[[str], models.Model], unknown: str) -> None:
     """Would catch a bare exception of the library at the first text that needs it, long after it was loaded."""
-    with pytest.raises(
-        ValueError, match=r"tokenizer: the model's unk_token '\?' is not in its vocabulary; add it there"
-    ):
-        ours(library(model))
+    message = f"tokenizer: the model's unk_token {unknown!r} is not in its vocabulary; add it there"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ours(library(kind(unknown)))
 
 
 def test_a_merge_beyond_its_end(capfd: pytest.CaptureFixture[str]) -> None:

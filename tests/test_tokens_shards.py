@@ -1,5 +1,6 @@
 """A token store of many shards, by several processes: the ids of one made at once, whatever happens on the way."""
 
+import errno
 import functools
 import http.server
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rhapsode import files
 from rhapsode.sources import Source, open_source
 from rhapsode.tokenizer import Tokenizer, train_tokenizer
 from rhapsode.tokens import BatchConfig, Batcher, TokenStore, prepare, shards
@@ -147,6 +149,31 @@ def test_a_kill_before_and_after_the_shards(text: Source, tokenizer: Tokenizer, 
     (out / "plan.json").write_text('{"format')
     with pytest.raises(ValueError, match=r"plan\.json: damaged .*; remove the folder, or choose another one"):
         prepare_shards(text, tokenizer, str(out))
+
+
+def test_a_disk_that_does_not_take_a_folder_is_told(
+    text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush of a folder names no file itself. Would catch "no space left", and nobody knows where."""
+    flushed: list[str] = []
+    sync = files._sync
+
+    def full(path: Path) -> None:
+        flushed.append(path.name)
+        if len(flushed) == failing and path.is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    failing = 0
+    prepare_shards(text, tokenizer, str(tmp_path / "a" / "store"))
+    folders = [number for number, name in enumerate(flushed, start=1) if name in (tmp_path.name, "a", "store")]
+    assert len(folders) > 10
+    for failing in (*folders[:2], *folders[4::4]):  # noqa: B007
+        shutil.rmtree(tmp_path / "a")
+        flushed.clear()
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / "a"))):
+            prepare_shards(text, tokenizer, str(tmp_path / "a" / "store"))
 
 
 def test_killed_worker(text: Source, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

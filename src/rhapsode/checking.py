@@ -5,6 +5,7 @@ What Rhapsode reads it checks when it reads it; here all is read, without changi
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rhapsode.recorded import check_seal, read_sealed
 from rhapsode.run import CHECKPOINTS, Run, recorded_tokenizer
 from rhapsode.state import State
 from rhapsode.studies.directory import REPORT_TITLE, Study
+from rhapsode.studies.plans import Cell
 from rhapsode.tensors import metadata_in
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
@@ -204,10 +206,22 @@ def _study(path: Path) -> Iterator[CheckedFile]:
                 seen.add(checked.path)
         file = folder / "result.json"
         if file.exists():
-            yield _checked(file, _how_sealed(file), lambda file=file: check_seal(read_sealed(file), file))  # type: ignore[misc]
+            yield _checked(file, _how_sealed(file), partial(_check_result, study, cell, file))
+    cells = {study.cell_path(cell) for cell in study.plan.cells.values()}
+    for folder in sorted((path / "cells").glob("*")):
+        if folder.is_dir() and folder not in cells and not folder.name.startswith("."):
+            yield CheckedFile(folder, READ, f"{folder}: no cell of the study of study.json; one of both is another's")
     if (path / CHECKSUMS).exists():
         yield from _listed(path, REPORT_TITLE)
     yield from (checked for checked in _stores_of(study.about["data"]) if checked.path not in seen)
+
+
+def _check_result(study: Study, cell: Cell, file: Path) -> None:
+    """ValueError where what a cell wrote at its end is damaged, or was written by another one."""
+    result = read_sealed(file)
+    check_seal(result, file)
+    if result.get("cell") != study.identity(cell):
+        raise ValueError(f"{file}: written for another study than that of study.json; the cell would be finished again")
 
 
 def _how_sealed(file: Path) -> str:

@@ -194,8 +194,9 @@ def make_directory(path: Path) -> None:
     """Makes a folder and those above it that are missing, to stay after a power cut; one that is there is no error."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_directory(folder.parent)
+    with naming(path):
+        for folder in missing:
+            sync_directory(folder.parent)
 
 
 def sync_directory(path: Path) -> None:

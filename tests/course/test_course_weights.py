@@ -141,3 +141,23 @@ def test_no_file_and_no_model(tmp_path: Path) -> None:
         (tmp_path / "model.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"not a model\.pt"):
             load_course_model(tmp_path / "model.pt")
+
+
+def test_an_archive_of_several_disks_is_refused(tmp_path: Path) -> None:
+    """Would catch an end of the archive that makes the library stumble before it has said whether it is one."""
+    torch.save(made(), tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    disks = content.rindex(b"PK\x06\x07") + 16  # of the locator of the ZIP64 end record
+    (tmp_path / "model.pt").write_bytes(content[:disks] + b"\x02" + content[disks + 1 :])
+    with pytest.raises(ValueError, match=r"model\.pt: .*damaged"):
+        load_course_model(tmp_path / "model.pt")
+
+
+def test_a_part_that_is_said_to_be_a_folder_is_refused(tmp_path: Path) -> None:
+    """PyTorch reads no byte of such a part, and leaves what was in memory. Would catch weights that nobody saved."""
+    torch.save(made(), tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    attributes = content.rindex(b"PK\x01\x02") + 38  # of the last entry in the directory of the archive
+    (tmp_path / "model.pt").write_bytes(content[:attributes] + b"\x10" + content[attributes + 1 :])
+    with pytest.raises(ValueError, match=r"model\.pt: .*damaged, a part of it is said to be a folder"):
+        load_course_model(tmp_path / "model.pt")

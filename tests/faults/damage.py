@@ -111,9 +111,8 @@ def _put(good: Path, now: Path) -> Path:
 
 
 def _write_damage(file: Path, damaged: bytes | None) -> None:
-    if damaged is None:
-        file.unlink()
-    else:
+    file.unlink()  # also where it is written anew: ext4 sends a file that is overwritten to the disk at once
+    if damaged is not None:
         file.write_bytes(damaged)
 
 

@@ -93,10 +93,16 @@ def _shards(made: Material, path: Path, seed: int) -> Path:
     return path
 
 
+# What shards.json says; an unknown field is no other value.
+OF_SHARDS = ("format_version", "description", "fingerprint", "source_fingerprint", "tokenizer_fingerprint", "has_text")
+OF_SHARDS += ("dtype", "vocab_size", "eos_id", "num_stories", "num_tokens", "num_bytes", "shards")
+
+
 def _use_shards(path: Path) -> Any:
     store, tokenizer = open_shards(str(path))
     arrays = (store.tokens[:], store.offsets, store.byte_counts, store._marks, store.unspelled)
-    return [array.tobytes() for array in arrays], store._about, tokenizer.fingerprint
+    about = {name: value for name, value in store._about.items() if name in OF_SHARDS}
+    return [array.tobytes() for array in arrays], about, tokenizer.fingerprint
 
 
 def _tokenizer(made: Material, path: Path, seed: int) -> Path:

@@ -33,7 +33,9 @@ GROUPS = {  # parts of half an hour at most; what stands in two has half of its 
     "web": ("an HTTP request", "an HTTP body", "a saved story", "a link to a story"),
 }
 READ_BY, COMPUTED_BY = ["rhapsode"], [f"rhapsode.{room}" for room in ("decode", "kernels", "model", "storyworld")]
-SECONDS, MEGABYTES, LONGEST = 20, 4096, 1 << 16
+SECONDS, MEGABYTES = 20, 4096
+LONGEST = {"a prompt": 1 << 9}  # bytes; every token of a prompt is computed, and others try the long ones
+LONGEST_ELSE = 1 << 16
 
 
 def units(small: bool, group: str) -> list[Unit]:
@@ -108,7 +110,7 @@ def main(arguments: list[str]) -> None:
     options = [
         f"-runs={inputs}",
         f"-seed={int(seed) + 1}",
-        f"-max_len={LONGEST}",
+        f"-max_len={LONGEST.get(name, LONGEST_ELSE)}",
         f"-timeout={SECONDS}",
         "-mutate_depth=3",
         "-len_control=0",

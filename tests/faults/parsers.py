@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, patch
 
+import typer
 import zstandard
 from material import Material, course_model, finished_study, material, new_run, trained, using_cache
+from typer.main import get_command
 from web_parsers import web_parsers
 
 import rhapsode
@@ -35,7 +38,7 @@ from rhapsode.sources import SourceConfig, open_source
 from rhapsode.sources.hub import parse_address
 from rhapsode.state import State
 from rhapsode.studies.directory import Study
-from rhapsode.terminal import literal, told
+from rhapsode.terminal import literal, literal_lines, told
 from rhapsode.textbook.explain import app as explain_app
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import TokenStore
@@ -68,9 +71,15 @@ def _study_path() -> Path:
     return made().folder / "study"
 
 
+def _put(file: Path, data: bytes) -> None:
+    """Writes a file as a new one: ext4 sends one that is overwritten to the disk at once, ten times as slowly."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(data)
+
+
 def _scratch(name: str, data: bytes) -> Path:
     file = made().folder / name
-    file.write_bytes(data)
+    _put(file, data)
     return file
 
 
@@ -89,11 +98,11 @@ def _in_run(name: str, use: Callable[[Run], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> None:
         file = _run_path() / name
         before = file.read_bytes()
-        file.write_bytes(data)
+        _put(file, data)
         try:
             use(Run.open(_run_path()))
         finally:
-            file.write_bytes(before)
+            _put(file, before)
 
     return parse
 
@@ -107,7 +116,7 @@ def _checkpoint(run: Run) -> None:
 def _tokenizer(data: bytes) -> None:
     folder = made().folder / "hostile-tokenizer"
     folder.mkdir(exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(data)
+    _put(folder / "tokenizer.json", data)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size < 10**6:
         tokenizer.decode(tokenizer.encode("Once upon a time, </s> there was"))
@@ -120,7 +129,7 @@ def _tokenizer_seeds() -> list[bytes]:
 def _study(data: bytes) -> None:
     folder = made().folder / "hostile-study"
     folder.mkdir(exist_ok=True)
-    (folder / "study.json").write_bytes(data)
+    _put(folder / "study.json", data)
     Study.open(folder).results()
 
 
@@ -130,7 +139,7 @@ def _store(data: bytes) -> None:
     if not folder.exists():
         shutil.copytree(good, folder)
         (folder / CHECKSUMS).unlink()
-    (folder / "store.json").write_bytes(data)
+    _put(folder / "store.json", data)
     TokenStore.open(folder).story(0)
 
 
@@ -149,15 +158,19 @@ def _model() -> rhapsode.Model:
 
 
 def _prompt(data: bytes) -> None:
-    """As a text, with whatever surrogates the bytes make, and as it comes from a command line."""
-    for text in (data.decode("utf-8", "surrogateescape"), data.decode("utf-16-le", "surrogatepass")):
-        model = _model()
-        ids = model.tokenizer.encode(model._checked(text))
-        assert model.tokenizer.decode(ids) == text
+    """As a text, with whatever surrogates the bytes make, or as a command line brings it; read by one of the verbs."""
+    choice, model = zlib.crc32(data), _model()
+    as_pairs = choice % 2 and len(data) % 2 == 0
+    text = data.decode("utf-16-le", "surrogatepass") if as_pairs else data.decode("utf-8", "surrogateescape")
+    ids = model.tokenizer.encode(model._checked(text))
+    assert model.tokenizer.decode(ids) == text
+    verb = choice // 2 % 3
+    if verb == 0:
         model.generate(text, max_tokens=2)
-        if text:
-            assert model.score(text).nats >= 0
+    elif verb == 1:
         model.next_tokens(text)
+    elif text:
+        assert model.score(text).nats >= 0
 
 
 def _toml(data: bytes) -> None:
@@ -197,8 +210,22 @@ def _nothing_is_done() -> Iterator[None]:
         for command in explain_app.registered_commands:
             parsed = wraps(command.callback)(lambda **given: None)  # type: ignore[arg-type]
             stack.enter_context(patch.object(command, "callback", parsed))
-        stack.enter_context(patch.object(sys, "stdin", io.StringIO("Once upon a time")))
+        stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time"))))
+        stack.enter_context(patch("typer.main.get_command", _commands))  # made once, not for each input
         yield
+
+
+@cache
+def _commands(app: typer.Typer) -> Any:
+    return get_command(app)
+
+
+@cache
+def _empty_folder() -> Path:
+    """Where there is nothing, above it neither, for a verb that reads all files of a folder."""
+    folder = made().folder / "empty" / "folder" / "here"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _command_line(data: bytes) -> None:
@@ -207,6 +234,7 @@ def _command_line(data: bytes) -> None:
     words = data[1:].decode("utf-8", "surrogateescape").split("\0") if data[1:] else []
     argv = ["rhapsode", *verb, *([str(_run_path())] if verb and verb[0] in OF_A_RUN else []), *words]
     out, err = io.StringIO(), io.StringIO()
+    os.chdir(_empty_folder())
     with _nothing_is_done(), patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         code: Any = 0
         try:
@@ -215,7 +243,7 @@ def _command_line(data: bytes) -> None:
             code = end.code
     assert code in (None, 0, 1, 2, 130), code
     assert "Traceback" not in err.getvalue()
-    assert all(map(str.isprintable, err.getvalue().splitlines())), err.getvalue()[:300]
+    assert err.getvalue() == literal_lines(err.getvalue()), err.getvalue()[:300]
 
 
 def _command_seeds() -> list[bytes]:

@@ -2,13 +2,16 @@
 
 import csv
 import html.parser
+import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from made_up import made_up_losses, made_up_study
 
+import rhapsode
 from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import StudyRequest
 from rhapsode.studies.report.chapters import chapters_of
@@ -196,6 +199,35 @@ def test_a_result_of_another_plan_is_no_result(tmp_path: Path) -> None:
     assert study.result(cells["size-512"]) is None
     (study.cell_path(cells["size-64"]) / "result.json").write_bytes(stolen[: len(stolen) // 2])
     assert study.result(cells["size-64"]) is None
+
+
+@pytest.mark.parametrize("given", [{"separator": "<|endoftext|>", "field": "text"}, {"field": "text"}, {}])
+def test_a_study_that_an_earlier_version_began(given: dict[str, str], tmp_path: Path) -> None:
+    """Before there were formats, separator and field had defaults in words. Would catch a KeyError where one of them is
+    not there."""
+    made_up_study(tmp_path / "size", StudyRequest("size", scale=0.05))
+    file = tmp_path / "size" / "study.json"
+    about = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("format", "separator", "field"):
+        del about["request"][name]
+    about["request"] |= given
+    del about["sha256"]
+    file.write_text(json.dumps(about), encoding="utf-8")
+    assert Study.open(file.parent).request == StudyRequest("size", scale=0.05)
+
+
+@pytest.mark.parametrize("other", [StudyRequest("size", scale=0.05, seed=1), StudyRequest("batch", scale=0.05)])
+def test_check_misses_the_study_of_a_study_json(other: StudyRequest, tmp_path: Path) -> None:
+    """Would catch a study.json of another study, intact in itself, whose cells are not those that lie there."""
+    study = made_up_study(tmp_path / "size", StudyRequest("size", scale=0.05))
+    made_up_study(tmp_path / "other", other)
+
+    def problems() -> list[str]:
+        return [file.problem for file in rhapsode.check(study.path) if file.problem and "of study.json" in file.problem]
+
+    assert not problems()
+    shutil.copy(tmp_path / "other" / "study.json", study.path)
+    assert len(problems()) == len(study.plan.cells)
 
 
 def test_lines_are_told_apart_without_colour() -> None:

@@ -29,6 +29,7 @@ LAYERS: list[type[nn.Module]] = [nn.Embedding, nn.Linear, nn.ReLU, nn.Tanh, nn.S
 # this package saved before it had one of its own is the package's.
 SAFE: list[Any] = [RNNCell, RNN, SelfAttention, RNNLanguageModel, *LAYERS, (RNNCell, "rhapsode.model.RNNCell")]
 add_safe_globals([*SAFE])
+AS_FOLDER = 0x10  # of an archive's entry: the bit by which DOS knows folders
 
 
 def aliases(module: str) -> list[tuple[type[nn.Module], str]]:
@@ -91,15 +92,17 @@ def _damage(content: bytes) -> str | None:
 
     None for an intact one, and for what is no archive at all, as files of the format before 2020.
     """
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        return None
     try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            return None
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 return "it is packed, which PyTorch never does"
             if sum(entry.file_size for entry in entries) > len(content):
                 return "damaged, its parts are larger than the file"
+            if any(entry.external_attr & AS_FOLDER for entry in entries):
+                return "damaged, a part of it is said to be a folder"  # of which PyTorch would read no byte in silence
             wrong = archive.testzip()
     except Exception as error:  # the library raises whatever the bytes make it stumble on
         return f"damaged ({' '.join(str(error).split())[:100]})"

@@ -51,8 +51,8 @@ class Study:
         check_schema(about, STUDY, where)
         request = {name: _tuples(value) for name, value in about["request"].items()}
         if "format" not in request:  # begun when these two had defaults in words
-            given = {name: request[name] for name in ("separator", "field")}
-            request |= {name: None for name, value in given.items() if value in ("<|endoftext|>", "text")}
+            defaults = {"separator": "<|endoftext|>", "field": "text"}
+            request |= {name: None for name, words in defaults.items() if request.get(name) == words}
         self.request = read_config(StudyRequest, request, where, "request")
         self.plan: StudyPlan = plan_of(self.request, about["scale"])
 

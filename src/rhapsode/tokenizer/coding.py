@@ -73,11 +73,11 @@ class Tokenizer:
 
         special = special or {}
         model = definition["model"]
-        unk = model.get("unk_token") or (
-            model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
-        )
+        unk = model.get("unk_token")
+        if unk is None and model.get("unk_id") is not None:
+            unk = model["vocab"][model["unk_id"]][0]
         # The library itself would notice at the first text that needs it.
-        if isinstance(model["vocab"], dict) and unk and unk not in model["vocab"]:
+        if isinstance(model["vocab"], dict) and unk is not None and unk not in model["vocab"]:
             raise ValueError(f"{name}: the model's unk_token {unk[:40]!r} is not in its vocabulary; add it there")
         eos_id = self._special_id("eos_token", special, EOS_NAMES, name)
         if eos_id is None:
@@ -85,7 +85,7 @@ class Tokenizer:
             raise ValueError(f"{name}: no token is marked as the end of a text; {advice}")
         self.eos_id = eos_id
         self.pad_id = self._special_id("pad_token", special, PAD_NAMES, name)
-        self.unk_id = self._special_id("unk_token", special, (unk,) if unk else (), name)
+        self.unk_id = self._special_id("unk_token", special, () if unk is None else (unk,), name)
         ends = [id for id in (self.eos_id, self.pad_id, self.unk_id) if id is not None]
         self._tokenizer.add_special_tokens([self._piece_of_id[id] for id in ends])
         added = self._tokenizer.get_added_tokens_decoder()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rhapsode.files import make_directory, making, sweep, sync_directory, write_text
+from rhapsode.files import make_directory, making, naming, sweep, sync_directory, write_text
 from rhapsode.sources.remote import file_system, is_remote, reaching
 
 WORK = ".work"  # a folder in the store, of what is made on the way
@@ -80,7 +80,8 @@ class Place:
         """Moves a folder of this computer there; elsewhere its store.json, by which it counts as whole, comes last."""
         if not self.remote:
             folder.rename(Path(self.location) / name)
-            sync_directory(Path(self.location))  # before anything else tells that it is there
+            with naming(self.location):
+                sync_directory(Path(self.location))  # before anything else tells that it is there
             return
         with reaching(self.location):
             for file in sorted(folder.iterdir(), key=lambda file: file.name == "store.json"):
