@@ -342,19 +342,21 @@ def test_two_processes_at_once_and_one_killed(tmp_path: Path, bpe: Tokenizer) ->
     assert len(list(cache.glob("store-*"))) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: memory is read from /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, bpe: Tokenizer) -> None:
-    """Would catch ids, offsets or words that pile up: 24 times the text may not take 1.5 times the memory."""
+    """Would catch ids, offsets or words that pile up: six times the text may not take 1.15 times the memory."""
     bpe.save(tmp_path / "tokenizer")
-    measured = PREPARE + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # The system's ru_maxrss of a process is at least the memory of the one that began it.
+    measured = PREPARE + "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     peaks = []
-    for times in (1_000, 24_000):
+    for times in (4_000, 24_000):  # the first is a few megabytes, which are read at once
         file = tmp_path / f"{times}.txt"
         with file.open("w", encoding="utf-8") as stream:
             for n in range(times):
                 stream.write(f"{n} " + "\n".join(STORIES[:20]) + "\n\n")
         command = [sys.executable, "-c", measured, file, tmp_path / "tokenizer", tmp_path / "cache"]
         peaks.append(int(subprocess.check_output(command, stderr=subprocess.DEVNULL).split()[-1]))
-    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 1.15 * peaks[0]
 
 
 # Holding out
