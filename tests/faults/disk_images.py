@@ -94,22 +94,25 @@ class _Training:
             command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         self.announced = -1
-        self.told: dict[int, str] = {}
+        self.told: dict[int, set[str]] = {}
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             _, step, checksum = line.split()
-            self.told[int(step)] = checksum
+            self.told.setdefault(int(step), set()).add(checksum)
             self.announced = int(step)
 
-    def has_told(self, step: int) -> str | None:
-        """The checksum of what it said is saved at a step, waiting for it; None where it has said no such thing."""
+    def has_told(self, step: int, checksum: str) -> bool:
+        """Whether it said that this is saved at this step, waiting for it until it speaks of a later one: a step that
+        ends with a validation is saved twice."""
         deadline = time.monotonic() + SECONDS_TO_ANNOUNCE
-        while self.announced < step and self.process.poll() is None and time.monotonic() < deadline:
+        while self.announced <= step and checksum not in self.told.get(step, ()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                break
             time.sleep(0.005)
-        return self.told.get(step)
+        return checksum in self.told.get(step, ())
 
     def stop(self) -> None:
         self.process.kill()
@@ -153,7 +156,7 @@ def _survives(clone: Path, place: Path, options: list[str], announced: int, trai
         assert step >= announced, f"step {announced:,} was announced, {step:,} is there"
         file = run.path / "last.safetensors"
         content = metadata_in(file.read_bytes())["sha256"] if checkpoint else "nothing"
-        assert training.has_told(step) == content, f"step {step:,} was never announced, or with other contents"
+        assert training.has_told(step, content), f"step {step:,} was never announced, or with other contents"
         run.load("best")
         assert run.changed_metrics() is None, run.changed_metrics()
         run.metrics()
