@@ -195,10 +195,8 @@ def test_a_study_whose_device_is_gone_is_refused(finished: Path, cache: Path, tm
     (tmp_path / "moved" / "study.json").write_text(json.dumps(about | {"device": "cuda"}))
     result = run(cache, command(tmp_path / "moved", *RATES))
     assert result.code == 2
-    assert (
-        "holds a study on cuda, but PyTorch finds no such device on this machine, only cpu"
-        in result.stderr.splitlines()[-1]
-    )
+    told = "holds a study that was started on cuda, which is not on this machine; it has cpu."
+    assert told in result.stderr.splitlines()[-1]
 
 
 def test_another_gpu_of_the_same_kind_is_told(finished: Path, cache: Path, tmp_path: Path, no_cell_runs: None) -> None:

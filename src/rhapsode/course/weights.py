@@ -74,7 +74,7 @@ def load_course_model(path: str | Path) -> RNNLanguageModel:
     if damage := _damage(content):
         raise ValueError(f"{path}: not a model.pt: {damage} (nothing in it was run)")
     with only_safe([*SAFE, *aliases("__main__"), *aliases("rnn")]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols; what matters here is whether it can be read
+        warnings.simplefilter("ignore")  # about the age of its format; what matters here is whether it can be read
         try:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception:  # the reader raises whatever the bytes make it stumble on

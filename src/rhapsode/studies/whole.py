@@ -118,8 +118,9 @@ def _open(request: StudyRequest, out: Path, device: str) -> Study:
         choose_device(study.device)
     except ValueError:
         raise ValueError(
-            f"{out} holds a study on {study.device}, but PyTorch finds no such device on this machine, only {chosen};"
-            " times on two devices cannot be compared: choose another directory with --out"
+            f"{out} holds a study that was started on {study.device}, which is not on this machine; it has {chosen}."
+            " Times on two devices cannot be compared: resume it where it was started, or choose another directory with"
+            " --out"
         ) from None
     if chosen != study.device:
         say(f"continuing on {study.device}, where the study was started; {chosen} is available too, for another study")
