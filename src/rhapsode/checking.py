@@ -16,7 +16,7 @@ from rhapsode.export.packed import is_packed
 from rhapsode.files import CHECKSUMS, cache_root, digest_of_file, read_checksums
 from rhapsode.model import ModelConfig
 from rhapsode.progress import silent
-from rhapsode.recorded import check_seal, read_sealed
+from rhapsode.recorded import read_sealed
 from rhapsode.run import CHECKPOINTS, Run, recorded_tokenizer
 from rhapsode.state import State
 from rhapsode.studies.directory import REPORT_TITLE, Study
@@ -204,9 +204,9 @@ def _study(path: Path) -> Iterator[CheckedFile]:
                 if checked.path not in seen:  # a store that cells share
                     yield checked
                 seen.add(checked.path)
-        file = folder / "result.json"
+        file = study.result_file(cell)
         if file.exists():
-            yield _checked(file, _how_sealed(file), partial(_check_result, study, cell, file))
+            yield _checked(file, _how_sealed(file), partial(_check_result, study, cell))
     cells = {study.cell_path(cell) for cell in study.plan.cells.values()}
     for folder in sorted((path / "cells").glob("*")):
         if folder.is_dir() and folder not in cells and not folder.name.startswith("."):
@@ -216,11 +216,10 @@ def _study(path: Path) -> Iterator[CheckedFile]:
     yield from (checked for checked in _stores_of(study.about["data"]) if checked.path not in seen)
 
 
-def _check_result(study: Study, cell: Cell, file: Path) -> None:
+def _check_result(study: Study, cell: Cell) -> None:
     """ValueError where what a cell wrote at its end is damaged, or was written by another one."""
-    result = read_sealed(file)
-    check_seal(result, file)
-    if result.get("cell") != study.identity(cell):
+    if study.written(cell).get("cell") != study.identity(cell):
+        file = study.result_file(cell)
         raise ValueError(f"{file}: written for another study than that of study.json; the cell would be finished again")
 
 

@@ -9,6 +9,7 @@ place in a shuffled epoch, best and last checkpoint. It writes a checkpoint afte
 
 import hashlib
 import json
+import math
 import os
 import platform
 import random
@@ -91,14 +92,9 @@ class Life:
         """What this process has written into the log."""
         return self.log.read_bytes()[self.log_size :].decode(errors="replace") if self.log.exists() else ""
 
-    def wait_for_work(self) -> None:
-        """Returns when training begins, or the process ends."""
-        while self.process.poll() is None and not self.told():
-            time.sleep(0.002)
-
-    def wait_at_start(self, seconds: float) -> None:
-        """Returns so many seconds after the start, and when training begins at the latest, or the process ends."""
-        while self.seconds() < seconds and self.process.poll() is None and not self.told():
+    def wait_for_work(self, most: float = math.inf) -> None:
+        """Returns when training begins, the process ends, or so many seconds after its start."""
+        while self.seconds() < most and self.process.poll() is None and not self.told():
             time.sleep(0.002)
 
     def wait_for_steps(self, count: int) -> None:
@@ -172,9 +168,7 @@ def killed(folder: Path, start: float, count: int = KILLS) -> tuple[Path, list[K
     for number in range(count):
         life = Life(folder, out, *(["--resume"] if number else []))
         if number in AT_START:
-            life.wait_at_start(
-                draw.uniform(0.05, 0.4 * start)
-            )  # the first start takes longest, it was that of the other run
+            life.wait_for_work(draw.uniform(0.05, 0.4 * start))  # `start` was the first one, which takes longest
         else:
             life.wait_for_work()
             life.wait_for_steps(draw.randint(0, 8))

@@ -49,11 +49,11 @@ class Chat:
 
     def run(self) -> None:
         """Until the input ends. Ctrl-C never ends it, at whatever moment: that would lose the text."""
-        going_on = True
-        while going_on:
+        while True:
             try:
-                while going_on:
-                    going_on = self.turn()
+                while self.turn():
+                    pass
+                return
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /quit leaves)")
 

@@ -124,16 +124,24 @@ class Study:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell wrote at its end; None for one that is not finished, or was another cell."""
-        file = self.cell_path(cell) / "result.json"
-        if not file.is_file():
+        if not self.result_file(cell).is_file():
             return None
         try:
-            result = read_sealed(file)
-            check_seal(result, file)
+            result = self.written(cell)
         except ValueError as error:
             say(f"{error}; the cell is finished again")
             return None
         return result if result.get("cell") == self.identity(cell) else None
+
+    def result_file(self, cell: Cell) -> Path:
+        return self.cell_path(cell) / "result.json"
+
+    def written(self, cell: Cell) -> dict[str, Any]:
+        """What some cell wrote into the file of this one's result; ValueError where it is damaged."""
+        file = self.result_file(cell)
+        result = read_sealed(file)
+        check_seal(result, file)
+        return result
 
     def results(self) -> list[dict[str, Any]]:
         """The results of all finished cells, in the order of the plan."""
@@ -141,7 +149,7 @@ class Study:
 
     def finish(self, cell: Cell, result: dict[str, Any]) -> None:
         """Marks the cell as finished, in one rename."""
-        write_text(self.cell_path(cell) / "result.json", as_json({"cell": self.identity(cell), **result}))
+        write_text(self.result_file(cell), as_json({"cell": self.identity(cell), **result}))
 
     def report_files(self) -> list[Path]:
         """The files of the report that are there."""

@@ -22,9 +22,7 @@ from rhapsode.studies.directory import Study
 from rhapsode.studies.plans import Cell
 
 RETRIES = 3  # of a cell whose machine is lost
-STUDY_PROCESS = (
-    "RHAPSODE_STUDY_PROCESS"  # the variable that tells a cell's process of its parent, where that is a study
-)
+STUDY_PROCESS = "RHAPSODE_STUDY_PROCESS"  # the variable by which a cell's process knows the study that began it
 CANCEL_SECONDS = 30.0  # for a cell to save when its task is cancelled
 ENGINES = "local, ray, or command and what is to stand before the cell's own command, such as 'command srun -n1'"
 
