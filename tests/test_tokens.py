@@ -1,5 +1,6 @@
 """The token store, made once and whole or not at all, and the batches drawn from it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -135,6 +136,27 @@ def test_damaged_store_is_made_anew(
     damaged.write_bytes(damaged.read_bytes()[:-20])
     assert prepare(source, bpe, tmp_path / "cache").story(59).tolist()[:-1] == bpe.encode(STORIES[59])
     assert "making it again" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a disk's error that sounds like damage; in the cache, the store is made again all the same."""
+    source, cache = open_source([str(write_stories(tmp_path / "a.jsonl"))]), tmp_path / "cache"
+    prepare(source, bpe, cache)
+    (folder,) = cache.glob("store-*")
+    real, failing = np.load, [folder / "bytes.npy"]
+
+    def load(file: Path, *rest: Any, **options: Any) -> Any:
+        if file in failing:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, *rest, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(PermissionError, match=r"bytes\.npy"):
+        TokenStore.open(folder)
+    monkeypatch.setattr(store, "_set_aside", lambda *_: (shutil.rmtree(folder), failing.clear()))
+    assert prepare(source, bpe, cache).num_stories == len(STORIES)
 
 
 def test_store_of_an_older_version_is_made_anew(

@@ -92,7 +92,7 @@ class TokenStore:
     def open(cls, folder: Path) -> "TokenStore":
         """Opens a store that `prepare` made, once all its files match their checksums.
 
-        Raises FileNotFoundError, or ValueError where it is damaged.
+        Raises OSError where a file is not there or cannot be read, ValueError where the store is damaged.
         """
         about = read_versioned(folder / "store.json", FORMAT_VERSION)
         check_checksums(folder, folder.name)
@@ -100,7 +100,7 @@ class TokenStore:
             store = cls._open(folder, about)
             if not (folder / CHECKSUMS).exists():  # made by an earlier version
                 store._check_bounds()
-        except FileNotFoundError:
+        except OSError:
             raise
         except Exception as error:  # what NumPy raises at damaged headers has no end
             raise ValueError(f"{folder}: damaged ({error})") from None
@@ -223,11 +223,9 @@ def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | None = None)
             store = TokenStore.open(folder)
             if store.fingerprint != fingerprint:
                 raise ValueError("it holds another text or tokenizer")
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             if folder.is_dir():
                 _set_aside(folder, error)
-        except ValueError as error:
-            _set_aside(folder, error)
         else:
             _say_what_is_lost(store)
             return store
