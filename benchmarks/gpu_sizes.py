@@ -57,11 +57,12 @@ class Loop:
 
     @property
     def name(self) -> str:
-        return f"{self.cell}, hidden {self.hidden}"
+        return f"{self.cell}, hidden {self.hidden}, batch {self.batch}"
 
 
 LOOPS = (
     *(Loop("elman", hidden, precision) for hidden in (64, 128) for precision in ("float32", "tf32", "bfloat16")),
+    *(Loop("elman", 128, precision, batch=1024) for precision in ("float32", "tf32", "bfloat16")),
     Loop("elman", 256, "bfloat16"),
     Loop("gated", 128),
     Loop("gated", 512),

@@ -42,15 +42,35 @@ def loaded(interpreted: bool) -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def compiled_sum() -> Any:
+    """Triton's own sum, a kernel as ours are, as it is compiled."""
+    return importlib.import_module("triton.language").sum
+
+
 @pytest.fixture(scope="module", autouse=True)
-def interpreted() -> Iterator[ModuleType]:
+def interpreted(compiled_sum: Any) -> Iterator[ModuleType]:
     """The kernels run on CPU tensors, statement by statement; other tests see nothing of it."""
     module = loaded(interpreted=True)
+
+    def added_up(x: Any, axis: int) -> Any:  # Triton's own would leave it interpreting for good
+        return module.tl.reduce(x, axis, module.tl.standard._sum_combine)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.tl, "sum", added_up)
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setitem(sys.modules, "rhapsode.kernels.one_launch", module)
         patch.setattr(rhapsode.kernels, "one_launch", module, raising=False)
         yield module
+
+
+@pytest.fixture(params=[False, True], ids=["blocks", "rows"])
+def by_rows(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Both kernels of the Elman recurrence: ROWS of the batch a program, and one."""
+    monkeypatch.setattr(interpreted, "_takes_rows", lambda _: request.param)
+
+
+both_kernels = pytest.mark.usefixtures("by_rows")
 
 
 def tensors(T: int, B: int, H: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -74,6 +94,7 @@ def results(kind: str, function: Any, inputs: tuple[Tensor, ...], upstream: Tens
     ]
 
 
+@both_kernels
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("with_initial", [True, False])
 @pytest.mark.parametrize(("T", "B", "H"), SIZES)
@@ -104,6 +125,7 @@ def test_gated_is_the_equation(T: int, B: int, H: int, with_initial: bool) -> No
     torch.testing.assert_close(single, wanted, rtol=1e-5, atol=1e-5)
 
 
+@both_kernels
 def test_finite_differences() -> None:
     """In float64; relu, which has a kink, is compared with the equation above."""
     x, weight, initial, _ = (each.requires_grad_() for each in tensors(3, 2, 3))
@@ -112,6 +134,7 @@ def test_finite_differences() -> None:
         assert torch.autograd.gradcheck(lambda x, h: gated_recurrence(torch.cat((x, x.sin()), -1), h), (x, initial))
 
 
+@both_kernels
 @pytest.mark.parametrize("cell", ["elman", "gated"])
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_cut_changes_nothing(cell: str, cut: int) -> None:
@@ -134,6 +157,7 @@ def test_a_cut_changes_nothing(cell: str, cut: int) -> None:
     torch.testing.assert_close(ours, results("triton", whole, inputs, upstream), rtol=1e-12, atol=1e-12)
 
 
+@both_kernels
 def test_memory_around_is_left_alone(interpreted: ModuleType) -> None:
     """Catches a store beyond the last row or step, which a comparison of the results would not see."""
     T, B, H = 3, 17, 20
@@ -159,6 +183,7 @@ def test_memory_around_is_left_alone(interpreted: ModuleType) -> None:
         assert (memory[-4096:] == 7).all()
 
 
+@both_kernels
 def test_transposed_tensors_are_read_as_they_are() -> None:
     """Catches a kernel that takes a batch-major gradient, state or weight for the contiguous one that it expects."""
     x, weight, initial, upstream = tensors(5, 3, 20)
@@ -173,6 +198,7 @@ def test_transposed_tensors_are_read_as_they_are() -> None:
             )
 
 
+@both_kernels
 def test_what_is_not_a_number_shows() -> None:
     """Catches a relu that turns a diverged row into zeros; the other rows of its block are as they were."""
     x, weight, initial, _ = tensors(3, 4, 5)
@@ -184,6 +210,7 @@ def test_what_is_not_a_number_shows() -> None:
             assert h[:, [0, 2, 3]].isfinite().all()
 
 
+@both_kernels
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # as meant
 def test_large_numbers_saturate() -> None:
     """Catches an exp that overflows: tanh is then 1 or -1, and a gate shut or open."""
@@ -247,11 +274,15 @@ def test_rounding_on_tensor_cores(activation: str, interpreted: ModuleType, monk
             elman_deltas(exact_deltas, states.double(), weight.double(), activation)
             pairs = (states, exact), (deltas, exact_deltas)
             errors[precision] = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    by_row = x.clone()
+    interpreted.elman_states(by_row, weight, initial, activation, by_rows=True)
+    assert float((by_row - exact).norm() / exact.norm()) < 3e-7
     assert errors["float32"] < 3e-7
     assert errors["tf32x3"] < 3e-7
     assert 5e-5 < errors["tf32"] < 5e-4
 
 
+@both_kernels
 @pytest.mark.parametrize("cell", ["elman", "gated"])
 def test_models_side_by_side(cell: str) -> None:
     """Catches a program that reads the weights or the rows of another model than its own."""
@@ -268,6 +299,7 @@ def test_models_side_by_side(cell: str) -> None:
     torch.testing.assert_close(results("triton", function, (x, weight, initial), upstream), wanted)
 
 
+@both_kernels
 @pytest.mark.parametrize("cell", ["elman", "gated"])
 def test_a_whole_model_loses_the_same(cell: str) -> None:
     """Catches kernels that pass alone and not in their place: dropout, padding, a carried state, all gradients."""
@@ -297,10 +329,12 @@ def test_the_trial_of_a_card(interpreted: ModuleType, monkeypatch: pytest.Monkey
     for cell, activation in (("elman", "relu"), ("elman", "tanh"), ("gated", "relu")):
         assert _why_it_failed(cell, 20, torch.float32, cpu, activation) is None
     right = interpreted.elman_deltas
-    monkeypatch.setattr(interpreted, "elman_deltas", lambda g, h, w, a: right(g, h, w.t(), a))
-    found = _why_it_failed("elman", 20, torch.float32, cpu, "relu")
-    assert found is not None
-    assert found.startswith("its gradients differ from the equation's by")
+    for wrong in (False, True):
+        turned = lambda g, h, w, a, rows, wrong=wrong: right(g, h, w.t() if rows == wrong else w, a, rows)  # noqa: E731
+        monkeypatch.setattr(interpreted, "elman_deltas", turned)
+        found = _why_it_failed("elman", 20, torch.float32, cpu, "relu")
+        assert found is not None
+        assert found.startswith("its gradients differ from the equation's by")
     monkeypatch.setattr(interpreted, "elman_states", lambda *_: 1 / 0)
     assert _why_it_failed("elman", 20, torch.float32, cpu, "relu") == "ZeroDivisionError: division by zero"
 
@@ -329,7 +363,9 @@ def compiled(module: ModuleType, kernel: str, card: tuple[int, int], hidden_dim:
     source = triton.compiler.ASTSource(
         function, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
     )
-    warps = module.warps_of(width) if kernel.startswith("_elman") else 4
+    warps = {"_elman": module.warps_of(width), "_row": module.warps_of_a_row(width)}.get(
+        kernel[: kernel.rindex("_")], 4
+    )
     result = triton.compile(source, GPUTarget("cuda", card[0] * 10 + card[1], 32), {"num_warps": warps})
     return Compiled(result.metadata.shared, spilled(result.asm["cubin"]))
 
@@ -355,18 +391,24 @@ def spilled(binary: bytes) -> int:
     ids=str,
 )
 def test_weights_of_the_largest_size_stay_on_the_chip(
-    card: tuple[int, int], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    card: tuple[int, int], precision: str, tmp_path: Path, compiled_sum: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches an entry of ON_CHIP that no card of its kind can hold, and a kernel that the compiler refuses."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     module, largest = loaded(interpreted=False), ON_CHIP[card][precision]
+    monkeypatch.setattr(module.tl, "sum", compiled_sum)
     parts, size = (2 if precision == "tf32x3" else 1), (2 if precision == "bfloat16" else 4)
     for kernel in ("_elman_states", "_elman_deltas"):
         took = compiled(module, kernel, card, largest, precision)
         assert took.spilled == 0
         assert took.shared == parts * size * largest * (largest + module.ROWS)  # as recurrence_forms.py says
         assert took.shared <= SHARED_KB[card] * 1024
+    if precision != "tf32":
+        for kernel in ("_row_states", "_row_deltas"):
+            took = compiled(module, kernel, card, min(largest, module.WIDEST_ROW), precision)
+            assert took.spilled == 0
+            assert took.shared <= 8192  # no weights: what a step hands from warp to warp
     if card == (9, 0) and precision != "tf32":
         for kernel in ("_gated_states", "_gated_deltas"):
             assert compiled(module, kernel, card, 100, precision) == Compiled(0, 0)

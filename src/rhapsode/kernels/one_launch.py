@@ -2,8 +2,12 @@
 
 A GPU takes microseconds to start an operation, and a loop of T steps starts two or three a step. Here a program takes a
 few rows of the batch through all steps; rows do not meet, so that no program waits for another. For the Elman
-recurrence it reads the weights once and keeps them on the chip, in registers and shared memory; the gated one has none.
-Each step asks for the next step's numbers before it computes. The products over all steps at once stay outside.
+recurrence it reads the weights once and keeps them on the chip; the gated one has none. Each step asks for the next
+step's numbers before it computes. The products over all steps at once stay outside.
+
+The Elman recurrence is there twice. `_row_*`: one row a program, its weights in registers, products one by one; as soon
+as each multiprocessor has its row, nothing is faster. `_elman_*`: ROWS rows a program on tensor cores, for which the
+weights lie in shared memory too; a step takes longer, and many rows take no longer than few.
 
 B rows, T tokens in this call, H hidden, M models side by side; all tensors time-major and contiguous. Blocks are powers
 of two wide, as Triton wants them: what lies beyond B and H is read as 0, stays 0, and is never written.
@@ -23,24 +27,36 @@ from rhapsode.kernels.recurrence_forms import precision_of
 ROWS = 16  # of the batch that a program takes: the fewest for which tensor cores are used
 ENTRIES = 128  # of a step (B, H) that a program of the gated recurrence takes
 WIDE = 128  # from this width on the weights need the registers of eight warps, below it those of four
+WIDEST_ROW = 128  # of which a program holds the weights in registers,
+WEIGHTS = 128  # so many a thread: half as many take twice the time, since more warps wait for each other
+ENTRIES_OF_A_PROCESSOR = 512  # of a step, up to which a row a program is faster, on an H200: docs/kernels.md
 
 
-def elman_states(states: Tensor, weight: Tensor, initial: Tensor | None, activation: str) -> None:
+def elman_states(
+    states: Tensor, weight: Tensor, initial: Tensor | None, activation: str, by_rows: bool | None = None
+) -> None:
     """h_t in the place of x_t: states (T, B, H), weight (H, H), initial (B, H) or None for zero.
 
-    Of M models side by side: (T, M, B, H), (M, H, H), (M, B, H).
+    Of M models side by side: (T, M, B, H), (M, H, H), (M, B, H). by_rows: a row a program, or ROWS; None: the faster.
     """
     began = None if initial is None else initial.contiguous()
-    weight = weight.contiguous()
     with torch.cuda.device_of(states):
-        _elman_states[_blocks(states)](states, weight, began, *_sizes(states), **_settings(states, activation))
+        if _takes_rows(states) if by_rows is None else by_rows:
+            transposed = weight.mT.contiguous()  # so that neighbours in memory are neighbours in a row of threads
+            _row_states[_rows(states)](states, transposed, began, *_sizes(states), **_of_a_row(states, activation))
+        else:
+            settings = _settings(states, activation)
+            _elman_states[_blocks(states)](states, weight.contiguous(), began, *_sizes(states), **settings)
 
 
-def elman_deltas(grad: Tensor, hidden: Tensor, weight: Tensor, activation: str) -> None:
+def elman_deltas(grad: Tensor, hidden: Tensor, weight: Tensor, activation: str, by_rows: bool | None = None) -> None:
     """g_t in the place of dL/dh_t: grad and hidden (T, B, H), weight (H, H); or (T, M, B, H) and (M, H, H)."""
-    weight = weight.contiguous()
+    arguments = (grad[-1], hidden[-1], weight.contiguous(), *_sizes(grad))
     with torch.cuda.device_of(grad):
-        _elman_deltas[_blocks(grad)](grad[-1], hidden[-1], weight, *_sizes(grad), **_settings(grad, activation))
+        if _takes_rows(grad) if by_rows is None else by_rows:
+            _row_deltas[_rows(grad)](*arguments, **_of_a_row(grad, activation))
+        else:
+            _elman_deltas[_blocks(grad)](*arguments, **_settings(grad, activation))
 
 
 def gated_states(x: Tensor, initial: Tensor | None) -> Tensor:
@@ -71,6 +87,31 @@ def width_of(hidden_dim: int) -> int:
 def warps_of(width: int) -> int:
     """How many warps a program of the Elman recurrence has."""
     return 8 if width >= WIDE else 4
+
+
+def warps_of_a_row(width: int) -> int:
+    """How many warps a program has that takes one row."""
+    return max(1, width * width // (32 * WEIGHTS))
+
+
+def _takes_rows(states: Tensor) -> bool:
+    """Whether a row a program is the faster way, and possible."""
+    width = width_of(states.shape[-1])
+    if width > WIDEST_ROW or not states.is_cuda:
+        return False
+    rows = states.shape[1:-1].numel()
+    return (
+        rows * width <= ENTRIES_OF_A_PROCESSOR * torch.cuda.get_device_properties(states.device).multi_processor_count
+    )
+
+
+def _rows(states: Tensor) -> tuple[int, int]:
+    return states.shape[-2], states.shape[1] if states.ndim == 4 else 1
+
+
+def _of_a_row(states: Tensor, activation: str) -> dict[str, Any]:
+    width = width_of(states.shape[-1])
+    return {"relu": activation == "relu", "sums": _sums(states), "width": width, "num_warps": warps_of_a_row(width)}
 
 
 def _blocks(states: Tensor) -> tuple[int, int]:
@@ -160,6 +201,74 @@ def _elman_deltas(
         next_direct = tl.load(now - step, mask=more, other=0.0)
         next_h = tl.load(state - step, mask=more, other=0.0).to(sums)
         total = tl.dot(g, on_chip, acc=direct.to(sums), input_precision=precision, out_dtype=sums)
+        g = (total * tl.where(h == 0, 0.0, 1.0) if relu else total * (1 - h * h)).to(g.dtype)
+        tl.store(now, g, mask=inside)
+        now -= step
+        state -= step
+        direct, h = next_direct, next_h
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def _row_states(
+    states,
+    transposed,
+    initial,
+    T,
+    B,
+    H,
+    relu: tl.constexpr,
+    sums: tl.constexpr,
+    width: tl.constexpr,
+):
+    model, step = tl.program_id(1), tl.num_programs(1) * B * H
+    column = tl.arange(0, width)
+    inside = column < H
+    square = inside[:, None] & inside[None, :]
+    on_chip = tl.load(transposed + model * H * H + column[:, None] * H + column[None, :], mask=square, other=0.0)
+    weights = on_chip.to(sums)
+    here = (model * B + tl.program_id(0)) * H + column
+    h = tl.full((width,), 0.0, states.dtype.element_ty)
+    if initial is not None:
+        h = tl.load(initial + here, mask=inside, other=0.0)
+    now = states + here
+    x = tl.load(now, mask=inside, other=0.0)
+    for t in range(T):
+        next_x = tl.load(now + step, mask=inside & (t + 1 < T), other=0.0)
+        total = tl.sum(h.to(sums)[:, None] * weights, axis=0) + x.to(sums)
+        h = (tl.where(total <= 0, 0.0, total) if relu else 1 - 2 / (tl.exp(2 * total) + 1)).to(h.dtype)
+        tl.store(now, h, mask=inside)
+        now += step
+        x = next_x
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def _row_deltas(
+    grad,  # of the last step, and so is hidden
+    hidden,
+    weight,
+    T,
+    B,
+    H,
+    relu: tl.constexpr,
+    sums: tl.constexpr,
+    width: tl.constexpr,
+):
+    model, step = tl.program_id(1), tl.num_programs(1) * B * H
+    column = tl.arange(0, width)
+    inside = column < H
+    square = inside[:, None] & inside[None, :]
+    on_chip = tl.load(weight + model * H * H + column[:, None] * H + column[None, :], mask=square, other=0.0)
+    weights = on_chip.to(sums)
+    here = (model * B + tl.program_id(0)) * H + column
+    now, state = grad + here, hidden + here
+    g = tl.full((width,), 0.0, grad.dtype.element_ty)  # of the step behind
+    direct = tl.load(now, mask=inside, other=0.0)
+    h = tl.load(state, mask=inside, other=0.0).to(sums)
+    for t in range(T):
+        more = inside & (t + 1 < T)
+        next_direct = tl.load(now - step, mask=more, other=0.0)
+        next_h = tl.load(state - step, mask=more, other=0.0).to(sums)
+        total = tl.sum(g.to(sums)[:, None] * weights, axis=0) + direct.to(sums)
         g = (total * tl.where(h == 0, 0.0, 1.0) if relu else total * (1 - h * h)).to(g.dtype)
         tl.store(now, g, mask=inside)
         now -= step

@@ -12,8 +12,8 @@ from rhapsode.kernels.forms import FORMS, TRITON_MISSING, chosen_form, has_trito
 # The largest hidden size whose weights stay on the chip, by compute capability and precision of the products. Where the
 # Elman recurrence is wider, and on other cards, a loop of products runs, which a CUDA graph can hold. With the width a
 # power of two, width * (width + 16) numbers lie in shared memory, twice as many for tf32x3, of which a block may have
-# 99 KB (_SMALL), 163 or 227 (_LARGE): tests/test_one_launch.py compiles the entries. Only 128 in float32 on 9.0 was
-# timed, and that with a prototype: docs/kernels.md.
+# 99 KB (_SMALL), 163 or 227 (_LARGE): tests/test_one_launch.py compiles the entries. Those of 9.0 were timed, on an
+# H200: docs/kernels.md.
 _LARGE = {"tf32x3": 128, "tf32": 128, "bfloat16": 256}
 _SMALL = {"tf32x3": 64, "tf32": 128, "bfloat16": 128}
 ON_CHIP: dict[tuple[int, int], dict[str, int]] = {
@@ -120,22 +120,25 @@ def _difference(cell: str, hidden_dim: int, dtype: torch.dtype, device: torch.de
 
     with torch.no_grad():
         initial, upstream = numbers(B, H), numbers(T, B, H)
+        pairs: list[tuple[str, Tensor, Tensor]] = []
         if cell == "elman":
             weight = numbers(H, H) / H**0.5
-            states, deltas = numbers(T, B, H), upstream.clone()
-            one_launch.elman_states(states, weight, initial, activation)
-            one_launch.elman_deltas(deltas, states, weight, activation)
             wanted = recurrence.stepwise(numbers(T, B, H).double(), weight.double(), initial.double(), activation)
-            wanted_deltas = upstream.double()
-            recurrence.elman_deltas(wanted_deltas, states.double(), weight.double(), activation)
+            for by_rows in (False, True) if one_launch.width_of(H) <= one_launch.WIDEST_ROW else (False,):
+                states, deltas, wanted_deltas = numbers(T, B, H), upstream.clone(), upstream.double()
+                one_launch.elman_states(states, weight, initial, activation, by_rows)
+                one_launch.elman_deltas(deltas, states, weight, activation, by_rows)
+                recurrence.elman_deltas(wanted_deltas, states.double(), weight.double(), activation)
+                pairs += [("states", states, wanted), ("gradients", deltas, wanted_deltas)]
         else:
             x = numbers(T, B, 2 * H)
             wanted = gated.gated_stepwise(x.double(), initial.double())
             states = one_launch.gated_states(x, initial)
             deltas, _ = one_launch.gated_deltas(x, states, upstream)
             wanted_deltas, _ = gated.gated_deltas(x.double(), states.double(), upstream.double())
+            pairs = [("states", states, wanted), ("gradients", deltas, wanted_deltas)]
     within = LARGEST_ERROR.get(precision_of(dtype), 1e-4)
-    for what, ours, theirs in (("states", states, wanted), ("gradients", deltas, wanted_deltas)):
+    for what, ours, theirs in pairs:
         error = float((ours - theirs).abs().max() / theirs.abs().max())
         if not error <= within:
             return f"its {what} differ from the equation's by {error:.1e}, more than {within:.0e}"
