@@ -51,10 +51,11 @@ def test_the_whole_script_on_a_cpu(gpu: Any, capsys: pytest.CaptureFixture[str],
     assert set(found["steps_ms"][0]) >= {"ours", "ours, graph", "nn.RNN", "nn.RNN, graph", "stepwise"}
     assert set(found["runs"]) == {"large, float32", "coffee, float32", "coffee, bfloat16", "eight seeds"}
     assert all(entry["bits_per_byte"] > 0 for name, entry in found["runs"].items() if name != "eight seeds")
+    assert found["runs"]["eight seeds"]["few steps apart"] < 1e-3
     assert [entry["texts"] for entry in found["decoding_tokens_per_second"]] == [1, 4]
     assert [(entry["loop"], entry["runs"]) for entry in found["loops"]] == [
-        ("elman, hidden 12", "fast"),
-        ("gated, hidden 5", "fast"),
+        ("elman, hidden 12, batch 4", "fast"),
+        ("gated, hidden 5, batch 4", "fast"),
     ]
     assert all(entry["fast: ms"] > 0 and 0 < entry["fast: error"] < 5e-2 for entry in found["loops"])
     assert set(found["muon_ms"]) == {"ours, float32", "ours, tf32", "PyTorch's"}
