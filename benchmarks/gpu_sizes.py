@@ -123,7 +123,8 @@ def setup(cpu: bool) -> Setup:
         few: Sections = {"model": narrow, "batch": {"batch_size": 4, "window": 16}, "train": {"tokens": 64 * 20}}
         tiny_course = merge(course, tiny)
         parts = (tiny_course, merge(coffee, few), tiny_course)
-        return Setup("cpu", eager, TINY_LOOPS, TINY_ROWS, ("float32",), *parts, texts=(1, 4), tokens=8, deadline=math.inf)
+        sizes_of_all = (TINY_LOOPS, TINY_ROWS, ("float32",), *parts)
+        return Setup("cpu", eager, *sizes_of_all, texts=(1, 4), tokens=8, deadline=math.inf)
     until = time.monotonic() + MOST_SECONDS
     seeds: Sections = {"train": {"sequences": 32 * 400}, "batch": {"batch_size": 32, "form": "stream", "window": 128}}
     both = ("float32", "tf32")
