@@ -40,7 +40,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
 @pytest.mark.parametrize(
     ("capability", "cell", "hidden_dim", "dtype", "kind", "reason"),
     [
-        ((9, 0), "elman", 128, torch.float32, "triton", "hidden size 128, weights on the chip in tf32x3"),
+        ((9, 0), "elman", 128, torch.float32, "triton", "one launch: hidden size 128, weights on the chip"),
         (
             (9, 0),
             "elman",
@@ -49,7 +49,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
             "fast",
             "129 is above 128, the most that fits on a chip of 9.0 in tf32x3",
         ),
-        ((9, 0), "elman", 256, torch.bfloat16, "triton", "in bfloat16"),
+        ((9, 0), "elman", 256, torch.bfloat16, "triton", "hidden size 256, weights on the chip"),
         ((8, 9), "elman", 128, torch.float32, "fast", "128 is above 64"),
         ((9, 0), "elman", 8, torch.float64, "fast", "there is no kernel for float64"),
         ((9, 0), "gated", 4096, torch.float64, "triton", "it has no weights"),

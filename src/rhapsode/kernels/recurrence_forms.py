@@ -65,7 +65,7 @@ def recurrence_form(
         against = _trials[asked]
     if against is not None:
         return RecurrenceForm("fast", against)
-    where = f"weights on the chip in {precision}" if cell == "elman" else "it has no weights"
+    where = "weights on the chip" if cell == "elman" else "it has no weights"
     return RecurrenceForm("triton", f"one launch: hidden size {hidden_dim}, {where}")
 
 
