@@ -111,3 +111,22 @@ def test_nothing_is_begun_that_would_not_end_in_time(gpu: Any) -> None:
     for ratios, verdict in (([0.5, 0.9], "met"), ([0.5], "not measured"), ([1.1], "missed"), ([], "not measured")):
         bars = gpu.verdicts(how, [{"of nn.RNN, graph": ratio} for ratio in ratios], {})
         assert bars["step of nn.RNN under a graph"]["verdict"] == verdict
+
+
+def test_the_tables_of_the_docs_are_what_was_measured(gpu: Any) -> None:
+    """Would catch a figure that was typed, and a page that shows an earlier run than results/gpu.json."""
+    tables = importlib.import_module("gpu_tables").tables()
+    assert list(tables) == ["bars", "steps", "runs", "decoding", "loops"]
+    for name, table in tables.items():
+        page = FOLDER.parent / "docs" / ("kernels.md" if name == "loops" else "gpu.md")
+        assert f"\n\n{table}\n\n" in page.read_text(encoding="utf-8"), f"{page.name}: {name}"
+
+
+def test_a_table_says_what_was_not_measured(gpu: Any) -> None:
+    """Would catch a table that another card cannot have, where time was up or a rival failed."""
+    tables = importlib.import_module("gpu_tables")
+    found = {"steps_ms": [{"row": "8, 8, 8, 8", "precision": "tf32", "ours": 12.34, "nn.RNN": 1234.5}], "runs": {}}
+    assert tables.steps(found)[2:] == ["| 8, 8, 8, 8 | TF32 | 12.3 | | 1,234 | | | |"]
+    assert tables.runs(found)[3] == "| its bits per byte | | | |"
+    bar = {"at_most": 8.0, "figures": [], "verdict": "not measured"}
+    assert tables.bars({"bars": {"seconds": bar}})[2:] == ["| seconds | at most 8 | | not measured |"]
