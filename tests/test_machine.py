@@ -137,3 +137,15 @@ def test_a_graph_keeps_what_it_was_captured_from(monkeypatch: pytest.MonkeyPatch
     del replay
     gc.collect()
     assert gone() is None
+
+
+def test_where_a_step_is_one_launch() -> None:
+    """Would catch a GPU that waits for launches unless it is told otherwise, and a CPU that is asked for a graph."""
+    assert machine.graph_capture("cuda") is machine.cuda_graph
+    assert machine.graph_capture("cuda", True) is machine.cuda_graph
+    assert machine.graph_capture("cuda", False) is None
+    assert [machine.graph_capture(device, wanted) for device in ("cpu", "mps") for wanted in (None, False)] == [
+        None
+    ] * 4
+    with pytest.raises(ValueError, match="--cuda-graph needs --device cuda, this is mps: leave it out"):
+        machine.graph_capture("mps", True)

@@ -68,7 +68,7 @@ def load(
     the path.
     """
     path, device = Path(path), choose_device(device)
-    capture = graph_capture(device) if cuda_graph else None
+    capture = graph_capture(device, cuda_graph)
     if path.is_file():
         network, own = _course_model(path, Path(tokenizer) if tokenizer else path.parent / "my_tokenizer")
         return Model(network.to(device), own, capture=capture)
@@ -103,7 +103,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     precision: str | None = None,
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
     resume: bool = False,
     processes: int = 1,
     accumulate: int = 1,
@@ -124,9 +124,9 @@ def train(
     exactly. tokenizer: a folder, a Tokenizer, or the kind to train (bpe, unigram, characters) with vocab_size tokens.
     cut, separator, field, format: how files are read and cut into stories, as on the command line. threads: a fixed
     number of CPU threads, which several processes share; otherwise chosen as it goes. precision: of the products of a
-    step: float32, tf32 or bfloat16, a field of `train`. cuda_graph: the whole step is one launch of the GPU
-    (docs/gpu.md). processes: how many of this
-    machine train the model together (1 under torchrun, which starts them). accumulate: parts of a batch that a process
+    step: float32, tf32 or bfloat16, a field of `train`. cuda_graph: whether the whole step is one launch
+    (docs/gpu.md); None: on a CUDA GPU. processes: how many of this machine train the model together (1 under torchrun,
+    which starts them). accumulate: parts of a batch that a process
     computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
     lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
     a notebook, nothing elsewhere.
@@ -145,7 +145,7 @@ def train(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     device = choose_device(device)
-    capture = graph_capture(device) if cuda_graph else None
+    capture = graph_capture(device, cuda_graph)
     live = LiveTraining() if show is None and in_notebook() else None
     with joined(device, peer_seconds) as group, silent(not (show and group.leads)), fixed_threads(threads):
         if processes > 1 and not group.alone:
@@ -336,7 +336,7 @@ def study(
     jobs: int = 1,
     together: bool = False,
     threads: int | None = None,
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
     engine: str = "local",
     address: str | None = None,
     storage: str | None = None,

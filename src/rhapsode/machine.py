@@ -164,11 +164,14 @@ def eager(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-def graph_capture(device: str) -> Capture:
-    """What captures on this device; ValueError with one line where none can."""
-    if device != "cuda":
+def graph_capture(device: str, wanted: bool | None = None) -> Capture | None:
+    """What makes a step one launch on this device; None where it is launched piece by piece.
+
+    wanted None: one launch wherever that can be. Raises ValueError with one line where it is wanted and cannot be.
+    """
+    if wanted and device != "cuda":
         raise ValueError(f"--cuda-graph needs --device cuda, this is {device}: leave it out")
-    return cuda_graph
+    return cuda_graph if device == "cuda" and wanted is not False else None
 
 
 def on_own_stream(device: torch.device, function: Callable[[], None]) -> None:

@@ -33,9 +33,13 @@ STARTING = 0.15  # of the kills come while the process starts
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def units(small: bool) -> list[Unit]:
+def units(small: bool, group: str = "1") -> list[Unit]:
+    """group: 1, kills inside every kind of write and half of those at random moments, or 2, the other half."""
     inside = [(f"inside {work.name}", partial(kill_inside, work, SMALL_POINTS if small else 0)) for work in WORKS]
-    return inside if small else [*inside, *((f"life {i + 1}", partial(kill_at_random, i)) for i in range(LIVES))]
+    if small:
+        return inside if group == "1" else []
+    lives = [(f"life {i + 1}", partial(kill_at_random, i)) for i in range(LIVES)]
+    return [*inside, *lives[: LIVES // 2]] if group == "1" else lives[LIVES // 2 :]
 
 
 def kill_inside(work: Work, most: int, seed: int, folder: Path) -> Tally:

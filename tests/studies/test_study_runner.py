@@ -406,7 +406,7 @@ def test_seeds_side_by_side_get_what_they_get_alone(cache: Path, tmp_path: Path)
             got, expected = ([point[loss] for point in each["points"]] for each in (found, wanted))
             np.testing.assert_allclose(got, expected, rtol=1e-4)
     study = Study.open(beside)
-    study.note(cuda_graph=True)  # what the cells read; sealed like all of it
-    assert Study.open(beside).cuda_graph
-    assert not Study.open(alone).cuda_graph
+    study.note(cuda_graph=False)  # what the cells read; sealed like all of it
+    assert Study.open(beside).cuda_graph is False
+    assert Study.open(alone).cuda_graph is None
     assert "those of one shape side by side, at most 1 such groups at once" in (beside / "report.md").read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rhapsode.cli.options import CHECKPOINT, CUDA_GRAPH, DEVICE, JSON, RUN, THREADS
+from rhapsode.cli.options import CHECKPOINT, DEVICE, JSON, RUN, THREADS
 
 
 def generate(
@@ -24,7 +24,11 @@ def generate(
     checkpoint: str = CHECKPOINT,
     threads: int = THREADS,
     device: str = DEVICE,
-    cuda_graph: bool = CUDA_GRAPH,
+    cuda_graph: bool = typer.Option(
+        False,
+        "--cuda-graph",
+        help="Write on the GPU, a step of all texts in one launch; a CPU was faster (docs/gpu.md).",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Continue a prompt."""

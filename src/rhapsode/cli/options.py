@@ -9,7 +9,9 @@ OUT: Path = typer.Option(None, "--out", "-o", help="The run directory; by defaul
 CHECKPOINT: str = typer.Option("best", help="Checkpoint: best (lowest validation loss) or last.")
 THREADS: int = typer.Option(None, min=1, help="A fixed number of CPU threads; by default chosen while it runs.")
 DEVICE: str = typer.Option("auto", help="Device: auto, cpu, cuda or mps.")
-CUDA_GRAPH: bool = typer.Option(False, "--cuda-graph", help="Give a GPU each step in one launch (docs/gpu.md).")
+CUDA_GRAPH: bool = typer.Option(
+    None, help="Give a GPU each step in one launch, or piece by piece; by default in one wherever that can be."
+)
 JSON: bool = typer.Option(False, "--json", help="Print one JSON object.")
 FORMAT: str = typer.Option("auto", help="File format: auto, text, jsonl, json, csv, tsv or parquet.")
 CUT = ("--cut", "--split")  # the second was its name before; other splits are parts of a data set

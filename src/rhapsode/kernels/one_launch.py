@@ -28,7 +28,7 @@ ROWS = 16  # of the batch that a program takes: the fewest for which tensor core
 ENTRIES = 128  # of a step (B, H) that a program of the gated recurrence takes
 WIDE = 128  # from this width on the weights need the registers of eight warps, below it those of four
 WIDEST_ROW = 128  # of which a program holds the weights in registers,
-WEIGHTS = 128  # so many a thread: half as many take twice the time, since more warps wait for each other
+WEIGHTS_OF_A_THREAD = 128  # half as many take twice the time, since more warps wait for each other
 ENTRIES_OF_A_PROCESSOR = 512  # of a step, up to which a row a program is faster, on an H200: docs/kernels.md
 
 
@@ -91,7 +91,7 @@ def warps_of(width: int) -> int:
 
 def warps_of_a_row(width: int) -> int:
     """How many warps a program has that takes one row."""
-    return max(1, width * width // (32 * WEIGHTS))
+    return max(1, width * width // (32 * WEIGHTS_OF_A_THREAD))
 
 
 def _takes_rows(states: Tensor) -> bool:

@@ -66,7 +66,7 @@ def run_cell(study: Study, cell: Cell, threads: int, storage: str | None = None)
     """
     torch.set_num_threads(threads)
     opened = _open(study, cell, threads)
-    capture = graph_capture(study.device) if study.cuda_graph else None
+    capture = graph_capture(study.device, study.cuda_graph)
 
     def train() -> Outcome:
         copy = _copying(study, cell, storage)
@@ -83,7 +83,7 @@ def run_beside(study: Study, cells: Sequence[Cell], threads: int, storage: str |
     What a cell fails of is told in its own log, and is `failed`.
     """
     torch.set_num_threads(threads)
-    capture = graph_capture(study.device) if study.cuda_graph else eager
+    capture = graph_capture(study.device, study.cuda_graph) or eager
     ended: dict[str, str] = {}
 
     def failed(cell: Cell, error: Exception) -> None:

@@ -95,9 +95,10 @@ class Study:
         return str(self.about.get("device", "cpu"))
 
     @property
-    def cuda_graph(self) -> bool:
-        """Whether a step of its cells is one launch of the GPU."""
-        return bool(self.about.get("cuda_graph"))
+    def cuda_graph(self) -> bool | None:
+        """Whether a step of its cells is one launch of the GPU; None: wherever that can be."""
+        wanted = self.about.get("cuda_graph")
+        return None if wanted is None else bool(wanted)
 
     def note(self, **how: Any) -> None:
         """Writes down how its cells are to be trained from now on."""

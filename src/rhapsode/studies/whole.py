@@ -57,20 +57,20 @@ def run_study(
     address: str | None = None,
     storage: str | None = None,
     together: bool = False,
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
 ) -> Finished:
     """Starts the study in `out` or resumes it, and writes its report; progress goes to stderr.
 
     jobs: cells at once, which share the threads. engine, address, storage: what runs the cells (engines.py), where a
     Ray cluster is, and where cells on other machines keep their files if not in `out`. device: as in `rhapsode train`;
     a study that is gone on with stays on the device it was started on. together: cells of one shape, seeds above all,
-    are trained side by side in one process, and count as one of the jobs. cuda_graph: each step is one launch of the
-    GPU (docs/gpu.md). Raises ValueError or OSError with one line before anything is trained, and Interrupted after
-    Ctrl-C, once the cells have saved.
+    are trained side by side in one process, and count as one of the jobs. cuda_graph: whether a step is one launch of
+    the GPU (docs/gpu.md); None: as the study was begun, by default wherever that can be. Raises ValueError or OSError
+    with one line before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
-    if cuda_graph:
-        graph_capture(choose_device(device))
+    if cuda_graph is not None:
+        graph_capture(choose_device(device), cuda_graph)
     plan = plan_of(request)  # what is wrong with the request is told before data are read
     runs = engine_named(engine, address, storage)
     if isinstance(runs, RayEngine) and jobs == 1:
@@ -82,7 +82,7 @@ def run_study(
     try:
         study = _open(request, out, device) if (out / "study.json").exists() else _begin(request, out, jobs, device)
         with study.lock():
-            if study.cuda_graph != cuda_graph:
+            if cuda_graph is not None and study.cuda_graph != cuda_graph:
                 study.note(cuda_graph=cuda_graph)
             study.about |= {"jobs": jobs, "together": together}
             side = ", those of one shape side by side" if together else ""
