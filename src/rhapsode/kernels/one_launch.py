@@ -27,7 +27,8 @@ from rhapsode.kernels.recurrence_forms import precision_of
 ROWS = 16  # of the batch that a program takes: the fewest for which tensor cores are used
 ENTRIES = 128  # of a step (B, H) that a program of the gated recurrence takes
 WIDE = 128  # from this width on the weights need the registers of eight warps, below it those of four
-WIDEST_ROW = 128  # of which a program holds the weights in registers,
+WIDEST_ROW = 128  # of which a program holds the weights in registers
+WIDEST_FASTER = {torch.bfloat16: 64}  # beyond, products of 16 bits on tensor cores are faster
 WEIGHTS_OF_A_THREAD = 128  # half as many take twice the time, since more warps wait for each other
 ENTRIES_OF_A_PROCESSOR = 512  # of a step, up to which a row a program is faster, on an H200: docs/kernels.md
 
@@ -97,7 +98,7 @@ def warps_of_a_row(width: int) -> int:
 def _takes_rows(states: Tensor) -> bool:
     """Whether a row a program is the faster way, and possible."""
     width = width_of(states.shape[-1])
-    if width > WIDEST_ROW or not states.is_cuda:
+    if width > WIDEST_FASTER.get(states.dtype, WIDEST_ROW) or not states.is_cuda:
         return False
     rows = states.shape[1:-1].numel()
     return (
