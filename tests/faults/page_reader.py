@@ -20,6 +20,7 @@ SETTLED = "#thought .chart[aria-label*='can be drawn'], #notice:not([hidden])"  
 LONGEST_SECONDS = 120.0  # that the first page may take, which is intact
 FEWEST_SECONDS = 4.0  # after which a page that shows neither has not started,
 TIMES_THE_SLOWEST = 10.0  # or after so many times the slowest so far, where the machine is busy
+AFTER_AN_ERROR = 1.0  # seconds that a page has, of which a script has failed, to say so
 SEEN = """() => ({
   story: document.querySelector("#story")?.textContent ?? null,
   thought: document.querySelector("#thought")?.textContent ?? null,
@@ -77,14 +78,20 @@ def main() -> None:
         context = browser.new_context(offline=True)
         slowest, patience = 0.0, LONGEST_SECONDS
         for line in sys.stdin:
-            page = context.new_page()
+            page, errors = context.new_page(), []
+            page.on("pageerror", lambda error, errors=errors: errors.append(error))
             try:
                 begun = time.monotonic()
                 page.goto(Path(line.strip()).as_uri(), timeout=1000 * LONGEST_SECONDS)
-                with suppress(TooLong):
-                    page.wait_for_selector(SETTLED, state="attached", timeout=1000 * patience)
-                    slowest = max(slowest, time.monotonic() - begun)
-                    patience = max(FEWEST_SECONDS, TIMES_THE_SLOWEST * slowest)
+                while time.monotonic() < begun + patience:
+                    failed = bool(errors)
+                    with suppress(TooLong):
+                        page.wait_for_selector(SETTLED, state="attached", timeout=1000 * AFTER_AN_ERROR)
+                        slowest = max(slowest, time.monotonic() - begun)
+                        patience = max(FEWEST_SECONDS, TIMES_THE_SLOWEST * slowest)
+                        break
+                    if failed:
+                        break
                 found = page.evaluate(SEEN)
             except PlaywrightError as error:  # what is no page any more, the browser itself refuses
                 found = {"notice": f"the browser does not open it: {error}", "waits": False, "all": ""}
