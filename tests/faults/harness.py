@@ -8,9 +8,7 @@ A part is a list of units, each a name and a function of a seed and a folder tha
 part's JSON is written, and a part that was stopped continues with its next unit. Where the commit, the seed or the size
 is another than in the JSON, it begins anew. Exit code 1: something was lost; 3: time is up, run it again.
 
-Minutes at full size on two cores, estimated from thousandths of it: server 10; hostile-texts and -tables 15 each,
-hostile-settings 5, -files 10, -runs 15, -models 10, -commands-1 and -2 15 each, -web 5; large-text 25, large 25;
-damage-runs 27, -studies 22, -pages 18, damage 6; power 14; writes 25; kills 25; processes 8; the others 4 at most.
+Minutes at full size on two cores, as they were measured, stand in docs/reliability.md.
 """
 
 import argparse
@@ -59,7 +57,8 @@ PARTS = {  # name: (module, or module:group of its units; what it does)
     "together": ("two_at_once", "several processes at once"),
     "group": ("several_processes", "one model trained by several processes, of which one is killed or cut off"),
     "large-text": ("large:text", "a text of 10 GB"),
-    "large": ("large:other", "a line of 1 GB, a million files, long prompts, long metrics"),
+    "large-prompts": ("large:prompts", "a prompt of 100,000 tokens"),
+    "large": ("large:other", "a line of 1 GB, a million files, long metrics"),
 }
 
 

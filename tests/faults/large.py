@@ -119,15 +119,20 @@ CONTEXT = 8_192  # tokens that a server takes if nobody says otherwise
 
 
 def units(small: bool, group: str) -> list[Unit]:
-    if group == "text":
-        return [("text", partial(large_text, 0.005 if small else 10.0))]
-    return [
-        ("one line", partial(one_line, 0.005 if small else 1.0)),
-        ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
-        ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
-        ("a prompt to a server", partial(prompt_to_server, 500 if small else 100_000)),
-        ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),
-    ]
+    """group: text, prompts or other."""
+    found: dict[str, list[Unit]] = {
+        "text": [("text", partial(large_text, 0.005 if small else 10.0))],
+        "prompts": [
+            ("a prompt", partial(long_prompt, 500 if small else 100_000, [" ".join(VERBS)] if small else VERBS)),
+            ("a prompt to a server", partial(prompt_to_server, 500 if small else 100_000)),
+        ],
+        "other": [
+            ("one line", partial(one_line, 0.005 if small else 1.0)),
+            ("files in a folder", partial(many_files, 2_000 if small else 1_000_000)),
+            ("metrics of a million steps", partial(many_metrics, 20_000 if small else 1_000_000)),
+        ],
+    }
+    return found[group]
 
 
 def _child(code: str, *arguments: str | Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_several_processes_at_once(unit: Unit, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@ids([*large.units(True, "text"), *large.units(True, "other")])
+@ids([unit for group in ("text", "prompts", "other") for unit in large.units(True, group)])
 def test_large_and_long(unit: Unit, tmp_path: Path) -> None:
     """Would catch memory that grows with the text, with a line, with the number of files or of lines."""
     all_survive(unit, tmp_path)
