@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-import time
+import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,8 @@ from harness import NotHere
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SETTLED = "#thought .chart[aria-label*='can be drawn'], #notice:not([hidden])"  # the chart is what comes last
-LONGEST_SECONDS = 120.0  # that the first page may take, which is intact
-FEWEST_SECONDS = 4.0  # after which a page that shows neither has not started,
-TIMES_THE_SLOWEST = 10.0  # or after so many times the slowest so far, where the machine is busy
+LONGEST_SECONDS = 120.0  # that an intact page may take
+SECONDS = 2.0  # that any page has, and then as long as an intact one takes that is opened after it
 AFTER_AN_ERROR = 1.0  # seconds that a page has, of which a script has failed, to say so
 SEEN = """() => ({
   story: document.querySelector("#story")?.textContent ?? null,
@@ -69,29 +68,34 @@ def seen(page: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """The first page is intact."""
     from playwright.sync_api import Error as PlaywrightError
     from playwright.sync_api import TimeoutError as TooLong
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as started:
+    def settles(page: Any, seconds: float) -> bool:
+        with suppress(TooLong):
+            page.wait_for_selector(SETTLED, state="attached", timeout=1000 * seconds)
+            return True
+        return False
+
+    with sync_playwright() as started, tempfile.TemporaryDirectory(prefix="rhapsode-page-") as folder:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        context = browser.new_context(offline=True)
-        slowest, patience = 0.0, LONGEST_SECONDS
+        context, intact = browser.new_context(offline=True), Path(folder) / "intact.html"
         for line in sys.stdin:
             page, errors = context.new_page(), []
             page.on("pageerror", lambda error, errors=errors: errors.append(error))
+            file = Path(line.strip())
             try:
-                begun = time.monotonic()
-                page.goto(Path(line.strip()).as_uri(), timeout=1000 * LONGEST_SECONDS)
-                while time.monotonic() < begun + patience:
-                    failed = bool(errors)
-                    with suppress(TooLong):
-                        page.wait_for_selector(SETTLED, state="attached", timeout=1000 * AFTER_AN_ERROR)
-                        slowest = max(slowest, time.monotonic() - begun)
-                        patience = max(FEWEST_SECONDS, TIMES_THE_SLOWEST * slowest)
-                        break
-                    if failed:
-                        break
+                page.goto(file.as_uri(), timeout=1000 * LONGEST_SECONDS)
+                if not intact.exists():
+                    settles(page, LONGEST_SECONDS)
+                    shutil.copy(file, intact)
+                elif not settles(page, AFTER_AN_ERROR if errors else SECONDS) and not errors:
+                    other = context.new_page()
+                    other.goto(intact.as_uri(), timeout=1000 * LONGEST_SECONDS)
+                    settles(other, LONGEST_SECONDS)
+                    other.close()
                 found = page.evaluate(SEEN)
             except PlaywrightError as error:  # what is no page any more, the browser itself refuses
                 found = {"notice": f"the browser does not open it: {error}", "waits": False, "all": ""}
