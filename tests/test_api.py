@@ -167,6 +167,7 @@ def test_what_cannot_be_is_said_in_one_line(model: Model, tmp_path: Path) -> Non
     wrong: list[tuple[Any, str]] = [
         (lambda: model.generate("x", temperature=-1), "temperature must be >= 0, got -1"),
         (lambda: model.generate("x", n=0), "the number of samples must be >= 1, got 0"),
+        (lambda: model.generate("x", n=10**20), "the number of samples must be at most 100,000, got 1"),
         (lambda: model.generate("x", stop=[""]), "stop must not be an empty text"),
         (lambda: model.generate("half \ud83d"), "half of a surrogate pair at 5"),
         (lambda: model.generate(7), "a text must be a str, got int"),  # type: ignore[arg-type]

@@ -108,10 +108,11 @@ class Model:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         config = SampleConfig(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed)
         before = self._usable(state)
-        texts, ids = [""] * n, [[] for _ in range(max(0, n))]  # type: list[str], list[list[int]]
-        log_probabilities: list[list[float]] = [[] for _ in range(max(0, n))]
+        tokens = write(self._decoding(), self._checked(prompt), config, n, before)  # n is right from here on
+        texts, ids = [""] * n, [[] for _ in range(n)]  # type: list[str], list[list[int]]
+        log_probabilities: list[list[float]] = [[] for _ in range(n)]
         reasons = ["length"] * n  # where there is no token at all
-        for sample, token in write(self._decoding(), self._checked(prompt), config, n, before):
+        for sample, token in tokens:
             texts[sample] += token.text
             ids[sample].append(token.id)
             log_probabilities[sample].append(token.log_probability)

@@ -195,18 +195,20 @@ WORK = {  # behind a verb, in place of what trains, writes, listens or waits for
     "rhapsode.bench": ("bench",),
     "rhapsode.packaged.teller": ("tell_story",),
 }
+NOTHING = MagicMock()  # one for all, since an input takes less time than thirty of them
 PACKED = {"file": "page.html", "bytes": 1, "bytes_per_parameter": 1.0}
 
 
 @contextmanager
 def _nothing_is_done() -> Iterator[None]:
     """Within the block the verbs that do more than read only understand what they are told to do."""
+    NOTHING.reset_mock()
     with ExitStack() as stack:
         for module, names in WORK.items():
             for name in names:
-                stack.enter_context(patch(f"{module}.{name}", MagicMock()))
-        stack.enter_context(patch("rhapsode.api.export_html", MagicMock(return_value=PACKED)))
-        stack.enter_context(patch("rhapsode.chat.commands.Chat.run"))
+                stack.enter_context(patch(f"{module}.{name}", NOTHING))
+        stack.enter_context(patch("rhapsode.api.export_html", lambda *_, **__: PACKED))
+        stack.enter_context(patch("rhapsode.chat.commands.Chat.run", NOTHING))
         for command in explain_app.registered_commands:
             parsed = wraps(command.callback)(lambda **given: None)  # type: ignore[arg-type]
             stack.enter_context(patch.object(command, "callback", parsed))

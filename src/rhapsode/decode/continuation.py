@@ -21,8 +21,8 @@ def write(
     token of it, all samples in turns.
 
     Text begins after </s>, as in training, or after what `state` has read (as `read_text` gives it, one row).
-    Raises ValueError for a state without ids or logits, for count < 1, and where the last sample's seed is beyond
-    2^64 - 1; FloatingPointError where the model's logits are not numbers.
+    Raises ValueError for a state without ids or logits, for a count below 1 or above MOST_SAMPLES, and where the last
+    sample's seed is beyond 2^64 - 1; FloatingPointError where the model's logits are not numbers.
     """
     request = GenerationRequest(prompt_ids(engine.tokenizer, prompt, state), config, state)
     return _written(engine.another(), samples(request, count))
@@ -47,8 +47,9 @@ def write_texts(
     on_tokens: Callable[[int], None] | None = None,
 ) -> list[str]:
     """The texts that `write` writes after the prompt; on_tokens hears of progress."""
+    pieces = write(engine, prompt, config, count)  # which checks the count before anything is made of it
     texts = [""] * count
-    for sample, written in write(engine, prompt, config, count):
+    for sample, written in pieces:
         texts[sample] += written.text
         if on_tokens:
             on_tokens(1)

@@ -10,6 +10,7 @@ from rhapsode.state import State
 from rhapsode.tokenizer import Tokenizer
 
 DEFAULT = SampleConfig()
+MOST_SAMPLES = 100_000  # of one prompt in one call, which are kept side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +133,13 @@ def prompt_ids(tokenizer: Tokenizer, text: str, state: State | None = None) -> l
 def samples(request: GenerationRequest, count: int) -> list[GenerationRequest]:
     """The requests that continue one prompt `count` times: sample i draws with seed + i, whatever the others are.
 
-    Raises ValueError for count < 1, and where the last seed is beyond 2^64 - 1.
+    Raises ValueError for a count below 1 or above MOST_SAMPLES, and where the last seed is beyond 2^64 - 1.
     """
     if count < 1:
         raise ValueError(f"the number of samples must be >= 1, got {count}")
+    if count > MOST_SAMPLES:
+        most = f"{MOST_SAMPLES:,}, got {count:,}: draw more with another seed"
+        raise ValueError(f"the number of samples must be at most {most}")
     config = request.config
     check_seed(config.seed, count=count)
     return [replace(request, config=replace(config, seed=config.seed + i)) for i in range(count)]
