@@ -1,6 +1,7 @@
 """What a training would take: the formulas against sums by hand, ranges that widen, and what is said to break first."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -75,6 +76,9 @@ def test_what_breaks_first() -> None:
     assert any("TB of tokens" in note for note in few.notes)
     with pytest.raises(ValueError, match="batch_size 32 has fewer rows than the 64 processes"):
         forecast(recipe(batch_size=32), 1e8, Fleet(DEVICE, LINK, 64))
+    for tokens in (math.inf, math.nan, 0, -1e9, 1e19):
+        with pytest.raises(ValueError, match=r"tokens must be above 0 and at most 1e\+18, got"):
+            forecast(recipe(), tokens, Fleet(DEVICE, LINK))
     with pytest.raises(ValueError, match="machines must be at least 1, got 0"):
         Fleet(DEVICE, LINK, 0)
 
