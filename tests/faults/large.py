@@ -159,9 +159,11 @@ def large_text(gigabytes: float, seed: int, folder: Path) -> Tally:
     file = folder / "large.txt"
     words = [text for text in made.texts.read_text().split() if text.isalpha()]
     written = stories = 0
+    drawn = [" ".join(draw.choices(words, k=60)) for _ in range(BLOCK // 500)]
     with file.open("w", encoding="utf-8") as stream:
         while written < gigabytes * 1e9:
-            part = [f"{' '.join(draw.choices(words, k=60))} {stories + i}" for i in range(BLOCK // 500)]
+            part = [f"{text} {stories + i}" for i, text in enumerate(drawn)]
+            draw.shuffle(drawn)
             written += sum(len(text.encode()) for text in part)
             stories += len(part)
             stream.write("\n\n".join(part) + "\n\n")
