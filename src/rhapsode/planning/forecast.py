@@ -24,7 +24,7 @@ from rhapsode.planning.costs import (
 )
 from rhapsode.recipe import Recipe
 
-MOST_TOKENS = 1e18
+LARGEST_PLAN = 1e18  # tokens
 MEASURED_PROCESSES = 2
 TRUSTED = 10.0  # times what was measured
 TOKEN_BYTES = 2  # of a store on disk
@@ -83,11 +83,11 @@ class Forecast:
 def forecast(recipe: Recipe, tokens: float, fleet: Fleet, valid_tokens: float = 300_000) -> Forecast:
     """What it would take to train on so many tokens; valid_tokens are scored at each validation.
 
-    Raises ValueError for tokens not above 0 or above MOST_TOKENS, and where the batch has fewer rows than there are
+    Raises ValueError for tokens not above 0 or above LARGEST_PLAN, and where the batch has fewer rows than there are
     processes.
     """
-    if not 0 < tokens <= MOST_TOKENS:
-        raise ValueError(f"tokens must be above 0 and at most {MOST_TOKENS:g}, got {tokens:g}")
+    if not 0 < tokens <= LARGEST_PLAN:
+        raise ValueError(f"tokens must be above 0 and at most {LARGEST_PLAN:g}, got {tokens:g}")
     model, batch, train = recipe.model, recipe.batch, recipe.train
     count = fleet.processes
     if batch.batch_size < count:
