@@ -92,6 +92,21 @@ def test_corpus_prints_the_stories_of_a_seed() -> None:
     assert result.returncode == 0
 
 
+def test_corpus_is_not_kept_in_memory(call: "Call", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a million stories that are all made before the first is printed: a gigabyte for `head` to cut off."""
+    asked = []
+
+    def made(start: int, count: int, split: str) -> list[str]:
+        asked.append((start, count))
+        return ["x"] * min(count, 2)
+
+    monkeypatch.setattr("rhapsode.storyworld.sample_batch", made)
+    assert call("corpus", "1000000", "--seed", "7").code == 0
+    assert sum(count for _, count in asked) == 1_000_000
+    assert max(count for _, count in asked) <= 10_000
+    assert asked[0][0] == 7
+
+
 @pytest.mark.slow
 def test_story_trains_and_writes(tmp_path: Path) -> None:
     """Ten seconds must bring the loss far below that of an untrained model (3.2 bits per byte at 1,024 pieces)."""

@@ -193,6 +193,7 @@ WORK = {  # behind a verb, in place of what trains, writes, listens or waits for
     "rhapsode.preparing": ("prepare_store",),
     "rhapsode.serve.server": ("serve_runs",),
     "rhapsode.bench": ("bench",),
+    "rhapsode.storyworld": ("training_stories",),
     "rhapsode.packaged.teller": ("tell_story",),
 }
 NOTHING = MagicMock()  # one for all, since an input takes less time than thirty of them

@@ -37,6 +37,8 @@ def corpus(
 ) -> None:
     """Print stories of the corpus inside the package, storyworld."""
     from rhapsode import storyworld
+    from rhapsode.seeds import check_seed
 
-    for text in storyworld.sample_batch(seed, count):
+    check_seed(seed, count=count)
+    for text in storyworld.training_stories(count, seed):
         print(text, end="\n\n")
