@@ -126,10 +126,9 @@ def train(
     number of CPU threads, which several processes share; otherwise chosen as it goes. precision: of the products of a
     step: float32, tf32 or bfloat16, a field of `train`. cuda_graph: whether the whole step is one launch
     (docs/gpu.md); None: on a CUDA GPU. processes: how many of this machine train the model together (1 under torchrun,
-    which starts them). accumulate: parts of a batch that a process
-    computes one after the other, to save memory. peer_seconds: after which a process that gives no sign is taken for
-    lost. on_event hears what happens (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in
-    a notebook, nothing elsewhere.
+    which starts them). accumulate: parts of a batch that a process computes one after the other, to save memory.
+    peer_seconds: after which a process that gives no sign is taken for lost. on_event hears what happens
+    (`rhapsode.training.events`). show: progress on stderr; None: a bar and a curve in a notebook, nothing elsewhere.
 
     Raises ValueError or OSError with one line before anything is written; FloatingPointError where the loss is no
     number; Interrupted, a KeyboardInterrupt, after Ctrl-C, once the run is saved.

@@ -138,8 +138,9 @@ def samples(request: GenerationRequest, count: int) -> list[GenerationRequest]:
     if count < 1:
         raise ValueError(f"the number of samples must be >= 1, got {count}")
     if count > MOST_SAMPLES:
-        most = f"{MOST_SAMPLES:,}, got {count:,}: draw more with another seed"
-        raise ValueError(f"the number of samples must be at most {most}")
+        raise ValueError(
+            f"the number of samples must be at most {MOST_SAMPLES:,}, got {count:,}: draw more with another seed"
+        )
     config = request.config
     check_seed(config.seed, count=count)
     return [replace(request, config=replace(config, seed=config.seed + i)) for i in range(count)]

@@ -44,10 +44,11 @@ def elman_states(
     with torch.cuda.device_of(states):
         if _takes_rows(states) if by_rows is None else by_rows:
             transposed = weight.mT.contiguous()  # so that neighbours in memory are neighbours in a row of threads
-            _row_states[_rows(states)](states, transposed, began, *_sizes(states), **_of_a_row(states, activation))
+            arguments = (states, transposed, began, *_sizes(states))
+            _row_states[_programs(states, 1)](*arguments, **_of_a_row(states, activation))
         else:
-            settings = _settings(states, activation)
-            _elman_states[_blocks(states)](states, weight.contiguous(), began, *_sizes(states), **settings)
+            arguments = (states, weight.contiguous(), began, *_sizes(states))
+            _elman_states[_programs(states, ROWS)](*arguments, **_of_a_block(states, activation))
 
 
 def elman_deltas(grad: Tensor, hidden: Tensor, weight: Tensor, activation: str, by_rows: bool | None = None) -> None:
@@ -55,9 +56,9 @@ def elman_deltas(grad: Tensor, hidden: Tensor, weight: Tensor, activation: str, 
     arguments = (grad[-1], hidden[-1], weight.contiguous(), *_sizes(grad))
     with torch.cuda.device_of(grad):
         if _takes_rows(grad) if by_rows is None else by_rows:
-            _row_deltas[_rows(grad)](*arguments, **_of_a_row(grad, activation))
+            _row_deltas[_programs(grad, 1)](*arguments, **_of_a_row(grad, activation))
         else:
-            _elman_deltas[_blocks(grad)](*arguments, **_settings(grad, activation))
+            _elman_deltas[_programs(grad, ROWS)](*arguments, **_of_a_block(grad, activation))
 
 
 def gated_states(x: Tensor, initial: Tensor | None) -> Tensor:
@@ -100,23 +101,13 @@ def _takes_rows(states: Tensor) -> bool:
     width = width_of(states.shape[-1])
     if width > WIDEST_FASTER.get(states.dtype, WIDEST_ROW) or not states.is_cuda:
         return False
-    rows = states.shape[1:-1].numel()
-    return (
-        rows * width <= ENTRIES_OF_A_PROCESSOR * torch.cuda.get_device_properties(states.device).multi_processor_count
-    )
+    processors = torch.cuda.get_device_properties(states.device).multi_processor_count
+    return states.shape[1:-1].numel() * width <= ENTRIES_OF_A_PROCESSOR * processors
 
 
-def _rows(states: Tensor) -> tuple[int, int]:
-    return states.shape[-2], states.shape[1] if states.ndim == 4 else 1
-
-
-def _of_a_row(states: Tensor, activation: str) -> dict[str, Any]:
-    width = width_of(states.shape[-1])
-    return {"relu": activation == "relu", "sums": _sums(states), "width": width, "num_warps": warps_of_a_row(width)}
-
-
-def _blocks(states: Tensor) -> tuple[int, int]:
-    return triton.cdiv(states.shape[-2], ROWS), states.shape[1] if states.ndim == 4 else 1
+def _programs(states: Tensor, rows: int) -> tuple[int, int]:
+    """How many programs take so many rows each, and of how many models."""
+    return triton.cdiv(states.shape[-2], rows), states.shape[1] if states.ndim == 4 else 1
 
 
 def _sizes(states: Tensor) -> tuple[int, int, int]:
@@ -127,13 +118,15 @@ def _sums(x: Tensor) -> Any:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def _settings(states: Tensor, activation: str) -> dict[str, Any]:
+def _of_a_row(states: Tensor, activation: str) -> dict[str, Any]:
     width = width_of(states.shape[-1])
+    return {"relu": activation == "relu", "sums": _sums(states), "width": width, "num_warps": warps_of_a_row(width)}
+
+
+def _of_a_block(states: Tensor, activation: str) -> dict[str, Any]:
+    settings = _of_a_row(states, activation)
     precision = precision_of(states.dtype) if states.dtype == torch.float32 else "ieee"
-    return {
-        **{"relu": activation == "relu", "precision": precision, "sums": _sums(states)},
-        **{"rows": ROWS, "width": width, "num_warps": warps_of(width)},
-    }
+    return {**settings, "precision": precision, "rows": ROWS, "num_warps": warps_of(settings["width"])}
 
 
 @triton.jit(do_not_specialize=["T", "B"])

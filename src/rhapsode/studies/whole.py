@@ -69,7 +69,7 @@ def run_study(
     with one line before anything is trained, and Interrupted after Ctrl-C, once the cells have saved.
     """
     check_extras()
-    if cuda_graph is not None:
+    if cuda_graph:
         graph_capture(choose_device(device), cuda_graph)
     plan = plan_of(request)  # what is wrong with the request is told before data are read
     runs = engine_named(engine, address, storage)
