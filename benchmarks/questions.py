@@ -32,6 +32,7 @@ from rhapsode.data import DataRequest
 from rhapsode.progress import silent
 from rhapsode.recipe.changes import read_assignments
 from rhapsode.sources import SourceConfig
+from rhapsode.threads import fixed_threads
 from rhapsode.training.start import TrainingRequest, choose_recipe
 
 BEFORE = "02642c6"
@@ -337,7 +338,7 @@ def chosen(words: tuple[str, ...], question: Question, files: Files) -> dict[str
     data, _, *valid = files.trained_on(question.text)[:3] if question.text != "storyworld" else ("storyworld", "")
     reading = SourceConfig(split="file" if question.text == "shakespeare" else "auto")
     request = DataRequest((data,), tuple(valid), vocab_size=vocab_size, reading=reading)
-    with silent():
+    with silent(), fixed_threads(None if question.alone else 1):
         recipe = choose_recipe(TrainingRequest(request, question.preset, own)).recipe.to_dict()
     del recipe["train"]["seed"]
     return recipe

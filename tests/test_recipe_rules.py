@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from rhapsode.recipe.changes import SECTIONS, build
 from rhapsode.recipe.presets import PACE, PRESETS
 from rhapsode.recipe.rules import (
+    EPOCHS_AT_FULL_RATE,
     FEW_EPOCHS,
+    LEAST_RATE,
     MOST_DROPOUT,
     MOST_EPOCHS,
-    REREAD_RATE,
     TextSize,
     fit_preset,
     tokens_read,
@@ -48,15 +49,22 @@ def test_any_text_gets_a_recipe_that_it_can_fill(
     assert 256 <= recipe.sections["model"]["pair_embeddings"] <= PRESETS[name]["model"]["pair_embeddings"]
     if budget:
         assert recipe.sections["train"] == PRESETS[name]["train"]
-        often = budget["tokens"] > FEW_EPOCHS * num_tokens
+        read: float = budget["tokens"]
     else:
-        read = tokens_read(name, PRESETS[name]["train"], 128, num_tokens)
-        often = read > FEW_EPOCHS * num_tokens
-        if often:
-            read *= 0.75
-        ends = read > MOST_EPOCHS * num_tokens
+        read = tokens_read(PACE[name], PRESETS[name]["train"], 128, num_tokens)
+        ends = read * (0.75 if read > FEW_EPOCHS * num_tokens else 1) > MOST_EPOCHS * num_tokens
         assert recipe.sections["train"] == ({"epochs": MOST_EPOCHS} if ends else PRESETS[name]["train"])
-    assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
+    assert LEAST_RATE <= recipe.sections["optimizer"]["learning_rate"] <= 0.02
+    if read <= EPOCHS_AT_FULL_RATE * num_tokens:
+        assert recipe.sections["optimizer"]["learning_rate"] == 0.02
+
+
+@given(name=NAMES, num_tokens=st.integers(1000, 10**8), read=st.floats(1e5, 1e9), more=st.floats(1, 1.1))
+def test_the_rate_falls_with_the_epochs_without_a_step(name: str, num_tokens: int, read: float, more: float) -> None:
+    """Would catch a text that is read a little more often and gets half the rate."""
+    text = TextSize(num_tokens, num_tokens // 200)
+    full, less = (fit_preset(name, text, tokens(r)).sections["optimizer"]["learning_rate"] for r in (read, more * read))
+    assert 0.8 * full <= less <= full
 
 
 @given(name=NAMES, num_tokens=st.integers(1000, 10**8), read=st.floats(1e5, 1e9), more=st.floats(1, 100))
@@ -99,14 +107,24 @@ def test_what_a_budget_of_minutes_reads() -> None:
         full = 600 * PACE["coffee"]
         often = full > 5 * size
         assert f"would process {full * 0.75 if often else full:,.0f}," in recipe.text
-        assert recipe.sections["optimizer"]["learning_rate"] == (REREAD_RATE if often else 0.02)
+        assert (recipe.sections["model"]["dropout"] > 0) == (full * 0.75 > 7 * size)
+
+
+def test_one_thread_reads_half_as_much() -> None:
+    """Would catch a recipe for five epochs of a text that is read two and a half times."""
+    text, ten = TextSize(2_000_000, 10_000), {"train": {"minutes": 10.0}}
+    one, two, many = (fit_preset("coffee", text, ten, threads).sections["optimizer"] for threads in (1, 2, 16))
+    assert two == many
+    assert one["learning_rate"] > two["learning_rate"]
+    half = {"train": {"minutes": 5.0}}
+    assert one == fit_preset("coffee", text, half, 2).sections["optimizer"]
 
 
 def test_tokens_that_a_budget_reads() -> None:
-    assert tokens_read("minute", {"tokens": 5}, 128, 100) == 5
-    assert tokens_read("minute", {"sequences": 3}, 128, 100) == 384
-    assert tokens_read("minute", {"epochs": 1.5}, 128, 100) == 150
-    assert tokens_read("minute", {"minutes": 2.0}, 128, 100) == 120 * PACE["minute"]
+    assert tokens_read(7.0, {"tokens": 5}, 128, 100) == 5
+    assert tokens_read(7.0, {"sequences": 3}, 128, 100) == 384
+    assert tokens_read(7.0, {"epochs": 1.5}, 128, 100) == 150
+    assert tokens_read(7.0, {"minutes": 2.0}, 128, 100) == 840
     small = fit_preset("coffee", TextSize(1000, 10), {"train": {"sequences": 60}})
     assert (
         f"would process {60 * small.sections['batch']['window']:,}," in small.text

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rhapsode.tokenizer import Tokenizer, coding, train_tokenizer, training
 from rhapsode.tokenizer.corrections import corrections, found
+from rhapsode.tokenizer.definition import as_definition
 
 TEXTS = [
     'Once upon a time, there was a little dog.\n"I am hungry," he said.\tHis owner, Lily, laughed.',
@@ -195,7 +196,7 @@ def test_what_the_ids_do_not_hold(kind: str, text: str, num_bytes: int) -> None:
 def test_a_blank_before_every_text_is_no_loss() -> None:
     """Would catch a price for what the tokenizer always does: GPT-2's add_prefix_space, decoded with the blank."""
     trained = json.loads(train_tokenizer(TEXTS, "bpe", 300)._tokenizer.to_str())
-    trained["pre_tokenizer"]["add_prefix_space"] = True
+    trained["pre_tokenizer"] = as_definition(pre_tokenizers.ByteLevel(add_prefix_space=True))
     tokenizer = Tokenizer(trained)
     assert tokenizer.decode(tokenizer.encode("a cat")) == " a cat"
     assert not tokenizer.holds_every_text
@@ -424,6 +425,42 @@ def test_training_takes_a_sample_of_long_texts(monkeypatch: pytest.MonkeyPatch) 
     assert places[-1] > 900
     assert len({second - first for first, second in pairwise(places)}) == 1
     assert training.sample_of(["a", "", "b"], 500) == ["a", "b"]
+
+
+def test_a_name_is_the_same_wherever_it_stands() -> None:
+    """Would catch a name that has other tokens at the beginning of a line than after a space, so that it cannot be
+    copied; a word that opens sentences, a lone I or letters in capitals taken for names."""
+    text = 'Zoe met Rose.\n"Zoe," said Rose, "so I saw USA." They saw a rose. Then they ran, and then Zoe ran. '
+    tokenizer = train_tokenizer([text * 20], "bpe", 350)
+    pieces = [tokenizer.token_text(id) for id in tokenizer.encode(" Zoe and Zoe's Rose.\nRose I Then They USA  Zoe")]
+    assert pieces[:5] == ["▁", "Zoe", "▁and", "▁", "Zoe"]
+    assert pieces.count("Rose") == 1, "rose is half as often in lower case: no name, one token with its space"
+    assert pieces.count("▁Rose") == 1
+    assert {"▁I", "▁Then", "▁They"} <= set(pieces)
+    assert pieces[-3:] == ["▁", "▁", "Zoe"]
+    assert "▁USA" in pieces
+    assert tokenizer.words_stand_alone
+    assert tokenizer.holds_every_text
+
+
+def test_spaces_stay_where_nouns_are_capitalised() -> None:
+    """Would catch a text with many capitals, as German has, that gets a third more tokens."""
+    text = "Der Hund lief durch den Wald und fand einen Ball. Das Kind warf den Ball in den Bach. "
+    tokenizer = train_tokenizer([text * 20], "bpe", 350)
+    assert tokenizer.definition["pre_tokenizer"]["type"] == "ByteLevel"
+    assert "▁Ball" in [tokenizer.token_text(id) for id in tokenizer.encode("Ein Ball")]
+
+
+@pytest.mark.parametrize(
+    "pattern", [" ", r" (?=\p{Lu}\p{Ll})(?!(?:A|B )(?!\p{L}))", r" (?=\p{Lu}\p{Ll})(?!(?:.*)(?!\p{L}))"]
+)
+def test_other_patterns_are_not_taken_for_ours(pattern: str, trained: dict[str, Tokenizer]) -> None:
+    """Would catch a tokenizer.json whose words depend on their neighbours, cut into words all the same."""
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    parts = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    definition = trained["bpe"].definition
+    definition["pre_tokenizer"] = as_definition(parts)
+    assert not Tokenizer(definition).words_stand_alone
 
 
 def test_sizes_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

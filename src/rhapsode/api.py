@@ -233,7 +233,7 @@ def _ready(request: TrainingRequest, path: Path, resumed: bool, group: Group) ->
     if group.leads:
         # A run that was killed before its directory was there begins anew; a bare resume names one that must be there.
         resumed = resumed and (request.is_empty or (path / "run.json").exists())
-        ready = resume(path, request) if resumed else begin(request, path)
+        ready = resume(path, request) if resumed else begin(request, path, group.size)
         group.meet()
         return ready
     group.meet()

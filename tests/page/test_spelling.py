@@ -25,6 +25,7 @@ ODD = [
     "don't I'll we're 'tis it's 12,345.67 a_b-c",
     "▁ low ▁lines▁ and\u00a0hard\u2003blanks\u3000\u0085\u001c\ufeff|",
     "a" * 70 + " " + "xyz" * 30,
+    " Zoe said:  Zoe's, Then\nÉmile met Ǆ and I met USA Çelik",
 ]
 USE = 'import { Spelling } from "./spelling.js"; const spelling = new Spelling(given.description);'
 SPELL = """

@@ -12,7 +12,14 @@ from typing import Any
 import tokenizers
 
 from rhapsode.tokenizer import Tokenizer
-from rhapsode.tokenizer.definition import BYTES_OR_PIECES, LOW_LINES_LEAD, SPACES_LEAD, as_definition, is_gpt2
+from rhapsode.tokenizer.definition import (
+    BYTES_OR_PIECES,
+    LOW_LINES_LEAD,
+    SPACES_LEAD,
+    as_definition,
+    is_cut_into_words,
+    space_before_names,
+)
 
 REFUSED = "export the model to html with a tokenizer that Rhapsode trained (bpe, unigram or characters)"
 
@@ -20,8 +27,9 @@ REFUSED = "export the model to html with a tokenizer that Rhapsode trained (bpe,
 def description(tokenizer: Tokenizer) -> dict[str, Any]:
     """What spelling.js needs: pieces by id, scores or merges, how a text is cut and how ids become text.
 
-    cut: `words` (GPT-2's), `spaces` (a space leads its word), `lines` (the same with ▁ for a space), `metaspace` (▁
-    before every word, other whitespace dropped), `none`. bytes: `level` (each token spells bytes), `fallback` (some do)
+    cut: `words` (GPT-2's; space_before_names: a pattern of spaces that stand alone, or null), `spaces` (a space leads
+    its word), `lines` (the same with ▁ for a space), `metaspace` (▁ before every word, other whitespace dropped),
+    `none`. bytes: `level` (each token spells bytes), `fallback` (some do)
     or `none`. ends: the ids that are no text. Raises ValueError, naming the part, for a tokenizer that spelling.js
     cannot follow.
     """
@@ -37,6 +45,7 @@ def description(tokenizer: Tokenizer) -> dict[str, Any]:
     about = {
         "pieces": pieces,
         "cut": _cut(definition),
+        "space_before_names": space_before_names(definition.get("pre_tokenizer") or {}),
         "bytes": _bytes(definition),
         "exceptions": dict(_exceptions(definition)),
         "eos": tokenizer.eos_id,
@@ -54,7 +63,7 @@ def _cut(definition: dict[str, Any]) -> str:
     before = definition.get("pre_tokenizer")
     if before is None:
         return "none"
-    if is_gpt2(before):
+    if is_cut_into_words(before):
         return "words"
     if before == as_definition(SPACES_LEAD):
         return "spaces"

@@ -38,5 +38,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Tokens of a vocabulary, of a text that can teach so many.
 VOCAB_SIZES = {"minute": 2048, "coffee": 2048}
 
-# Tokens per second of training on two cores of 2.8 GHz; from minutes to how often a text is read.
+# Tokens per second of training by two threads on cores of 2.8 GHz; from minutes to how often a text is read.
+PACED_THREADS = 2
 PACE = {"minute": 40_000, "coffee": 24_000}

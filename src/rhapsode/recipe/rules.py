@@ -1,21 +1,22 @@
 """How a preset is fitted to a text: small rules, each a function from how things stand to changes with a reason.
 
 A text that a preset's time reads only a few times is trained on with the preset as it is. A smaller text is read more
-often, and then a rate that makes a model learn fast makes it overfit: rules lower it, add dropout and weight decay,
-and end in time. What each is worth was measured: docs/presets.md.
+often, and then a rate that makes a model learn fast makes it overfit: rules lower it, the more the more often, add
+dropout and weight decay, and end in time. What each is worth was measured: docs/presets.md.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from rhapsode.recipe.changes import Sections
 from rhapsode.recipe.configs import BUDGETS, FEWEST_TIMED_STEPS, OptimizerConfig
-from rhapsode.recipe.presets import PACE, PRESETS
+from rhapsode.recipe.presets import PACE, PACED_THREADS, PRESETS
 
-FEW_EPOCHS = 5  # up to these a preset stays as it is; beyond, what learns fast overfits
-REREAD_RATE = 3e-3
+EPOCHS_AT_FULL_RATE, RATE_FALLS_BY = 3, 1.6  # the power of the epochs by which the rate falls beyond these
+LEAST_RATE = 3e-3
+FEW_EPOCHS = 5  # beyond these dropout and weight decay come
 REREAD_PACE = 0.75  # dropout and carried state take their time
 STEPS_TIMES_DECAY = 300
 MOST_DECAY = 1.0
@@ -49,11 +50,13 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitting:
-    """A preset on its way to fit a text. own: what the user chose, by section; changes: those of the rules so far."""
+    """A preset on its way to fit a text. own: what the user chose, by section; threads: that train it; changes: those
+    of the rules so far."""
 
     preset: str
     text: TextSize
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int = PACED_THREADS
     changes: tuple[Change, ...] = ()
 
     @property
@@ -83,18 +86,18 @@ class Fitting:
     def tokens_at_full_pace(self) -> float:
         """How many tokens the budget reads by the preset as it is."""
         train = self.budget or PRESETS[self.preset]["train"]
-        return tokens_read(self.preset, train, self.get("batch", "window"), self.text.num_tokens)
+        pace = PACE[self.preset] * min(1.0, self.threads / PACED_THREADS)
+        return tokens_read(pace, train, self.get("batch", "window"), self.text.num_tokens)
+
+    @property
+    def epochs_at_full_pace(self) -> float:
+        """How often that reads the text."""
+        return self.tokens_at_full_pace / self.text.num_tokens
 
     @property
     def often(self) -> bool:
-        """Whether the text is read so often that what learns fast overfits."""
-        return self.tokens_at_full_pace > FEW_EPOCHS * self.text.num_tokens
-
-    @property
-    def many(self) -> str:
-        """`often`, as the beginning of a reason."""
-        epochs = self.tokens_at_full_pace / self.text.num_tokens
-        return f"with more than {FEW_EPOCHS} epochs ({epochs:,.1f} at the speed of the unchanged {self.preset} preset)"
+        """Whether the text is read so often that it needs dropout."""
+        return self.epochs_at_full_pace > FEW_EPOCHS
 
     @property
     def tokens_at_own_pace(self) -> float:
@@ -118,13 +121,14 @@ class Fitting:
         return tokens / (self.get("batch", "batch_size") * self.get("batch", "window"))
 
 
-def tokens_read(preset: str, train: Mapping[str, Any], window: int, num_tokens: int) -> float:
-    """How many tokens a budget reads, whatever it is counted in, by the preset as it is.
+def tokens_read(pace: float, train: Mapping[str, Any], window: int, num_tokens: int) -> float:
+    """How many tokens a budget reads, whatever it is counted in.
 
-    train: fields of a TrainConfig, one budget among them; window: tokens of a row; num_tokens: of the text.
+    pace: tokens per second; train: fields of a TrainConfig, one budget among them; window: tokens of a row; num_tokens:
+    of the text.
     """
     if "minutes" in train:
-        return 60 * train["minutes"] * PACE[preset]
+        return 60 * train["minutes"] * pace
     if "sequences" in train:
         return train["sequences"] * window
     return train["tokens"] if "tokens" in train else train["epochs"] * num_tokens
@@ -183,16 +187,24 @@ def drop_out(case: Fitting) -> list[Change]:
 
 
 def slow_down(case: Fitting) -> list[Change]:
-    """A smaller learning rate, and a weight decay that the number of steps decides."""
+    """A learning rate that falls with the epochs."""
+    full, epochs = PRESETS[case.preset]["optimizer"]["learning_rate"], case.epochs_at_full_pace
+    if epochs <= EPOCHS_AT_FULL_RATE:
+        return []
+    rate = max(LEAST_RATE, float(f"{full * (EPOCHS_AT_FULL_RATE / epochs) ** RATE_FALLS_BY:.2g}"))
+    share = f"({EPOCHS_AT_FULL_RATE} / epochs)^{RATE_FALLS_BY:g}"
+    read = f"{epochs:,.1f} epochs at the speed of the unchanged {case.preset} preset"
+    return [Change("optimizer", "learning_rate", rate, f"{full:g} times {share}, at least {LEAST_RATE:g}; {read}")]
+
+
+def decay_more(case: Fitting) -> list[Change]:
+    """A weight decay that the number of steps decides, for a text that is read often."""
     if not case.often:
         return []
     least = PRESETS[case.preset]["optimizer"]["weight_decay"]
     decay = round(min(MOST_DECAY, max(least, STEPS_TIMES_DECAY / case.steps)), 2)
     why = f"{STEPS_TIMES_DECAY} divided by about {case.steps:,.0f} steps, at least {least:g}, at most {MOST_DECAY:g}"
-    return [
-        Change("optimizer", "learning_rate", REREAD_RATE, f"{case.many}, a higher rate overfits"),
-        Change("optimizer", "weight_decay", decay, why),
-    ]
+    return [Change("optimizer", "weight_decay", decay, why)]
 
 
 def warm_up_in_time(case: Fitting) -> list[Change]:
@@ -212,6 +224,7 @@ RULES: tuple[Rule, ...] = (
     fewer_pairs,
     drop_out,
     slow_down,
+    decay_more,
     warm_up_in_time,
 )
 
@@ -225,16 +238,18 @@ class Fitted(NamedTuple):
     text: str
 
 
-def fit_preset(name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] | None = None) -> Fitted:
+def fit_preset(
+    name: str, text: TextSize, own: Mapping[str, Mapping[str, Any]] | None = None, threads: int = PACED_THREADS
+) -> Fitted:
     """The preset `name` for a text, by all RULES in their order.
 
     own: what a user chose, by section. Budget, window and batch size decide with the text; what was
-    chosen is to be laid over the result. A text that the preset's own minutes would read more than MOST_EPOCHS times is
-    read that often.
+    chosen is to be laid over the result. threads: of the processor that it will be trained with. A text that the
+    preset's own minutes would read more than MOST_EPOCHS times is read that often.
     """
-    case = Fitting(name, text, own or {})
+    case = Fitting(name, text, own or {}, threads)
     for rule in RULES:
-        case = Fitting(name, text, case.own, (*case.changes, *rule(case)))
+        case = replace(case, changes=(*case.changes, *rule(case)))
     read = case.tokens_at_own_pace
     epochs = read / text.num_tokens
     line = f"{text.num_tokens:,} training tokens; {name} would process {read:,.0f}, which is {epochs:,.1f} epochs"

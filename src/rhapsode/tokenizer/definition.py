@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -13,6 +15,10 @@ _ALONE = pre_tokenizers.Split(Regex(r"[^\S ]|<"), "isolated")
 SPACES_LEAD = pre_tokenizers.Sequence([_ALONE, pre_tokenizers.Split(" ", "merged_with_next")])
 # As it was trained before, with ▁ for a space: a ▁ in a text becomes a space.
 LOW_LINES_LEAD = pre_tokenizers.Sequence([_ALONE, pre_tokenizers.Metaspace(prepend_scheme="never")])
+# A space before a capitalised word is a token of its own, so that a name has the same ids wherever it stands; not so
+# before words that only open sentences, which stand between these two.
+_NAME_BEGINS, _NAME_ENDS = r" (?=\p{Lu}\p{Ll})(?!(?:", r")(?!\p{L}))"
+_LETTERS = re.compile(r"[^\W\d_]+")
 BYTES_OR_PIECES: dict[str, Any] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
 
 
@@ -71,7 +77,29 @@ def words_stand_alone(definition: dict[str, Any]) -> bool:
         return False
     if before is None:
         return kind(definition) == "characters"
-    return before in (as_definition(SPACES_LEAD), as_definition(LOW_LINES_LEAD)) or is_gpt2(before)
+    return before in (as_definition(SPACES_LEAD), as_definition(LOW_LINES_LEAD)) or is_cut_into_words(before)
+
+
+def names_alone(openers: Iterable[str]) -> pre_tokenizers.PreTokenizer:
+    """Cuts as GPT-2 does, but a space before a capitalised word stands alone, unless the word is one of the openers."""
+    name = Regex(f"{_NAME_BEGINS}{'|'.join(openers)}{_NAME_ENDS}")
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(name, "isolated"), words])
+
+
+def space_before_names(pre_tokenizer: dict[str, Any]) -> str | None:
+    """The pattern of the spaces that `names_alone` cuts out; None for any other pre_tokenizer."""
+    parts = pre_tokenizer.get("pretokenizers") or [{}]
+    pattern = str((parts[0].get("pattern") or {}).get("Regex", ""))
+    openers = pattern.removeprefix(_NAME_BEGINS).removesuffix(_NAME_ENDS)
+    words = openers.split("|") if openers else []
+    is_ours = all(map(_LETTERS.fullmatch, words)) and pre_tokenizer == as_definition(names_alone(words))
+    return pattern if is_ours else None
+
+
+def is_cut_into_words(pre_tokenizer: dict[str, Any]) -> bool:
+    """Whether a text is cut as GPT-2 does, or so that names stand alone."""
+    return is_gpt2(pre_tokenizer) or space_before_names(pre_tokenizer) is not None
 
 
 def is_gpt2(pre_tokenizer: dict[str, Any]) -> bool:
@@ -88,7 +116,7 @@ def holds_every_text(definition: dict[str, Any], vocab: dict[str, int]) -> bool:
     if is_byte_level(definition):
         model = definition["model"]
         plain = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
-        is_whole = model.get("type") == "BPE" and plain and is_gpt2(before)
+        is_whole = model.get("type") == "BPE" and plain and is_cut_into_words(before)
         return is_whole and all(character in vocab for character in BYTE_OF_CHARACTER)
     whole = before == as_definition(SPACES_LEAD) and falls_back_to_bytes(definition)
     return whole and all(piece in vocab for piece in bytes_besides(vocab))

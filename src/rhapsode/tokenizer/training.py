@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rhapsode.progress import bar, say
 from rhapsode.tokenizer.coding import Tokenizer
-from rhapsode.tokenizer.definition import BYTE_OF_CHARACTER, BYTES_OR_PIECES, SPACES_LEAD, bytes_besides
+from rhapsode.tokenizer.definition import (
+    BYTE_OF_CHARACTER,
+    BYTES_OR_PIECES,
+    SPACES_LEAD,
+    bytes_besides,
+    names_alone,
+)
 
 KINDS = ("bpe", "unigram", "characters")
 SAMPLE_BYTES = 20_000_000
@@ -19,6 +26,10 @@ FEWEST_FITTED = 512
 # The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
 # words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
 # a sample there.
+WORD = re.compile(r" ?[^\W\d_]+")
+OPENS_SENTENCES = 0.2  # as often in lower case, for each time that it is capitalised: such a word is no name
+MOST_OPENERS = 500
+MOST_NAMES = 0.15  # of all words; where more are capitalised (German nouns), a space of their own costs too much
 LONG_PART = re.compile(r"\S{32,64}")
 MOST_OF_LONG_PARTS = 250_000  # characters
 
@@ -26,7 +37,8 @@ MOST_OF_LONG_PARTS = 250_000  # characters
 def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1024, fit: bool = False) -> Tokenizer:
     """Trains a tokenizer; the same texts give the same tokenizer.
 
-    kind: `bpe` (byte-level: any text comes back exactly), `unigram` (as the course's; characters not seen in
+    kind: `bpe` (byte-level: any text comes back exactly; a name has the same tokens after a space as at the beginning
+        of a line), `unigram` (as the course's; characters not seen in
         training are spelled as bytes, so any text comes back; the byte tokens, about 170, are part of vocab_size,
         and where they do not fit, unseen characters become <unk>, and a line says so) or `characters` (one id per
         character seen, of which vocab_size is a limit; unseen ones become <unk>).
@@ -112,7 +124,7 @@ def parts_of(sample: list[str], most_long: int | None = None) -> Iterator[str]:
 
 def _train_bpe(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = _names_alone_if_few(sample)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -123,6 +135,23 @@ def _train_bpe(sample: list[str], specials: list[str], alphabet: list[str], voca
     )
     tokenizer.train_from_iterator(parts_of(sample), trainer)
     return json.loads(tokenizer.to_str())
+
+
+def _names_alone_if_few(sample: list[str]) -> pre_tokenizers.PreTokenizer:
+    """How texts are cut into words: with the space before a name alone, learnt from them which words are names."""
+    counts: Counter[str] = Counter()
+    for part in parts_of(sample):
+        counts.update(WORD.findall(part))
+    lower = Counter({word: count for word, count in counts.items() if word == word.lower()})
+    after_space = {word[1:]: count for word, count in counts.items() if word[0] == " "}
+    capitalised = {word: count for word, count in after_space.items() if len(word) > 1 and word.istitle()}
+    in_lower = {word: lower[word.lower()] + lower[f" {word.lower()}"] for word in capitalised}
+    openers = [word for word, count in capitalised.items() if in_lower[word] >= OPENS_SENTENCES * count]
+    names = sum(capitalised.values()) - sum(capitalised[word] for word in openers)
+    if names > MOST_NAMES * counts.total():
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    openers.sort(key=lambda word: (-capitalised[word], word))
+    return names_alone(sorted(openers[:MOST_OPENERS]))
 
 
 def _train_unigram(sample: list[str], specials: list[str], alphabet: list[str], vocab_size: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from rhapsode.tokens.ranges import JoinedIds
 from rhapsode.tokens.writing import FORMAT_VERSION, reading_bar, write_store
 
 # These enter the names of what is made: raised when other ids, or other tokenizers, come of the same source.
-IDS_VERSION, TRAINING_VERSION = 1, 2
+IDS_VERSION, TRAINING_VERSION = 1, 3
 ATTEMPTS = 5  # to make a store that others remove
 TOKENIZER_STORIES = 2_000  # of storyworld: they have all its words that are not rare
 

@@ -55,13 +55,14 @@ class Chosen:
     reasons: list[str]
 
 
-def begin(request: TrainingRequest, out: Path) -> Ready:
+def begin(request: TrainingRequest, out: Path, processes: int = 1) -> Ready:
     """Reads the data, makes what is missing of tokenizer and token stores, and creates the run directory.
 
-    Raises ValueError or OSError with one line before anything is written to `out`.
+    processes: as `choose_recipe` takes it. Raises ValueError or OSError with one line before anything is written to
+    `out`.
     """
     check_free(out)
-    chosen = choose_recipe(request)
+    chosen = choose_recipe(request, processes)
     say(f"{chosen.reasons[0]}; --explain-preset shows how the preset is fitted to that")
     data, recipe = chosen.data, chosen.recipe
     batcher = Batcher(data.train, recipe.batch, recipe.train.seed)
@@ -93,15 +94,17 @@ def create_run(out: Path, recipe: Recipe, tokenizer: Tokenizer | None, more: dic
     return Run.create(out, {**recipe.to_dict(), **spelled, **more}, tokenizer)
 
 
-def choose_recipe(request: TrainingRequest) -> Chosen:
+def choose_recipe(request: TrainingRequest, processes: int = 1) -> Chosen:
     """The request's data, and its preset fitted to them with the user's own fields laid over it.
 
+    processes: so many will train it, each with as many threads as this one has.
     Raises ValueError or OSError with one line; a wrong field is told before the data are read.
     """
     name, own = preset_of(request), request.own
     seed = Recipe.from_sections(merge(PRESETS[name], own), vocab_size=1).train.seed
     data = open_data(request.data, seed, VOCAB_SIZES[name])
-    fitted = fit_preset(name, TextSize(data.train.num_tokens, data.train.num_stories), own)
+    text, threads = TextSize(data.train.num_tokens, data.train.num_stories), processes * torch.get_num_threads()
+    fitted = fit_preset(name, text, own, threads)
     sections, vocab_size = merge(fitted.sections, own), data.tokenizer.vocab_size
     wanted = own.get("model", {}).get("vocab_size", vocab_size)
     if wanted != vocab_size:

@@ -27,6 +27,7 @@ export class Spelling {
     Object.assign(this, description);
     this.ends = new Set(description.ends);
     this.idOf = new Map(this.pieces.map((piece, id) => [piece, id]));
+    this.alone = description.space_before_names ? new RegExp(`(${description.space_before_names})`, "gu") : null;
     if (this.merges) {
       this.rankOf = new Map(this.merges.map(([left, right], rank) => [left * 2 ** 24 + right, rank]));
       this.merged = this.merges.map(([left, right]) => this.idOf.get(this.pieces[left] + this.pieces[right]));
@@ -48,7 +49,8 @@ export class Spelling {
         .filter(Boolean);
       return words.flatMap((word) => word.replace(/^(?!▁)/, "▁").match(/▁[^▁]*/g));
     }
-    return (this.cut === "lines" ? text.replaceAll(" ", "▁") : text).match(CUTS[this.cut]) ?? [];
+    const parts = this.alone ? text.split(this.alone) : [this.cut === "lines" ? text.replaceAll(" ", "▁") : text];
+    return parts.flatMap((part) => part.match(CUTS[this.cut]) ?? []);
   }
 
   #normal(text) {
