@@ -1,174 +1,173 @@
-"""What each part of the recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
+"""What each part of a recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
 
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       minute: 70 minutes
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset coffee --alone --only "no feed-forward part"
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --bytes 300000 --only "one block" "no dropout"
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       coffee: two hours of two cores
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute       half an hour
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute --bytes 300000     a text that is read often
+    python benchmarks/ablations.py --preset coffee --table                       the table; trains nothing
 
-Two train at once, with half of the cores each, for twice the minutes of the preset; --alone, one with all cores for its
-minutes, and the runs of the recipe itself are those of quality.py. --bytes: the recipe as it is fitted to the first
-stories of TRAIN, a text that is read often, in a tokenizer trained on them. Bits per UTF-8 byte over all stories of
-VALID. Writes benchmarks/results/ablations-PRESET[-BYTES].json after each run; what it has already, by the same recipe,
-is not run again without --again. Prints the table of docs/presets.md.
+Everyone gets the same time: as many tokens as it reads while the recipe itself reads TOKENS, by the cost of a step that
+parts.py measured side by side (results/parts.json). So it does not matter how fast the machine is while they train, or
+what else it does. Two train at once, one thread each. --bytes: the recipe as it is fitted to the first stories of
+TRAIN, a text that is read often, in a tokenizer trained on them. Bits per UTF-8 byte over all stories of VALID. Writes
+results/ablations-PRESET[-BYTES].json after each run; what it has already, by the same recipe and as many tokens, is not
+run again.
 """
 
 import argparse
-import math
+import os
 import statistics
+import sys
 import tempfile
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from contender import stores
 from pool import at_once
-from quality import ours, recipe_for, record, same_recipe, share, tinystories
+from quality import Data, ours, record, same_recipe, share
+from recipe_changes import RECIPE, Change, Sections, changes_of
 from report import about, over_seeds, read, write
 
-import rhapsode.model
 from rhapsode.progress import say
 from rhapsode.recipe.changes import merge
-from rhapsode.recipe.presets import PRESETS
+from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
+from rhapsode.recipe.rules import TextSize, fit_preset
+from rhapsode.sources import open_source
+from rhapsode.tokenizer import train_tokenizer, training
+from rhapsode.tokenizer.training import fitted_vocab_size
+from rhapsode.tokens import prepare
 
-KEY = ("name", "seed", "threads", "minutes")  # of a run; a new one takes the place of one with the same
-RECIPE = "the recipe"
-DEFAULT_START = "recurrent matrices as PyTorch begins them"
-KEPT = rhapsode.model.KEPT
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    RECIPE: {},
-    DEFAULT_START: {},
-    "no embeddings of pairs": {"model": {"pair_embeddings": 0}},
-    "no attention": {"model": {"attention": "none"}},
-    "four heads": {"model": {"num_heads": 4, "key_dim": 16, "value_dim": 32}},
-    "no feed-forward part": {"model": {"feed_forward": 0}},
-    "a feed-forward part": {"model": {"feed_forward": 2}},
-    "no dropout": {"model": {"dropout": 0.0}},
-    "one block": {"model": {"num_layers": 1}},
-    "two blocks": {"model": {"num_layers": 2}},
-    "two blocks, attention in the last": {"model": {"num_layers": 2, "attention": "last"}},
-    "tanh for relu": {"model": {"activation": "tanh"}},
-    "an output gate": {"model": {"gate": True}},
-    "no output gate": {"model": {"gate": False}},
-    "a gated recurrence, with its output gate": {"model": {"cell": "gated", "gate": True}},
-    "an Elman recurrence": {"model": {"cell": "elman"}},
-    "a copy head": {"model": {"copy_dim": 64}},
-    "no copy head": {"model": {"copy_dim": 0}},
-    "copy keys of 32": {"model": {"copy_dim": 32}},
-    "head tied to the embedding": {"model": {"tie_embeddings": True}},
-    "AdamW for the matrices too, at 2e-3": {"optimizer": {"optimizer": "adamw", "learning_rate": 2e-3}},
-    "AdamW at 3e-3 beside Muon": {"optimizer": {"learning_rate": 3e-3}},
-    "AdamW at 0.02 beside Muon": {"optimizer": {"learning_rate": 0.02}},
-    "Muon at 0.04": {"optimizer": {"matrix_learning_rate": 0.04}},
-    "weight decay of 0.1": {"optimizer": {"weight_decay": 0.1}},
-    "no weight decay": {"optimizer": {"weight_decay": 0.0}},
-    "cosine for linear decay": {"optimizer": {"decay": "cosine"}},
-    "batches of 16": {"batch": {"batch_size": 16}},
-    "batches of 64": {"batch": {"batch_size": 64}},
-    "windows of 256, batches of 16": {"batch": {"window": 256, "batch_size": 16}},
-    "windows of 128, batches of 32": {"batch": {"window": 128, "batch_size": 32}},
-    "state carried across windows": {"batch": {"carry_state": True}},
-}
+TOKENS = 2_000_000  # of the recipe itself: coffee reads them in about four minutes on one core, minute in two
+SEEDS = 3
 
 
-def trained(files: list[str], sections: dict[str, Any], key: dict[str, Any]) -> dict[str, Any]:
-    """One run, as the results keep it; value: None where the loss was no number any more. key: the fields of KEY."""
-    torch.set_num_threads(key["threads"])
-    rhapsode.model.KEPT = 0.0 if key["name"] == DEFAULT_START else KEPT
-    data = tinystories(files[0], files[1])
+def texts(files: dict[str, str], vocab_size: int, spaced: bool) -> Data:
+    """Training and validation text in the tokenizer of a change."""
+    if not spaced:
+        tokenizer, made = stores(files, vocab_size)
+    else:
+        with mock.patch.object(training, "MOST_NAMES", -1.0):
+            stories = (piece.text for piece in open_source((files["train"],)).pieces())
+            tokenizer = train_tokenizer(stories, vocab_size=vocab_size)
+        made = {name: prepare(open_source((file,)), tokenizer) for name, file in files.items()}
+    return Data("tinystories", tokenizer, made["train"], made["valid"], made["valid"].num_bytes)
+
+
+def trained(files: dict[str, str], recipe: Sections, often: bool, key: dict[str, Any]) -> dict[str, Any]:
+    """One run of a change, as the results keep it; value: None where the loss was no number any more."""
+    torch.set_num_threads(1)
+    change = changes_of(recipe, often)[key["name"]]
+    sections = merge(recipe, change.sections)
     found = {**key, "recipe": sections, **about()}
-    try:
-        result = ours(sections, data, {"minutes": key["minutes"]}, key["seed"], looks=1)
-    except FloatingPointError as error:
-        return {**found, "value": None, "why": str(error).partition(";")[0]}
+    with change.patch():
+        try:
+            data = texts(files, sections["model"]["vocab_size"], change.spaced)
+            result = ours(sections, data, {"tokens": key["tokens"]}, key["seed"], looks=1)
+        except FloatingPointError as error:
+            return {**found, "value": None, "why": str(error).partition(";")[0]}
     return {**found, **record(data, result)}
 
 
-def current(run: dict[str, Any], recipe: dict[str, Any], threads: int, minutes: float) -> bool:
-    """Whether a run was made under these conditions, and of the recipe with its one change."""
-    if (run["threads"], run["minutes"]) != (threads, minutes) or run["name"] not in CHANGES:
-        return False
-    return same_recipe(run["recipe"], merge(recipe, CHANGES[run["name"]]))
+def fitted(files: dict[str, str], preset: str) -> Sections:
+    """What `rhapsode train --preset PRESET` would choose for these files, if it read as many tokens as here."""
+    vocab_size = fitted_vocab_size(os.path.getsize(files["train"]), VOCAB_SIZES[preset])
+    train = texts(files, vocab_size, spaced=False).train
+    text = TextSize(train.num_tokens, train.num_stories)
+    return merge(
+        fit_preset(preset, text, {"train": {"tokens": TOKENS}}).sections, {"model": {"vocab_size": vocab_size}}
+    )
 
 
-def recipe_alone(preset: str, threads: int) -> list[dict[str, Any]]:
-    """The runs of a preset as it is that quality.py has, with all cores, one at a time."""
-    minutes = PRESETS[preset]["train"]["minutes"]
-    runs = read(f"quality-tinystories-{minutes:g}").get("runs", [])
-    runs = [{**run, "name": RECIPE, "minutes": minutes} for run in runs if run["preset"] == preset]
-    return [run for run in runs if current(run, PRESETS[preset], threads, minutes)]
+def tokens_of(preset: str, name: str, change: Change) -> int:
+    """What a change reads in the time of the recipe; raises ValueError where its cost was not measured."""
+    if not (change.sections.keys() & {"model", "batch"} or change.sections.get("optimizer", {}).get("optimizer")):
+        return TOKENS  # a step of it takes the same time
+    measured = read("parts").get(f"{preset}, 1 threads", {"changes": {}})["changes"]
+    if name not in measured:
+        raise ValueError(
+            f"first: python benchmarks/parts.py --preset {preset} --threads 1 --write (the cost of {name})"
+        )
+    return round(TOKENS / measured[name]["time"])
 
 
-def main() -> None:
+def runs_of(name: str) -> list[dict[str, Any]]:
+    """What is there, but for runs of before, which had minutes in place of tokens."""
+    return [run for run in read(name).get("runs", []) if "tokens" in run]
+
+
+def is_run(run: dict[str, Any], name: str, seed: int, recipe: dict[str, Any], tokens: int) -> bool:
+    """Whether a run is that of a change of the recipe, a seed and so many tokens."""
+    return (run["name"], run["seed"], run["tokens"]) == (name, seed, tokens) and same_recipe(run["recipe"], recipe)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs=2)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="minute")
-    parser.add_argument("--seeds", type=int, default=3)
-    only = "names of those to run beside the recipe"
-    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help=only)
-    parser.add_argument("--alone", action="store_true", help="one at a time, with all cores")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="TRAIN.jsonl VALID.jsonl")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="coffee")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", nargs="+", metavar="CHANGE", help="names of those to run beside the recipe")
     parser.add_argument("--bytes", type=int, help="train on so much of TRAIN, the preset fitted to it")
-    parser.add_argument("--again", action="store_true", help="run also what the results have already")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there; trains nothing")
     arguments = parser.parse_args()
-    workers = 1 if arguments.alone else 2
-    threads = max(1, torch.get_num_threads() // workers)
-    minutes = PRESETS[arguments.preset]["train"]["minutes"]
-    baseline = []
-    if arguments.alone:
-        if arguments.bytes:
-            parser.error("--alone is for the preset as it stands, --bytes for one that is fitted")
-        if arguments.only == [RECIPE]:
-            parser.error("--alone takes the runs of the recipe from quality.py; name a change")
-        baseline = recipe_alone(arguments.preset, threads)
-        if not baseline:
-            parser.error(f"--alone needs the runs of {arguments.preset} itself, and quality.py has none yet")
+    name = f"ablations-{arguments.preset}" + (f"-{arguments.bytes}" if arguments.bytes else "")
+    if arguments.table:
+        print_table(runs_of(name))
+        return 0
+    if len(arguments.files) != 2:
+        parser.error("name TRAIN.jsonl VALID.jsonl")
     with tempfile.TemporaryDirectory() as folder:
-        name, recipe, files = f"ablations-{arguments.preset}", PRESETS[arguments.preset], arguments.files
+        files = dict(zip(("train", "valid"), arguments.files, strict=True))
+        recipe = merge(PRESETS[arguments.preset], {"model": {"vocab_size": VOCAB_SIZES[arguments.preset]}})
         if arguments.bytes:
-            name, files = f"{name}-{arguments.bytes}", [str(share(files[0], arguments.bytes, Path(folder))), files[1]]
-        data = tinystories(files[0], files[1])  # now, so that all find the token store
-        if arguments.bytes:
-            recipe = recipe_for(data, arguments.preset, minutes)
-        changes = arguments.only or [
-            name for name, change in CHANGES.items() if not change or not same_recipe(merge(recipe, change), recipe)
-        ]
-        changes = [change for change in changes if change != RECIPE]
-        if not arguments.alone:
-            changes = [RECIPE, *changes]
-        kept = read(name).get("runs", [])
-        there = [run for run in kept if current(run, recipe, threads, workers * minutes)]
-        wanted = [
-            dict(zip(KEY, (change, seed, threads, workers * minutes), strict=True))
-            for seed in range(arguments.seeds)
-            for change in changes
-            if arguments.again or not any((run["name"], run["seed"]) == (change, seed) for run in there)
-        ]
-        with at_once(workers) as pool:
-            futures = [pool.submit(trained, files, merge(recipe, CHANGES[key["name"]]), key) for key in wanted]
-            for future in as_completed(futures):
+            files["train"] = str(share(files["train"], arguments.bytes, Path(folder)))
+            recipe = fitted(files, arguments.preset)
+        often = bool(arguments.bytes)
+        changes = changes_of(recipe, often)
+        unknown = set(arguments.only or ()) - set(changes)
+        if unknown:
+            parser.error(f"{min(unknown)!r} is no change of this recipe; there are {', '.join(changes)}")
+        wanted = [RECIPE, *(arguments.only or [each for each in changes if each != RECIPE])]
+        kept = runs_of(name)
+        orders = []
+        try:
+            for seed in range(arguments.seeds):
+                for each in wanted:
+                    tokens = tokens_of(arguments.preset, each, changes[each])
+                    sections = merge(recipe, changes[each].sections)
+                    if not any(is_run(run, each, seed, sections, tokens) for run in kept):
+                        orders.append({"name": each, "seed": seed, "tokens": tokens})
+        except ValueError as error:
+            parser.error(str(error))
+        with at_once(2) as pool:
+            futures = [pool.submit(trained, files, recipe, often, key) for key in orders]
+            for number, future in enumerate(as_completed(futures), 1):
                 found = future.result()
-                say(f"{found['name']}, seed {found['seed']}: {found['value']}")
-                kept = [run for run in kept if any(run[field] != found[field] for field in KEY)] + [found]
+                say(f"{number} of {len(orders)}: {found['name']}, seed {found['seed']}: {found['value']}")
+                place = found["name"], found["seed"]
+                kept = [run for run in kept if (run["name"], run["seed"]) != place] + [found]
                 write(name, {"preset": arguments.preset, "bytes": arguments.bytes, "runs": kept})
-    print_table(baseline + [run for run in kept if current(run, recipe, threads, workers * minutes)])
+    print_table(runs_of(name))
+    return 0
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-    """Markdown: what was changed, bits per byte (mean and spread over seeds), what that costs, steps, parameters."""
-    bases = [run["value"] for run in runs if run["name"] == RECIPE and run["value"] is not None]
-    base = statistics.mean(bases) if bases else math.nan
-    print("| changed | bits per byte | worse by | steps | parameters |\n|---|---|---|---|---|")
-    for change in CHANGES:
-        found = [run for run in runs if run["name"] == change]
+    """Markdown: what was changed, bits per byte (mean and spread over seeds), how much that is above the recipe's
+    run of the same seed, tokens, parameters."""
+    base = {run["seed"]: run["value"] for run in runs if run["name"] == RECIPE}
+    print("| changed | bits per byte | worse by | tokens | parameters |\n|---|---|---|---|---|")
+    for change in dict.fromkeys(run["name"] for run in runs):
+        found = sorted((run for run in runs if run["name"] == change), key=lambda run: run["seed"])
         failed = [run["why"] for run in found if run["value"] is None]
         if failed:
             print(f"| {change} | {len(failed)} of {len(found)}: {failed[0]} | | | |")
-        elif found:
-            values = [run["value"] for run in found]
-            steps = statistics.mean(run["steps"] for run in found)
-            mean = statistics.mean(values)
-            print(
-                f"| {change} | {over_seeds(values)} | {mean - base:+.4f} | {steps:,.0f} | {found[0]['parameters']:,} |"
-            )
+            continue
+        worse = [run["value"] - base[run["seed"]] for run in found if base.get(run["seed"]) is not None]
+        values, beside = over_seeds([run["value"] for run in found]), over_seeds(worse) if change != RECIPE else ""
+        tokens = statistics.mean(run["tokens"] for run in found)
+        print(f"| {change} | {values} | {beside} | {tokens:,.0f} | {found[0]['parameters']:,} |")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,12 @@
-"""What a part of the model costs: a training step of a preset without it, or with another, beside the preset's own.
+"""What a part of a recipe costs: a training step of a preset without it, or with another, beside the preset's own.
 
-    python benchmarks/parts.py                                    coffee, a minute
-    python benchmarks/parts.py --preset minute --threads 1 --only "no copy head"
+    python benchmarks/parts.py                                    coffee, two threads, two minutes; prints only
+    python benchmarks/parts.py --preset minute --only "no copy head"
+    python benchmarks/parts.py --threads 1 --write                results/parts.json, which ablations.py goes by
 
 A step is that of `rhapsode train`: loss, backward, clipping, Muon and AdamW, on windows of random tokens whose
 frequencies fall as 1 / rank. First the loss and all gradients of each are compared with those of the plain form. Then
-they take turns, a burst of steps each; ratios are made within a round, and medians over the rounds are printed.
+they take turns, a burst of steps each; ratios are made within a round, and medians over the rounds count.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from report import about
+from recipe_changes import CHANGES, RECIPE, changes_of
+from report import about, read, write
 from torch import Tensor, nn
 
 from rhapsode.bench import burst
@@ -29,26 +30,16 @@ from rhapsode.recipe import Recipe
 from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
 from rhapsode.training.optimizer import Optimizers
 
-PRESET = "the preset"
-CHANGES: dict[str, dict[str, Any]] = {
-    PRESET: {},
-    "no copy head": {"copy_dim": 0},
-    "no output gate": {"gate": False},
-    "an Elman recurrence, no output gate": {"cell": "elman", "gate": False},
-    "no attention": {"attention": "none"},
-    "no feed-forward part": {"feed_forward": 0},
-    "no embeddings of pairs": {"pair_embeddings": 0},
-    "one block": {"num_layers": 1},
-}
+NAME = "parts"
 BATCHES = 8
 CALLS_IN_BURST = 3
 FEWEST_ROUNDS = 5
 TOLERANCE = 1e-4  # relative, float32
 
 
-def recipe_of(preset: str, change: dict[str, Any], vocab_size: int) -> Recipe:
-    """The preset's recipe with some fields of its model changed."""
-    return Recipe.from_sections(PRESETS[preset], vocab_size).with_changes(model=change)
+def recipe_of(preset: str, change: str) -> Recipe:
+    """The preset's recipe with one thing changed."""
+    return Recipe.from_sections(PRESETS[preset], VOCAB_SIZES[preset]).with_changes(**CHANGES[change].sections)
 
 
 def windows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
@@ -88,36 +79,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="coffee")
     parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="beside the preset itself")
-    parser.add_argument("--vocab-size", type=int, help="otherwise the preset's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--write", action="store_true", help=f"keep the ratios in results/{NAME}.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    names = [PRESET, *(arguments.only or [name for name in CHANGES if name != PRESET])]
-    vocab_size = arguments.vocab_size or VOCAB_SIZES[arguments.preset]
-    recipes = {name: recipe_of(arguments.preset, CHANGES[name], vocab_size) for name in names}
-    data = windows(recipes[PRESET])
+    slower = [name for name, each in changes_of(PRESETS[arguments.preset], often=False).items() if each.sections]
+    names = [RECIPE, *(arguments.only or slower)]
+    recipes = {name: recipe_of(arguments.preset, name) for name in names}
+    data = {name: windows(recipe) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
-        difference = largest_difference(build_model(recipe.model, seed=0), *data[0])
+        difference = largest_difference(build_model(recipe.model, seed=0), *data[name][0])
         say(f"{name}: the forms differ by {difference:.0e}")
         if not difference < TOLERANCE:
             raise ValueError(f"{name}: the fast form differs from the plain one by {difference:.1e}")
-    steps = {name: training_step(recipe, data) for name, recipe in recipes.items()}
+    steps = {name: training_step(recipe, data[name]) for name, recipe in recipes.items()}
     rounds: list[dict[str, float]] = []
     for step in steps.values():
         step()
     ends = time.monotonic() + arguments.seconds
     while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
         rounds.append({name: burst(step, CALLS_IN_BURST) for name, step in steps.items()})
-    tokens = data[0][0].numel()
+    tokens = {name: batches[0][0].numel() for name, batches in data.items()}
     print(f"{arguments.preset}, {arguments.threads} threads, {len(rounds)} rounds, {json.dumps(about())}\n")
-    print("| | milliseconds per step | tokens/s | of the preset's time | quartiles |\n|---|---|---|---|---|")
+    print("| | milliseconds per step | tokens/s | a token's time, of the recipe's | quartiles |\n|---|---|---|---|---|")
+    found = {}
     for name in names:
         seconds = statistics.median(times[name] for times in rounds)
-        ratios = sorted(times[name] / times[PRESET] for times in rounds)
-        middle, low, high = (ratios[int(share * (len(ratios) - 1))] for share in (0.5, 0.25, 0.75))
-        print(f"| {name} | {1e3 * seconds:.1f} | {tokens / seconds:,.0f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+        per_token = tokens[RECIPE] / tokens[name]
+        ratios = sorted(per_token * times[name] / times[RECIPE] for times in rounds)
+        middle, low, high = (round(ratios[int(share * (len(ratios) - 1))], 3) for share in (0.5, 0.25, 0.75))
+        print(f"| {name} | {1e3 * seconds:.1f} | {tokens[name] / seconds:,.0f} | {middle} | {low} to {high} |")
+        found[name] = {"time": middle, "quartiles": [low, high]}
+    if arguments.write:
+        key = f"{arguments.preset}, {arguments.threads} threads"
+        measured = {**about(), "threads": arguments.threads, "rounds": len(rounds), "changes": found}
+        write(NAME, {**read(NAME), key: measured})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ from rhapsode.progress import say
 from rhapsode.recipe import OptimizerConfig, Recipe
 from rhapsode.recipe.changes import build, merge
 from rhapsode.recipe.presets import PRESETS
-from rhapsode.recipe.rules import TextSize, fit_preset
 from rhapsode.sources import SourceConfig
 from rhapsode.tokenizer import Tokenizer
 from rhapsode.tokens import BatchConfig, TokenStore
@@ -255,12 +254,6 @@ def plot(results: dict[str, Any], file: Path) -> None:
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= results["minutes"]])
     axes.set_xlim(0, results["minutes"] * 1.32)
     save_figure(figure, file)
-
-
-def recipe_for(data: Data, preset: str, minutes: float) -> dict[str, dict[str, Any]]:
-    """What `rhapsode train --preset PRESET --minutes MINUTES` would choose for these data."""
-    text = TextSize(data.train.num_tokens, data.train.num_stories)
-    return fit_preset(preset, text, {"train": {"minutes": minutes}}).sections
 
 
 def meaning(recipe: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What side_by_side.py compares: the questions in their order of worth, and how each contender trains and is scored.
 
 rhapsode                this checkout, by its own command line: what a user gets
-rhapsode, CHANGE        the same with one part of its recipe changed (CHANGES)
+rhapsode, by the preset coffee      the same by another preset than the one for so many minutes
 before                  commit 02642c6, by its own command line, from a `git archive` with a PYTHONPATH of its own
 modern[, copy head]     the transformer with all our recipe's parts (modern.py), the best that tuning.py found
 transformer, lstm       rivals tuned by hand (quality_rivals.py)
@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ablations
 import safetensors
 from contender import RECIPES
 from lanes import Command
@@ -42,26 +41,13 @@ UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character", "s
 SCORING_MINUTES = {"tinystories": 1.5, "shakespeare": 0.5, "storyworld": 3.0}  # of a pair, starting included; about
 HAND_TUNED = ("transformer", "lstm")
 
-# What is taken from the recipe, or put to it, one at a time: changes of ablations.py, and vocabularies.
-PARTS = (
-    *("no copy head", "an Elman recurrence", "a gated recurrence, with its output gate", "no output gate"),
-    *("one block", "two blocks", "no attention", "no feed-forward part", "a feed-forward part"),
-    *("no embeddings of pairs", "windows of 128, batches of 32", "AdamW for the matrices too, at 2e-3"),
-    *("Muon at 0.04", "no weight decay"),
-)
-VOCAB_SIZES = (1024, 2048, 4096)
+SHORTER = "by the preset coffee"  # an hour of it
 
 
 def words_of(change: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """A change of a recipe, by section, as words of our command line."""
     fields = [(f"{section}.{name}", value) for section, part in change.items() for name, value in part.items()]
     return tuple(word for name, value in fields for word in ("--set", f"{name}={value}"))
-
-
-CHANGES: dict[str, tuple[str, ...]] = {
-    **{name: words_of(ablations.CHANGES[name]) for name in PARTS},
-    **{f"vocabulary of {size:,}": ("--vocab-size", str(size)) for size in VOCAB_SIZES},
-}
 
 
 class Question(NamedTuple):
@@ -79,7 +65,7 @@ class Question(NamedTuple):
     @property
     def preset(self) -> str:
         """Ours for so many minutes."""
-        return "minute" if self.minutes < 3 else "coffee"
+        return "minute" if self.minutes < 3 else "coffee" if self.minutes < 30 else "hour"
 
     @property
     def expected_minutes(self) -> float:
@@ -89,7 +75,7 @@ class Question(NamedTuple):
 
 
 def questions() -> list[Question]:
-    """All of them. Bars first, then the rivals, each part of the recipe, two cores, what is far behind anyway."""
+    """All of them. Bars first, then the hour, the rivals, two cores, what is far behind anyway."""
     both, ours = ("rhapsode", "before"), "rhapsode"
     bars = [
         Question("tinystories, ten minutes", "tinystories", 10, both, 1),
@@ -102,7 +88,6 @@ def questions() -> list[Question]:
     rivals = [
         Question(f"{who}, ten minutes", "tinystories", 10, (ours, who), 3) for who in ("modern, copy head", "modern")
     ]
-    parts = [Question(f"coffee, {change}", "tinystories", 4, (ours, f"{ours}, {change}"), 4) for change in CHANGES]
     alone = [
         question._replace(
             name=f"{question.name}, all cores",
@@ -117,8 +102,8 @@ def questions() -> list[Question]:
         Question("course, ten minutes", "tinystories", 10, (ours, "course"), 6),
         Question("modern, copy head, two minutes", "tinystories", 2, (ours, "modern, copy head"), 6),
     ]
-    short = [Question(f"minute, {change}", "tinystories", 2, (ours, f"{ours}, {change}"), 7) for change in CHANGES]
-    return sorted([*bars, *rivals, *parts, *alone, *behind, *short], key=lambda question: question.tier)
+    hour = [Question("tinystories, an hour", "tinystories", 60, (ours, f"{ours}, {SHORTER}"), 2, seeds=1)]
+    return sorted([*bars, *rivals, *alone, *behind, *hour], key=lambda question: question.tier)
 
 
 @dataclass(frozen=True)
@@ -213,8 +198,8 @@ def contender(who: str, question: Question, files: Files) -> Contender | None:
         return own(who, recipe, [*words], surroundings, question, files)
     if kind == "course":
         words += words_of(COURSE)
-    elif change:
-        words += CHANGES[change]
+    elif change == SHORTER:
+        words[words.index("--preset") + 1] = "coffee"
     return own(who, chosen(tuple(words), question, files), words, OWN, question, files)
 
 
@@ -329,16 +314,14 @@ def storyworld_result(score: dict[str, Any]) -> dict[str, Any]:
 @cache
 def chosen(words: tuple[str, ...], question: Question, files: Files) -> dict[str, Any]:
     """The recipe that `rhapsode train` makes of these words for the question's text, the seed left out."""
-    vocab_size = None
     assignments = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    if "--vocab-size" in words:
-        vocab_size = int(words[words.index("--vocab-size") + 1])
     own = read_assignments(assignments)
     own.setdefault("train", {})["minutes"] = question.minutes
     data, _, *valid = files.trained_on(question.text)[:3] if question.text != "storyworld" else ("storyworld", "")
     reading = SourceConfig(split="file" if question.text == "shakespeare" else "auto")
-    request = DataRequest((data,), tuple(valid), vocab_size=vocab_size, reading=reading)
+    request = DataRequest((data,), tuple(valid), reading=reading)
     with silent(), fixed_threads(None if question.alone else 1):
-        recipe = choose_recipe(TrainingRequest(request, question.preset, own)).recipe.to_dict()
+        made = choose_recipe(TrainingRequest(request, words[words.index("--preset") + 1], own))
+    recipe = made.recipe.to_dict()
     del recipe["train"]["seed"]
-    return recipe
+    return {**recipe, "tokenizer": made.data.tokenizer.fingerprint[:16]}

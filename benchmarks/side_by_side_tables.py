@@ -4,11 +4,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from questions import CHANGES, LOOKED_AT, UNITS, Contender, questions
+from questions import LOOKED_AT, UNITS, Contender, questions
 from report import FIGURES, over_seeds, panels, save_figure
 
 from rhapsode.figure import COLOURS, DASHES, MARKERS
-from rhapsode.recipe.presets import PRESETS
 
 Pair = dict[str, Any]
 # What the second of a question must be beaten by: in the unit of the text, lower or (storyworld) higher.
@@ -54,13 +53,11 @@ def _recipes(pair: Pair) -> list[Any]:
 
 
 def print_tables(pairs: list[Pair]) -> None:
-    """All questions that have a result; parts of the recipe in one table for each budget."""
+    """All questions that have a result."""
     for question in questions():
         found = newest(pairs, question.name)
-        if found and question.name.partition(", ")[0] not in PRESETS:
+        if found:
             print_question(found)
-    for preset in PRESETS:
-        print_parts(pairs, preset)
 
 
 def print_question(found: list[Pair]) -> None:
@@ -107,26 +104,6 @@ def print_storyworld(found: list[Pair]) -> None:
             shares += [f"{share:.1%}" for share in run["distance"].values()]
             stories = "{parsed} of {total}, {new}".format(**run["stories"])
             print(f"| {pair['seed']} | {run['who']} | {run['bits_per_byte']} | {' | '.join(shares)} | {stories} |")
-
-
-def print_parts(pairs: list[Pair], preset: str) -> None:
-    """What each part of a preset is worth: the mean of the differences, each beside the recipe itself."""
-    rows = [(change, found) for change in CHANGES if (found := newest(pairs, f"{preset}, {change}"))]
-    if not rows:
-        return
-    print(f"### Parts of {preset}, {rows[0][1][0]['minutes']:g} minutes, one core each, at once\n")
-    print("| changed | the recipe | changed | worse by | seeds | steps | parameters |\n|---|---|---|---|---|---|---|")
-    for change, found in rows:
-        worse = [-value for pair in found if (value := difference(pair)) is not None]
-        if not worse:
-            print(f"| {change} | | {found[0]['runs'][1]['why']} | | {len(found)} | | |")
-            continue
-        ours, changed = ([pair["runs"][i] for pair in found if pair["runs"][i]["value"] is not None] for i in (0, 1))
-        means = [over_seeds([run["value"] for run in runs]) for runs in (ours, changed)]
-        steps = ", ".join(f"{statistics.mean(run['steps'] for run in runs):,.0f}" for runs in (ours, changed))
-        size = f"{changed[0]['parameters']:,}"
-        print(f"| {change} | {means[0]} | {means[1]} | {over_seeds(worse)} | {len(worse)} | {steps} | {size} |")
-    print()
 
 
 def difference(pair: Pair) -> float | None:

@@ -2,8 +2,8 @@
 
 import importlib
 import itertools
+import math
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from rhapsode.bench import Workload, batches
+from rhapsode.kernels.copying import copy_cross_entropy
 from rhapsode.model import ModelConfig
+from rhapsode.recipe import Recipe
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS
 
@@ -140,30 +142,78 @@ def test_recipes_are_compared_by_what_they_mean() -> None:
     assert not same_recipe({"dropout": 0.1}, preset)
 
 
-def test_an_ablation_counts_for_its_recipe_threads_and_minutes() -> None:
-    """Would catch a row of the table that an earlier recipe, or half of the time, made."""
-    ablations = importlib.import_module("ablations")
-    preset = PRESETS["coffee"]
-    no_part = merge(preset, ablations.CHANGES["no feed-forward part"])
-    run: dict[str, Any] = {"name": "no feed-forward part", "seed": 0, "threads": 2, "minutes": 10.0, "recipe": no_part}
-    assert ablations.current(run, preset, 2, 10.0)
-    assert not ablations.current(run, preset, 1, 10.0)
-    assert not ablations.current(run, preset, 2, 2.0)
-    assert not ablations.current({**run, "recipe": preset}, preset, 2, 10.0)
-    assert not ablations.current({**run, "name": "an ablation of old"}, preset, 2, 10.0)
+@pytest.mark.parametrize("often", [False, True])
+def test_every_change_is_one_of_the_recipe(often: bool) -> None:
+    """Would catch a field that has another name by now, after the machine was waited for, and a change of nothing."""
+    changes = importlib.import_module("recipe_changes")
+    for preset in PRESETS.values():
+        found = changes.changes_of(preset, often)
+        assert next(iter(found)) == changes.RECIPE
+        for name, change in found.items():
+            recipe = Recipe.from_sections(preset, 300).with_changes(**change.sections)
+            assert (recipe != Recipe.from_sections(preset, 300)) == bool(change.sections), name
+            with change.patch():
+                pass
+    assert "no feed-forward part" not in changes.changes_of(PRESETS["minute"], often=False)
 
 
-def test_ablations_of_a_preset_alone_say_what_they_lack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Would catch hours of training whose table is never printed."""
+def test_copies_within_a_story_are_those_of_one_story_at_a_time() -> None:
+    """The copies of a window of two stories, kept apart, beside the package's own for each story. Would catch a mask
+    that is off by one."""
+    changes = importlib.import_module("recipe_changes")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([[5, 7, 5, 1, 7, 5, 7, 7]])  # 1 ends a story
+    targets = torch.tensor([[7, 5, 1, 7, 5, 7, 7, 5]])
+    x, q, k = (torch.randn(1, 8, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    weight, gate = torch.randn(9, 4, generator=generator, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64)
+    whole = changes.within_stories(x, weight, None, q, k, gate, ids, targets, "none")
+    parts = []
+    for part, keys in ((slice(0, 3), slice(0, 3)), (slice(4, 8), slice(4, 8))):
+        given = (q[:, part], k[:, keys], gate[:, part], ids[:, keys], targets[:, part], "none")
+        parts.append(copy_cross_entropy(x[:, part], weight, None, *given))
+    assert torch.allclose(torch.cat((whole[:, :3], whole[:, 4:]), 1), torch.cat(parts, 1))
+    alone = -(x[:, 3] @ weight.T).log_softmax(-1)[:, 7] + math.log(2)  # a story's first token can only be known
+    assert torch.allclose(whole[:, 3], alone)
+
+
+def test_a_run_counts_for_its_recipe_seed_and_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a row of the table that an earlier recipe, or half of the time, made, and a change that gets as many
+    tokens as the recipe though its steps take longer."""
     ablations, report = importlib.import_module("ablations"), importlib.import_module("report")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "train", "valid", "--alone", "--preset", "coffee"])
-    with pytest.raises(SystemExit) as caught:
-        ablations.main()
-    assert caught.value.code == 2
-    assert "--alone needs the runs of coffee itself" in capsys.readouterr().err
+    preset = PRESETS["coffee"]
+    change = ablations.changes_of(preset, False)["no feed-forward part"]
+    recipe = merge(preset, change.sections)
+    run: dict[str, Any] = {"name": "no feed-forward part", "seed": 0, "tokens": 9, "recipe": recipe}
+    assert ablations.is_run(run, "no feed-forward part", 0, recipe, 9)
+    assert not ablations.is_run(run, "no feed-forward part", 1, recipe, 9)
+    assert not ablations.is_run(run, "no feed-forward part", 0, recipe, 8)
+    assert not ablations.is_run(run, "no feed-forward part", 0, preset, 9)
+    with pytest.raises(ValueError, match=r"parts\.py --preset coffee --threads 1 --write"):
+        ablations.tokens_of("coffee", "no feed-forward part", change)
+    report.write("parts", {"coffee, 1 threads": {"changes": {"no feed-forward part": {"time": 0.8}}}})
+    assert ablations.tokens_of("coffee", "no feed-forward part", change) == 2_500_000
+    assert ablations.tokens_of("coffee", ablations.RECIPE, ablations.Change({})) == 2_000_000
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_and_is_kept(
+    tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch two hours that end in an error; a patch that does not reach the model; a run that is made twice."""
+    ablations = importlib.import_module("ablations")
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    files = {"train": str(small.file), "valid": str(small.file)}
+    recipe = merge(PRESETS["minute"], {"model": {"vocab_size": 300, "embed_dim": 8, "hidden_dim": 8}})
+    recipe = merge(recipe, {"batch": {"window": 16, "batch_size": 2}})
+    names = (ablations.RECIPE, "copies within a story alone", "names with the space before them", "no copy head")
+    runs = [ablations.trained(files, recipe, False, {"name": name, "seed": 0, "tokens": 640}) for name in names]
+    assert [run["steps"] for run in runs] == [20] * 4
+    values = [run["value"] for run in runs]
+    assert all(0 < value < 9 for value in values)
+    assert values[1] != values[0]
+    ablations.print_table(runs)
+    assert capsys.readouterr().out.count("\n| ") == 4
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("results/quality-*.json")))

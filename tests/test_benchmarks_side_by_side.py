@@ -15,10 +15,6 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsode.recipe import Recipe
-from rhapsode.recipe.changes import merge, read_assignments
-from rhapsode.recipe.presets import PRESETS
-
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmarks/ beside the package")
 
@@ -178,20 +174,6 @@ def test_the_table_has_every_seed_and_its_difference(capsys: pytest.CaptureFixtu
     assert "missed" in capsys.readouterr().out
 
 
-def test_what_a_part_is_worth_is_the_mean_of_differences_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Would catch a part that looks worth something because its seeds had a faster hour."""
-    tables = module("side_by_side_tables")
-    made = [
-        {**pair(seed, {"a": 1}, value), "question": "coffee, no copy head"} for seed, value in ((0, 0.8), (1, 0.86))
-    ]
-    tables.print_tables(made)
-    out = capsys.readouterr().out
-    assert "### Parts of coffee, 10 minutes" in out
-    row = "| no copy head | 0.8300 ± 0.0424 | 0.9000 ± 0.0000 | 0.0700 ± 0.0424 | 2 | 10, 20 | 5 |"
-    assert row in out
-    assert out.count("no copy head") == 1
-
-
 def test_labels_of_the_figure_do_not_lie_on_one_another() -> None:
     """Would catch a label that another covers, and labels that change places."""
     apart = module("side_by_side_tables").apart
@@ -221,23 +203,14 @@ def test_the_figure_is_drawn_from_the_results(tmp_path: Path, monkeypatch: pytes
 # The questions
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_change_is_one_of_the_recipe(preset: str) -> None:
-    """Would catch a field that has another name by now, after the machine was waited for."""
-    for change, words in module("questions").CHANGES.items():
-        assert len(words) % 2 == 0
-        assert set(words[::2]) <= {"--set", "--vocab-size"}, change
-        own = read_assignments([value for name, value in zip(words[::2], words[1::2], strict=True) if name == "--set"])
-        Recipe.from_sections(merge(PRESETS[preset], own), 300)
-
-
 def test_questions_come_in_their_order_of_worth() -> None:
     """Would catch a question that two have the name of: the second would count as there."""
     questions = module("questions").questions()
     assert len({question.name for question in questions}) == len(questions)
     assert [question.tier for question in questions] == sorted(question.tier for question in questions)
     assert all(len(question.contenders) == 2 for question in questions)
-    assert {question.preset for question in questions if question.minutes >= 4} == {"coffee"}
+    assert {question.preset for question in questions if question.minutes == 10} == {"coffee"}
+    assert [question.name for question in questions if question.preset == "hour"] == ["tinystories, an hour"]
 
 
 def lay_out(tmp_path: Path, small: Any) -> Any:
@@ -246,18 +219,18 @@ def lay_out(tmp_path: Path, small: Any) -> Any:
     return module("questions").lay_out(str(small.file), str(small.file), str(play), tmp_path)
 
 
-def test_a_part_that_the_recipe_does_not_have_is_no_question(
+def test_an_hour_is_compared_with_the_shorter_preset(
     tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch hours that compare a recipe with itself."""
+    """Would catch an hour that compares a recipe with itself."""
     monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
-    side_by_side, questions = module("side_by_side"), module("questions")
+    questions = module("questions")
     files = lay_out(tmp_path, small)
-    changes = {"as it is": ("--set", "beta1=0.9"), "another": ("--set", "beta1=0.8")}
-    monkeypatch.setattr(questions, "CHANGES", changes)
-    for change, there in (("as it is", False), ("another", True)):
-        question = questions.Question("a part", "tinystories", 4, ("rhapsode", f"rhapsode, {change}"), 4)
-        assert (side_by_side.comparison(question, 0, files, [], False) is not None) == there
+    (hour,) = [question for question in questions.questions() if question.preset == "hour"]
+    ours, shorter = (questions.contender(who, hour, files) for who in hour.contenders)
+    assert ours.recipe["model"]["num_layers"] == 3
+    assert shorter.recipe["model"]["num_layers"] == 2
+    assert [each.recipe["train"]["minutes"] for each in (ours, shorter)] == [60, 60]
 
 
 def test_history_that_is_missing_leaves_its_questions_out(
