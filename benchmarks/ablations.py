@@ -3,12 +3,13 @@
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       coffee: two hours of two cores
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute       half an hour
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute --bytes 300000     a text that is read often
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --device cuda --at-once 6         coffee on a GPU: minutes
     python benchmarks/ablations.py --preset coffee --table                       the table; trains nothing
 
 Everyone gets the same time: as many tokens as it reads while the recipe itself reads TOKENS, by the cost of a step that
 parts.py measured side by side (results/parts.json). So it does not matter how fast the machine is while they train, or
-what else it does. Two train at once, one thread each. --bytes: the recipe as it is fitted to the first stories of
-TRAIN, a text that is read often, in a tokenizer trained on them. Bits per UTF-8 byte over all stories of VALID. Writes
+what else it does, or whether a GPU trains them. --bytes: the recipe as it is fitted to the first stories of TRAIN, a
+text that is read often, in a tokenizer trained on them. Bits per UTF-8 byte over all stories of VALID. Writes
 results/ablations-PRESET[-BYTES].json after each run; what it has already, by the same recipe and as many tokens, is not
 run again.
 """
@@ -30,6 +31,7 @@ from quality import Data, ours, record, same_recipe, share
 from recipe_changes import RECIPE, Change, Sections, changes_of
 from report import about, over_seeds, read, write
 
+from rhapsode.machine import device_name
 from rhapsode.progress import say
 from rhapsode.recipe.changes import merge
 from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
@@ -55,16 +57,18 @@ def texts(files: dict[str, str], vocab_size: int, spaced: bool) -> Data:
     return Data("tinystories", tokenizer, made["train"], made["valid"], made["valid"].num_bytes)
 
 
-def trained(files: dict[str, str], recipe: Sections, often: bool, key: dict[str, Any]) -> dict[str, Any]:
+def trained(
+    files: dict[str, str], recipe: Sections, often: bool, key: dict[str, Any], device: str = "cpu"
+) -> dict[str, Any]:
     """One run of a change, as the results keep it; value: None where the loss was no number any more."""
     torch.set_num_threads(1)
     change = changes_of(recipe, often)[key["name"]]
     sections = merge(recipe, change.sections)
-    found = {**key, "recipe": sections, **about()}
+    found = {**key, "recipe": sections, **about(), "device": device_name(device)}
     with change.patch():
         try:
             data = texts(files, sections["model"]["vocab_size"], change.spaced)
-            result = ours(sections, data, {"tokens": key["tokens"]}, key["seed"], looks=1)
+            result = ours(sections, data, {"tokens": key["tokens"]}, key["seed"], 1, device)
         except FloatingPointError as error:
             return {**found, "value": None, "why": str(error).partition(";")[0]}
     return {**found, **record(data, result)}
@@ -109,6 +113,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="+", metavar="CHANGE", help="names of those to run beside the recipe")
     parser.add_argument("--bytes", type=int, help="train on so much of TRAIN, the preset fitted to it")
+    parser.add_argument("--device", default="cpu", help="what trains: cpu or cuda")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many train at once")
     parser.add_argument("--table", action="store_true", help="print the table of what is there; trains nothing")
     arguments = parser.parse_args()
     name = f"ablations-{arguments.preset}" + (f"-{arguments.bytes}" if arguments.bytes else "")
@@ -140,8 +146,8 @@ def main() -> int:
                         orders.append({"name": each, "seed": seed, "tokens": tokens})
         except ValueError as error:
             parser.error(str(error))
-        with at_once(2) as pool:
-            futures = [pool.submit(trained, files, recipe, often, key) for key in orders]
+        with at_once(arguments.at_once) as pool:
+            futures = [pool.submit(trained, files, recipe, often, key, arguments.device) for key in orders]
             for number, future in enumerate(as_completed(futures), 1):
                 found = future.result()
                 say(f"{number} of {len(orders)}: {found['name']}, seed {found['seed']}: {found['value']}")

@@ -3,7 +3,7 @@
     python benchmarks/contender.py '{"who": "lstm", "recipe": {}, "data": {"train": "a.jsonl", "valid": "b.jsonl"},
                                      "minutes": 0.1, "seed": 0}'
 
-The program is what side_by_side.py and tuning.py start, a process for each: it prints one JSON object.
+The program is what side_by_side.py starts, a process for each: it prints one JSON object.
 """
 
 import json
@@ -91,39 +91,53 @@ def moved_by(who: str, model: Rival, recipe: dict[str, Any]) -> Callable[[int, f
 
 
 def train_rival(
-    who: str, recipe: dict[str, Any], train: TokenStore, valid: TokenStore, minutes: float, seed: int, looks: int
+    who: str,
+    recipe: dict[str, Any],
+    train: TokenStore,
+    valid: TokenStore,
+    budget: dict[str, float],
+    seed: int,
+    looks: int,
+    device: str = "cpu",
 ) -> tuple[Rival, Result]:
-    """Trains for so many minutes, validation not counted; raises FloatingPointError where the loss is no number."""
+    """Trains for a budget of `minutes`, validation not counted, or of `tokens`.
+
+    Raises FloatingPointError where the loss is no number.
+    """
     torch.manual_seed(seed)
-    model = build_rival(who, recipe)
+    model = build_rival(who, recipe).to(device)
     move = moved_by(who, model, recipe)
     batches = BatchConfig(CONTEXT, BATCH_SIZE)
     if isinstance(model, Modern):
         batches = BatchConfig(model.config.window, model.config.batch_size)
-    batcher = Batcher(train, batches, seed)
-    budget, spent, step = 60 * minutes, 0.0, 0
+    batcher, tokens = Batcher(train, batches, seed), batches.window * batches.batch_size
+    seconds, step = 0.0, 0
     curve: list[tuple[float, float]] = []
-    with bar("training", budget, "s of training") as advance:
+
+    def spent() -> float:
+        return seconds / (60 * budget["minutes"]) if "minutes" in budget else step * tokens / budget["tokens"]
+
+    with bar("training", 100.0, "% of the budget") as advance:
         while len(curve) < looks:
-            if spent >= budget * (len(curve) + 1) / looks:
+            before = spent()
+            if before >= (len(curve) + 1) / looks:
                 model.eval()
-                curve.append((spent, model.nats(valid)))
+                curve.append((seconds, model.nats(valid)))
                 model.train()
                 continue
             started = time.monotonic()
             batch = batcher.next()
-            loss = model.loss(batch.inputs, batch.targets)
+            loss = model.loss(batch.inputs.to(device), batch.targets.to(device))
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {step + 1}")
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            move(step, spent / budget)
+            move(step, before)
             step += 1
-            took = time.monotonic() - started
-            spent += took
-            advance(took)
+            seconds += time.monotonic() - started
+            advance(100 * (spent() - before))
     sizes = (p.numel() for p in model.parameters())
-    return model.eval(), Result(sum(sizes), step, step * batches.window * batches.batch_size, spent, curve)
+    return model.eval(), Result(sum(sizes), step, step * tokens, seconds, curve)
 
 
 def stores(data: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, dict[str, TokenStore]]:
@@ -163,7 +177,9 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
     try:
         looks = order.get("looks", 1)
         looked_at = texts.get("looks", valid)
-        model, result = train_rival(who, recipe, texts["train"], looked_at, order["minutes"], order["seed"], looks)
+        model, result = train_rival(
+            who, recipe, texts["train"], looked_at, {"minutes": order["minutes"]}, order["seed"], looks
+        )
     except FloatingPointError as error:
         return {**found, "why": str(error)}
     found |= {"nats": result.curve[-1][1] if looked_at is valid else model.nats(valid)}

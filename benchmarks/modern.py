@@ -164,9 +164,10 @@ class Modern(nn.Module):
     @torch.inference_mode()
     def nats(self, store: TokenStore) -> float:
         """Summed over all tokens of the store, each story scored by itself as `token_nats` does it."""
-        total = 0.0
+        total, device = 0.0, self.mix.device
         for inputs, targets in padded_batches(store):
-            total += self.token_nats(torch.from_numpy(inputs), torch.from_numpy(targets)).double().sum().item()
+            read = (torch.from_numpy(array).to(device) for array in (inputs, targets))
+            total += self.token_nats(*read).double().sum().item()
         return total
 
     @torch.inference_mode()
@@ -178,7 +179,7 @@ class Modern(nn.Module):
         """
         window, length = self.config.window, inputs.shape[1]
         stride = max(1, window // STRIDES)
-        nats = torch.zeros(targets.shape)
+        nats = torch.zeros(targets.shape, device=targets.device)
         for start in range(0, max(1, length - window + stride), stride):
             new = slice(start + window - stride if start else 0, start + window)
             if (targets[:, new] != IGNORED).any():

@@ -35,7 +35,7 @@ from tuning import best_modern
 from rhapsode.data import DataRequest
 from rhapsode.evaluation import bits_per_byte
 from rhapsode.figure import COLOURS, DASHES, MARKERS
-from rhapsode.machine import keep_freed_memory
+from rhapsode.machine import graph_capture, keep_freed_memory
 from rhapsode.model import ModelConfig
 from rhapsode.progress import say
 from rhapsode.recipe import OptimizerConfig, Recipe
@@ -58,13 +58,15 @@ class Data(NamedTuple):
     unit: int
 
 
-def ours(sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int) -> Result:
+def ours(
+    sections: dict[str, Any], data: Data, budget: dict[str, float], seed: int, looks: int, device: str = "cpu"
+) -> Result:
     """Trains by the package's own door, budget as in TrainConfig; the last weights count, as for the rivals."""
     sections = {**sections, "train": {**budget, "seed": seed, "validations": looks, "prompt": ""}}
     recipe = Recipe.from_sections(sections, data.tokenizer.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", recipe, data.tokenizer, {})
-        outcome = train_run(run, data.train, data.valid)
+        outcome = train_run(run, data.train, data.valid, device, capture=graph_capture(device, None))
         parameters = sum(p.numel() for p in run.load_model("last").parameters())
         curve = [
             (m["seconds"], m["valid_loss"] * data.valid.num_tokens) for m in run.metrics() if m["event"] == "valid"
@@ -159,7 +161,7 @@ def compare(name: str, files: dict[str, str], arguments: argparse.Namespace) -> 
     by_hand = {who: {**RECIPES[who], **fitted, "vocab_size": VOCAB_SIZES[arguments.data]} for who in PEAKS}
     fitted |= {field: own["optimizer"][field] for field in ("learning_rate", "weight_decay")}
     fitted = {} if arguments.data == "tinystories" else fitted  # where tuning found them
-    modern = {who: {**best_modern(minutes, "copy" in who), **fitted} for who in NAMES if who.startswith("modern")}
+    modern = {who: {**best_modern("copy" in who), **fitted} for who in NAMES if who.startswith("modern")}
     course = merge(COURSE, {"model": {"vocab_size": VOCAB_SIZES[arguments.data]}})
     recipes: dict[str, dict[str, Any]] = {"rhapsode": own, "course": course, **by_hand, **modern}
     data: dict[int, Data] = {}  # by the size of the vocabulary
@@ -175,7 +177,7 @@ def compare(name: str, files: dict[str, str], arguments: argparse.Namespace) -> 
         if "model" in recipe:
             return texts, ours(recipe, texts, {"minutes": minutes}, seed, looks)
         kind = who.partition(",")[0]
-        return texts, train_rival(kind, recipe, texts.train, texts.valid, minutes, seed, looks)[1]
+        return texts, train_rival(kind, recipe, texts.train, texts.valid, {"minutes": minutes}, seed, looks)[1]
 
     for seed in range(arguments.seeds):
         for who in arguments.only or NAMES:

@@ -239,7 +239,7 @@ def make_stores(data: tuple[str, ...], words: tuple[str, ...], surroundings: tup
 def rival(who: str, question: Question, files: Files) -> Contender:
     """One that contender.py trains."""
     kind, _, copy_head = who.partition(", ")
-    recipe = best_modern(question.minutes, bool(copy_head)) if kind == "modern" else RECIPES[kind]
+    recipe = best_modern(bool(copy_head)) if kind == "modern" else RECIPES[kind]
 
     def commands(folder: Path, seed: int) -> list[Command]:
         data = {"train": files.train, "valid": files.valid, "looks": files.looks, "first": files.first}

@@ -1,14 +1,14 @@
 """Everything that is compared, two trainings at once, one core and one thread each: what is still missing, in order.
 
     python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt           hours; Ctrl-C stops, again resumes
-    python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --only "make story*" tuning "modern*"
+    python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --only "make story*" "modern*"
     python benchmarks/side_by_side.py TRAIN.jsonl VALID.jsonl INPUT.txt --list      what there is, what it will take
     python benchmarks/side_by_side.py --table                                       the results, in Markdown
     python benchmarks/side_by_side.py --plot            docs/figures/side-by-side.svg: ten minutes on TinyStories
 
 TRAIN and VALID are TinyStories, INPUT tiny Shakespeare. The machine's pace changes from hour to hour, so differences
 count, and only between two that trained at the same time. The questions, and who trains in which, stand in
-questions.py; what modern is given is looked for first, by tuning.py. Each pair is added to results/side-by-side.jsonl
+questions.py; what modern is given was looked for by tuning.py. Each pair is added to results/side-by-side.jsonl
 when both of it are done, with recipes, commit and machine. A pair counts as there if today's recipes are the same;
 --fresh: if it was made by this commit, too. Nothing is ever replaced: the table shows the newest of a question.
 
@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import fnmatch
 import json
-import math
 import sys
 import tempfile
 import time
@@ -30,17 +29,14 @@ from typing import Any, NamedTuple
 
 import rich.progress
 from lanes import Command, cores, run_lanes
-from questions import BEFORE, Contender, Files, Question, contender, lay_out, questions, rival_command, rival_result
+from questions import BEFORE, Contender, Files, Question, contender, lay_out, questions
 from report import RESULTS, about
 from side_by_side_tables import failures, plot, print_tables, same
-from tuning import RUNS, keep, key_of, next_to_try, runs_of
 
 from rhapsode.files import write_text
 from rhapsode.progress import console, say
 
 NAME = "side-by-side.jsonl"
-TUNED_AT = (4.0,)  # minutes: the budget at which modern is tuned, that of the parts of our own recipe
-TUNING_SCORING = 0.5  # minutes of a pair, about
 
 
 OnSeconds = Callable[[float], None]
@@ -48,13 +44,12 @@ OnSeconds = Callable[[float], None]
 
 class Job(NamedTuple):
     """Trainings that belong together. title: for people; minutes: about how long; run: does it, hears of the seconds
-    that go by, and returns what failed; later: minutes of what will be asked for once it is done."""
+    that go by, and returns what failed."""
 
     title: str
     tier: float
     minutes: float
     run: Callable[[OnSeconds], list[str]]
-    later: float = 0.0
 
 
 def read_pairs() -> list[dict[str, Any]]:
@@ -113,40 +108,6 @@ def comparison(question: Question, seed: int, files: Files, pairs: list[dict[str
     return Job(title, question.tier, question.expected_minutes, partial(compare, question, seed, there))
 
 
-def tuning(minutes: float, files: Files) -> Job | None:
-    """The next runs that the search for modern's sizes at this budget asks for; None at its end."""
-    for who, most in RUNS.items():
-        tried, following = len(runs_of(minutes, who)), next_to_try(minutes, who)
-        if following:
-            left = sum(RUNS.values()) - sum(len(runs_of(minutes, each)) for each in RUNS) - len(following)
-            title = f"tuning {who} at {minutes:g} minutes, run {tried + 1} of at most {most}"
-            each = minutes + TUNING_SCORING
-            run = partial(tune, minutes, who, following, files)
-            return Job(title, 2 if minutes > 3 else 5.5, each, run, math.ceil(left / 2) * each)
-    return None
-
-
-def tune(minutes: float, who: str, following: list[dict[str, Any]], files: Files, on_seconds: OnSeconds) -> list[str]:
-    """Trains one or two configurations at once, and keeps what they came to; returns what failed."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = [Path(temporary) / str(i) for i in range(len(following))]
-        lanes = []
-        for folder, recipe in zip(folders, following, strict=True):
-            folder.mkdir()
-            data = {"train": files.train, "valid": files.first}
-            order = {"who": "modern", "recipe": recipe, "data": data, "minutes": minutes, "seed": 0}
-            lanes.append([rival_command(order, folder)])
-        failed = run_lanes(lanes, True, on_seconds)
-        for folder, recipe, failure in zip(folders, following, failed, strict=True):
-            if failure is None:
-                result = rival_result(folder)
-                result.pop("curve", None)
-                where = {name: value for name, value in about().items() if name in ("commit", "machine")}
-                keep({"minutes": minutes, "who": who, "recipe": recipe, **result, **where})
-            say(f"  {key_of(recipe)}: {failure or result['value'] or result['why']}")
-        return [failure for failure in failed if failure]
-
-
 def missing(files: Files, arguments: argparse.Namespace, tried: set[str]) -> list[Job]:
     """All jobs that are still to be done, the most worth first; tried: titles that failed in this run."""
     pairs, only = read_pairs(), arguments.only
@@ -155,9 +116,6 @@ def missing(files: Files, arguments: argparse.Namespace, tried: set[str]) -> lis
     for question in wanted:
         found = (comparison(question, seed, files, pairs, arguments.fresh) for seed in range(question.seeds))
         jobs += [(question.tier, seed, job) for seed, job in enumerate(found) if job]
-    for minutes in arguments.tune_at if any(fnmatch.fnmatch("tuning", each) for each in only) else ():
-        job = tuning(minutes, files)
-        jobs += [(job.tier, 0, job)] if job else []
     jobs.sort(key=lambda each: each[:2])
     return [job for _, _, job in jobs if job.title not in tried]
 
@@ -167,7 +125,7 @@ def work(files: Files, arguments: argparse.Namespace) -> int:
     tried: set[str] = set()
     began, done, expected = time.monotonic(), 0, 0.0
     while jobs := missing(files, arguments, tried):
-        job, left = jobs[0], sum(each.minutes + each.later for each in jobs)
+        job, left = jobs[0], sum(each.minutes for each in jobs)
         slower = (time.monotonic() - began) / 60 / expected if expected > 5 else 1.0
         say(f"{job.title} ({done} done, {len(jobs)} left, about {duration(left * slower)})")
         with progress(60 * job.minutes * slower) as on_seconds:
@@ -198,17 +156,16 @@ def print_list(jobs: list[Job]) -> None:
     """What is missing, and how long it will take."""
     total = 0.0
     for job in jobs:
-        total += job.minutes + job.later
-        print(f"{duration(job.minutes + job.later):>8}  {duration(total):>8}  {job.title}")
+        total += job.minutes
+        print(f"{duration(job.minutes):>8}  {duration(total):>8}  {job.title}")
     print(f"about {duration(total)} in all, on two cores that nobody else uses")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE", help="TRAIN.jsonl VALID.jsonl INPUT.txt")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="names of questions, or `tuning`; * ?")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="names of questions; * ?")
     parser.add_argument("--fresh", action="store_true", help="count only what this commit made")
-    parser.add_argument("--tune-at", nargs="+", type=float, default=TUNED_AT, metavar="MINUTES", help="of modern")
     parser.add_argument("--list", action="store_true", help="what is missing, with minutes; trains nothing")
     parser.add_argument("--table", action="store_true", help="the results in Markdown; trains nothing")
     parser.add_argument("--plot", action="store_true", help="the figure of ten minutes; trains nothing")

@@ -1,27 +1,42 @@
-"""The sizes, rates, window and vocabulary of `modern`, looked for at the budget, run by run.
+"""The sizes, rates, window and vocabulary of `modern`, looked for run by run.
 
-    python benchmarks/tuning.py                     what was tried, as a table, and what comes next; trains nothing
+    python benchmarks/tuning.py                                         what was tried, as a table; trains nothing
+    python benchmarks/tuning.py TRAIN.jsonl VALID.jsonl                 what is missing: hours of two cores
+    python benchmarks/tuning.py TRAIN.jsonl VALID.jsonl --device cuda --at-once 6       the same on a GPU: minutes
 
-side_by_side.py trains what is asked for here, two at once, one core each, seed 0, scored on the first 500 stories of
-VALID, and writes each run to results/tuning-modern.json. The search goes along one field at a time, from START: the two
-neighbours of the best so far train side by side, the better of them takes its place if it is better, and the search
-goes on in that direction, two steps at once, until nothing is better; then the next field follows. It ends when no
-neighbour is left that was not tried, or after RUNS. With a copy head first; without, it starts where that one ended.
+Every configuration trains for the same time, counted in tokens: as many as it reads on one core while our `coffee`
+reads TOKENS (four minutes), by the cost of a step that modern_cost.py measured. Seed 0, scored on the first 500 stories
+of VALID. First FIRST configurations, START and others drawn by chance; then, again and again, all that are one field
+away from the best so far, until none of them is better or MOST were tried. With a copy head first; without, it begins
+where that one ended. Each run is added to results/tuning-modern.json when it is done, so that the search goes on where
+it was stopped.
 """
 
 import argparse
 import math
+import random
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from modern import ModernConfig
-from report import read, write
+from pool import at_once
+from report import about, read, write
+
+from rhapsode.evaluation import bits_per_byte
+from rhapsode.machine import device_name
+from rhapsode.progress import say
 
 NAME = "tuning-modern"
 COPY_DIM = 64
-RUNS = {"modern, copy head": 24, "modern": 12}  # at each budget; ours had no more
-# In the order in which they are visited: what decides most comes first.
+TOKENS = 2_000_000  # of coffee
+FIRST = 40
+MOST = {"modern, copy head": 90, "modern": 45}  # ours had fewer: docs/presets.md
 SPACE: dict[str, Sequence[Any]] = {
     "width": (96, 128, 160, 192, 224, 256, 320),
     "vocab_size": (1024, 2048, 4096),
@@ -37,32 +52,35 @@ START = asdict(ModernConfig(copy_dim=COPY_DIM))
 Config = dict[str, Any]
 
 
-def search(
-    start: Config, space: Mapping[str, Sequence[Any]], values: Mapping[str, float]
-) -> tuple[Config, list[Config]]:
-    """The best configuration so far, and which are to be tried next: at most two, none where the search has ended.
+def drawn(count: int, seed: int) -> list[Config]:
+    """So many different configurations by chance, with a copy head."""
+    draw, found = random.Random(seed), dict[str, Config]()
+    while len(found) < count:
+        config = {**START, **{field: draw.choice(steps) for field, steps in SPACE.items()}}
+        if _can_be(config):
+            found[key_of(config)] = config
+    return list(found.values())
 
-    values: the loss of each that was tried, by `key_of`; infinite where training diverged. The search is played again
-    from its start, so that it can be stopped anywhere.
+
+def following(begun: list[Config], most: int, values: Mapping[str, float]) -> list[Config]:
+    """Which configurations are to be tried next; none where the search has ended.
+
+    values: the loss of each that was tried, by `key_of`; infinite where training diverged.
     """
-    best, unchanged, fields = start, 0, list(space)
-    if key_of(best) not in values:
-        first = [config for config in neighbours(best, fields[0], space[fields[0]]) if key_of(config) not in values]
-        return best, [best, *first[:1]]
-    while unchanged < len(fields):
-        field = fields[0]
-        beside = neighbours(best, field, space[field])
+    missing = [config for config in begun if key_of(config) not in values]
+    if missing:
+        return missing[: max(0, most - len(values))]
+    seen = {key_of(config): config for config in begun}
+    while True:
+        best = min((key for key in seen if key in values), key=values.__getitem__)
+        beside = [each for field, steps in SPACE.items() for each in neighbours(seen[best], field, steps)]
         missing = [config for config in beside if key_of(config) not in values]
         if missing:
-            further = neighbours(missing[0], field, space[field]) if len(missing) == 1 else []
-            new = [config for config in further if config != best and key_of(config) not in values]
-            return best, [*missing, *new]
-        better = min([best, *beside], key=lambda config: values[key_of(config)])
-        if better is best:
-            unchanged, fields = unchanged + 1, [*fields[1:], field]
-        else:
-            best, unchanged = better, 0
-    return best, []
+            return missing[: max(0, most - len(values))]
+        known = len(seen)
+        seen |= {key_of(config): config for config in beside}
+        if len(seen) == known:
+            return []
 
 
 def neighbours(config: Config, field: str, steps: Sequence[Any]) -> list[Config]:
@@ -85,32 +103,45 @@ def key_of(config: Config) -> str:
     return ", ".join(f"{name} {config[name]:g}" for name in sorted(config))
 
 
-def runs_of(minutes: float, who: str) -> list[dict[str, Any]]:
-    """What was tried at a budget, in its order."""
-    return [run for run in read(NAME).get("runs", []) if (run["minutes"], run["who"]) == (minutes, who)]
+def runs_of(who: str) -> list[dict[str, Any]]:
+    """What was tried, in its order."""
+    return [run for run in read(NAME).get("runs", []) if run["who"] == who]
 
 
-def next_to_try(minutes: float, who: str) -> list[Config]:
-    """What of `modern` or `modern, copy head` is to be tried next at a budget: at most two, none at the end."""
-    start = START
-    if who == "modern":
-        start = {**best_modern(minutes, True), "copy_dim": 0}
-    tried = runs_of(minutes, who)
-    values = {key_of(run["recipe"]): math.inf if run["value"] is None else run["value"] for run in tried}
-    _, following = search(start, SPACE, values)
-    return following[: max(0, RUNS[who] - len(tried))]
+def first(who: str) -> list[Config]:
+    """What the search begins with."""
+    return [{**best_modern(True), "copy_dim": 0}] if who == "modern" else [START, *drawn(FIRST - 1, seed=0)]
 
 
-def best_modern(minutes: float, copy_head: bool) -> Config:
-    """The best that was found at the budget, or at the one nearest to it that was searched; START where none was."""
-    who = "modern, copy head" if copy_head else "modern"
-    budgets = {run["minutes"] for run in read(NAME).get("runs", []) if run["who"] == who}
-    nearest = min(budgets, key=lambda other: abs(math.log(other / minutes)), default=minutes)
-    tried = [run for run in runs_of(nearest, who) if run["value"] is not None]
+def next_to_try(who: str) -> list[Config]:
+    """What of `modern` or `modern, copy head` is to be tried next; none at the end."""
+    values = {key_of(run["recipe"]): math.inf if run["value"] is None else run["value"] for run in runs_of(who)}
+    return following(first(who), MOST[who], values)
+
+
+def best_modern(copy_head: bool) -> Config:
+    """The best that was found; START where none was."""
+    tried = [run for run in runs_of("modern, copy head" if copy_head else "modern") if run["value"] is not None]
     if not tried:
-        return START if copy_head else {**best_modern(minutes, True), "copy_dim": 0}
+        return START if copy_head else {**best_modern(True), "copy_dim": 0}
     best: Config = min(tried, key=lambda run: run["value"])["recipe"]
     return best
+
+
+def trained(files: dict[str, str], recipe: Config, tokens: int, device: str) -> dict[str, Any]:
+    """One run, as the results keep it; value: None where the loss was no number any more."""
+    from contender import stores, train_rival
+
+    torch.set_num_threads(1)
+    _, texts = stores(files, recipe["vocab_size"])
+    valid = texts["valid"]
+    try:
+        _, result = train_rival("modern", recipe, texts["train"], valid, {"tokens": tokens}, 0, 1, device)
+    except FloatingPointError as error:
+        return {"recipe": recipe, "value": None, "why": str(error).partition(";")[0]}
+    value = round(bits_per_byte(result.curve[-1][1], valid.num_bytes), 4)
+    sizes = {"parameters": result.parameters, "steps": result.steps, "tokens": result.tokens}
+    return {"recipe": recipe, "value": value, **sizes}
 
 
 def keep(run: dict[str, Any]) -> None:
@@ -118,32 +149,62 @@ def keep(run: dict[str, Any]) -> None:
     write(NAME, {"runs": [*read(NAME).get("runs", []), run]})
 
 
-def print_table(minutes: float, who: str) -> None:
-    """Markdown: every run in its order, what was varied from the start, what it came to."""
-    best, following = best_modern(minutes, who != "modern"), next_to_try(minutes, who)
+def search(files: dict[str, str], device: str, workers: int) -> None:
+    """Trains what is missing until nothing is."""
+    from modern_cost import cost_of
+
+    where = {name: value for name, value in about().items() if name in ("commit", "machine")}
+    where["device"] = device_name(device)
+    with at_once(workers) as pool:
+        for who in MOST:
+            while configs := next_to_try(who):
+                orders = [(config, round(TOKENS / cost_of(config))) for config in configs]
+                futures = [pool.submit(trained, files, config, tokens, device) for config, tokens in orders]
+                for future in as_completed(futures):
+                    keep({"who": who, **future.result(), **where})
+                best = min(run["value"] for run in runs_of(who) if run["value"] is not None)
+                say(f"{who}: {len(runs_of(who))} tried, the best {best}")
+
+
+def print_table(who: str) -> None:
+    """Markdown: every run in its order, what was varied, what it came to."""
     names = [name for name in START if name in SPACE]
-    print(f"{who}, {minutes:g} minutes\n\n| {' | '.join(names)} | bits per byte | steps | tokens/s |")
+    print(f"{who}\n\n| {' | '.join(names)} | bits per byte | tokens | parameters |")
     print("|---" * (len(names) + 3) + "|")
-    for run in runs_of(minutes, who):
+    for run in runs_of(who):
         value = "diverged" if run["value"] is None else f"{run['value']:.4f}"
-        shown = f"**{value}**" if run["recipe"] == best else value
-        pace = f"{run['tokens'] / run['seconds']:,.0f}" if run["value"] is not None else ""
-        steps = f"{run['steps']:,}" if run["value"] is not None else ""
-        fields = " | ".join(f"{run['recipe'][name]:g}" for name in names)
-        print(f"| {fields} | {shown} | {steps} | {pace} |")
-    left = f"next: {'; '.join(map(key_of, following))}" if following else "the search has ended"
-    print(f"\n{left}\n")
+        shown = f"**{value}**" if run["recipe"] == best_modern(who != "modern") else value
+        sizes = ["" if run["value"] is None else f"{run[name]:,}" for name in ("tokens", "parameters")]
+        cells = [*(f"{run['recipe'][name]:g}" for name in names), shown, *sizes]
+        print(f"| {' | '.join(cells)} |")
+    print("\nthe search has ended\n" if not next_to_try(who) else "\nthe search goes on\n")
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    runs = read(NAME).get("runs", [])
-    for minutes in sorted({run["minutes"] for run in runs}):
-        for who in RUNS:
-            print_table(minutes, who)
-    if not runs:
-        print("nothing was tried yet: side_by_side.py trains it")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="TRAIN.jsonl VALID.jsonl")
+    parser.add_argument("--device", default="cpu", help="what trains: cpu or cuda")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="how many train at once")
+    arguments = parser.parse_args()
+    if not arguments.files:
+        for who in MOST:
+            print_table(who)
+        return 0
+    if len(arguments.files) != 2:
+        parser.error("name TRAIN.jsonl VALID.jsonl, or nothing")
+    from yardstick import FIRST as SCORED
+
+    train, valid = arguments.files
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            scored = Path(folder) / "first.jsonl"
+            with open(valid, encoding="utf-8") as stream:
+                scored.write_text("".join(line for line, _ in zip(stream, range(SCORED), strict=False)), "utf-8")
+            search({"train": train, "valid": str(scored)}, arguments.device, arguments.at_once)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

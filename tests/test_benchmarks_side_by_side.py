@@ -39,50 +39,47 @@ def bowl(config: dict[str, Any]) -> float:
     return 1 + abs(math.log2(config["width"] / 224)) + abs(config["layers"] - 2) + abs(config["learning_rate"] - 0.01)
 
 
-def played(tuning: Any, runs: int, loss: Any = bowl) -> tuple[dict[str, Any], dict[str, float], int]:
-    """A search with at most so many runs: the best, all values, and how many rounds of at most two there were."""
+def played(tuning: Any, most: int, loss: Any = bowl) -> tuple[dict[str, float], list[int]]:
+    """A search with at most so many runs: all values, and how many there were after each round."""
     values: dict[str, float] = {}
-    rounds = 0
-    while True:
-        best, following = tuning.search(tuning.START, tuning.SPACE, values)
-        if not following or len(values) >= runs:
-            return best, values, rounds
-        assert len(following) <= 2
-        rounds += 1
-        for config in following:
+    counts = [0]
+    begun = [tuning.START, *tuning.drawn(9, seed=0)]
+    while configs := tuning.following(begun, most, values):
+        for config in configs:
             assert tuning.key_of(config) not in values  # nothing is tried twice
             values[tuning.key_of(config)] = loss(config)
+        counts.append(len(values))
+    return values, counts
 
 
 def test_the_search_finds_the_bottom_and_ends_there() -> None:
     """Would catch a search that stops one step early, or walks back and forth."""
     tuning = module("tuning")
-    best, values, rounds = played(tuning, 100)
-    assert (best["width"], best["layers"], best["learning_rate"]) == (224, 2, 0.01)
-    assert bowl(best) == min(values.values())
-    assert len(values) <= 36
-    assert rounds < 0.7 * len(values)  # mostly two at once
-    for field, steps in tuning.SPACE.items():  # no neighbour is better, and all were tried
-        for config in tuning.neighbours(best, field, steps):
-            assert values[tuning.key_of(config)] >= bowl(best)
+    values, counts = played(tuning, 1000)
+    best = min(values, key=values.__getitem__)
+    assert values[best] == 1
+    assert {"width 224", "layers 2", "learning_rate 0.01"} <= set(best.split(", "))
+    assert len(values) < 120
+    assert len(counts) < 12
+    assert len(played(tuning, 40)[0]) == 40
 
 
 def test_the_search_goes_on_from_its_results() -> None:
-    """Would catch hours that are run again: stopped anywhere, it asks for what it would have asked for."""
+    """Would catch hours that are run again: stopped anywhere, it asks for the rest of the round."""
     tuning = module("tuning")
-    best, values, _ = played(tuning, 100)
-    count = 0
-    while count < len(values):
-        _, following = tuning.search(tuning.START, tuning.SPACE, dict(list(values.items())[:count]))
-        assert [tuning.key_of(config) for config in following] == list(values)[count : count + len(following)]
-        count += len(following)
-    assert tuning.search(tuning.START, tuning.SPACE, values) == (best, [])
+    values, counts = played(tuning, 1000)
+    begun, keys = [tuning.START, *tuning.drawn(9, seed=0)], list(values)
+    for before, after in itertools.pairwise(counts):
+        for count in range(before, after):
+            asked = tuning.following(begun, 1000, dict(list(values.items())[:count]))
+            assert [tuning.key_of(config) for config in asked] == keys[count:after]
+    assert tuning.following(begun, 1000, values) == []
 
 
 def test_training_that_diverged_is_never_the_best() -> None:
     tuning = module("tuning")
-    best, _, _ = played(tuning, 100, lambda config: math.inf if config["learning_rate"] > 0.02 else bowl(config))
-    assert best["learning_rate"] <= 0.02
+    values, _ = played(tuning, 1000, lambda config: math.inf if config["learning_rate"] > 0.01 else bowl(config))
+    assert "learning_rate 0.01" in min(values, key=values.__getitem__)
 
 
 def test_what_cannot_be_is_not_tried() -> None:
@@ -93,31 +90,59 @@ def test_what_cannot_be_is_not_tried() -> None:
     assert tuning.neighbours({**config, "heads": 8}, "width", (90, 96, 100)) == []
 
 
-def test_the_best_modern_is_that_of_the_nearest_budget() -> None:
+def test_the_best_modern_is_the_best_that_was_tried() -> None:
     """Would catch a rival that is run as it was first guessed, while a better one is known."""
     tuning = module("tuning")
-    assert tuning.best_modern(10, True) == tuning.START
+    assert tuning.best_modern(True) == tuning.START
     other = {**tuning.START, "width": 160}
-    for minutes, config, value in ((10.0, tuning.START, 0.9), (10.0, other, 0.8), (2.0, tuning.START, 1.2)):
-        tuning.keep({"minutes": minutes, "who": "modern, copy head", "recipe": config, "value": value, "steps": 9,
-                     "tokens": 90, "seconds": 3.0})  # fmt: skip
-    assert tuning.best_modern(10, True) == other
-    assert tuning.best_modern(12, True) == other
-    assert tuning.best_modern(2, True) == tuning.START
-    assert tuning.best_modern(10, False) == {**other, "copy_dim": 0}  # begins where the other has got to
+    for config, value in ((tuning.START, 0.9), (other, 0.8), ({**other, "layers": 3}, None)):
+        tuning.keep({"who": "modern, copy head", "recipe": config, "value": value})
+    assert tuning.best_modern(True) == other
+    assert tuning.best_modern(False) == {**other, "copy_dim": 0}  # begins where the other has got to
+    tuning.keep({"who": "modern", "recipe": {**other, "copy_dim": 0, "layers": 1}, "value": 0.95})
+    assert tuning.best_modern(False)["layers"] == 1
+    assert tuning.best_modern(True) == other
 
 
 def test_every_run_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a run that diverged and is not told of."""
     tuning = module("tuning")
-    run = {"minutes": 10.0, "who": "modern", "recipe": {**tuning.START, "copy_dim": 0}, "value": None}
+    run = {"who": "modern", "recipe": {**tuning.START, "copy_dim": 0}, "value": None}
     tuning.keep(run)
-    found = {"value": 0.75, "steps": 9, "tokens": 90, "seconds": 2.0}
-    tuning.keep({**run, "recipe": {**run["recipe"], "width": 96}, **found})
-    tuning.print_table(10.0, "modern")
+    tuning.keep({**run, "recipe": {**run["recipe"], "width": 96}, "value": 0.75, "tokens": 90, "parameters": 45})
+    tuning.print_table("modern")
     out = capsys.readouterr().out.replace("*", "")
     assert "| diverged |  |  |" in out
-    assert "| 0.7500 | 9 | 45 |" in out
+    assert "| 0.7500 | 90 | 45 |" in out
+    assert "the search goes on" in out
+
+
+def test_everyone_gets_the_same_time() -> None:
+    """Would catch a cost that does not grow with what is computed, and a search that begins without any."""
+    cost, tuning, report = module("modern_cost"), module("tuning"), module("report")
+    with pytest.raises(ValueError, match=r"first: python benchmarks/modern_cost\.py"):
+        cost.cost_of(tuning.START)
+    known = {tuning.key_of(tuning.START): 0.7}
+    report.write("modern-cost", {"weights": [0.0, 1e-6] + [0.0] * 11, "measured": known})
+    assert cost.cost_of(tuning.START) == 0.7
+    small, large = ({**tuning.START, "width": width, "layers": 1} for width in (96, 192))
+    assert cost.cost_of(large) == pytest.approx(4 * cost.cost_of(small))
+
+
+@pytest.mark.slow
+def test_a_search_trains_what_is_missing(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a program that no longer runs, a minute after a GPU was waited for."""
+    tuning, report = module("tuning"), module("report")
+    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
+    tiny = {"vocab_size": 300, "width": 16, "window": 16, "batch_tokens": 64, "pair_embeddings": 64}
+    files = {"train": str(small.file), "valid": str(small.file)}
+    found = tuning.trained(files, {**tuning.START, **tiny}, 640, "cpu")
+    assert (found["steps"], found["tokens"]) == (10, 640)
+    assert 0 < found["value"] < 9
+    config = module("modern_cost")
+    monkeypatch.setattr(config, "ROUNDS", 2)
+    assert config.measured([{**tuning.START, **tiny}])[0] > 0
+    assert report.read("tuning-modern") == {}
 
 
 # What counts as there
