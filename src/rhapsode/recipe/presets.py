@@ -25,19 +25,19 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {**MODEL, "embed_dim": 128, "hidden_dim": 192},
         "optimizer": OPTIMIZER,
         "train": {"minutes": 1.0},
-        "batch": {"window": 256, "batch_size": 16},
+        "batch": {"window": 320, "batch_size": 13},
     },
     "coffee": {
         "model": {**MODEL, "embed_dim": 160, "hidden_dim": 224, "value_dim": 128, "feed_forward": 2},
         "optimizer": OPTIMIZER,
         "train": {"minutes": 10.0},
-        "batch": {"window": 256, "batch_size": 16},
+        "batch": {"window": 320, "batch_size": 13},
     },
     "hour": {
         "model": {**MODEL, "num_layers": 3, "embed_dim": 192, "hidden_dim": 288, "value_dim": 128, "feed_forward": 2},
         "optimizer": OPTIMIZER,
         "train": {"minutes": 60.0},
-        "batch": {"window": 256, "batch_size": 16},
+        "batch": {"window": 320, "batch_size": 13},
     },
 }
 
