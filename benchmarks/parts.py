@@ -6,7 +6,7 @@
 
 A step is that of `rhapsode train`: loss, backward, clipping, Muon and AdamW, on windows of random tokens whose
 frequencies fall as 1 / rank. First the loss and all gradients of each are compared with those of the plain form. Then
-they take turns, a burst of steps each; ratios are made within a round, and medians over the rounds count.
+each takes turns with the preset's own, a step each, one right after the other; medians of these ratios count.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from rhapsode.training.optimizer import Optimizers
 
 NAME = "parts"
 BATCHES = 8
-CALLS_IN_BURST = 3
 FEWEST_ROUNDS = 5
 TOLERANCE = 1e-4  # relative, float32
 
@@ -95,26 +94,26 @@ def main() -> None:
         if not difference < TOLERANCE:
             raise ValueError(f"{name}: the fast form differs from the plain one by {difference:.1e}")
     steps = {name: training_step(recipe, data[name]) for name, recipe in recipes.items()}
-    rounds: list[dict[str, float]] = []
     for step in steps.values():
         step()
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     ends = time.monotonic() + arguments.seconds
-    while len(rounds) < FEWEST_ROUNDS or time.monotonic() < ends:
-        rounds.append({name: burst(step, CALLS_IN_BURST) for name, step in steps.items()})
+    while len(pairs[RECIPE]) < FEWEST_ROUNDS or time.monotonic() < ends:
+        for name, step in steps.items():
+            pairs[name].append((burst(steps[RECIPE], 1), burst(step, 1)))
     tokens = {name: batches[0][0].numel() for name, batches in data.items()}
-    print(f"{arguments.preset}, {arguments.threads} threads, {len(rounds)} rounds, {json.dumps(about())}\n")
+    print(f"{arguments.preset}, {arguments.threads} threads, {len(pairs[RECIPE])} rounds, {json.dumps(about())}\n")
     print("| | milliseconds per step | tokens/s | a token's time, of the recipe's | quartiles |\n|---|---|---|---|---|")
     found = {}
     for name in names:
-        seconds = statistics.median(times[name] for times in rounds)
-        per_token = tokens[RECIPE] / tokens[name]
-        ratios = sorted(per_token * times[name] / times[RECIPE] for times in rounds)
+        seconds = statistics.median(changed for _, changed in pairs[name])
+        ratios = sorted(tokens[RECIPE] / tokens[name] * changed / own for own, changed in pairs[name])
         middle, low, high = (round(ratios[int(share * (len(ratios) - 1))], 3) for share in (0.5, 0.25, 0.75))
         print(f"| {name} | {1e3 * seconds:.1f} | {tokens[name] / seconds:,.0f} | {middle} | {low} to {high} |")
         found[name] = {"time": middle, "quartiles": [low, high]}
     if arguments.write:
         key = f"{arguments.preset}, {arguments.threads} threads"
-        measured = {**about(), "threads": arguments.threads, "rounds": len(rounds), "changes": found}
+        measured = {**about(), "threads": arguments.threads, "rounds": len(pairs[RECIPE]), "changes": found}
         write(NAME, {**read(NAME), key: measured})
 
 
