@@ -32,9 +32,9 @@ def within_stories(
 ) -> Tensor:
     """`copy_cross_entropy` that copies from the story at hand alone, not from others in the window; plainly."""
     of_vocabulary = linear_cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), "none").view(targets.shape)
-    ends = (ids == EOS).cumsum(1)
-    in_story = ends[:, :, None] == (ends - (ids == EOS).long())[:, None]  # (B, T, S): of what comes next, and of a key
-    seen = in_story & torch.ones_like(in_story[0]).tril()
+    ends, read, known = (ids == EOS).cumsum(1), x.shape[1], ids.shape[1]
+    in_story = ends[:, -read:, None] == (ends - (ids == EOS).long())[:, None]  # (B, T, S): of what comes next, of a key
+    seen = in_story & torch.ones_like(in_story[0]).tril(known - read)
     scores = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).masked_fill(~seen, -math.inf)
     hits = (ids[:, None] == targets[..., None]) & seen
     copied = torch.where(hits, scores.masked_fill(~seen.any(-1, keepdim=True), 0.0).softmax(-1), 0.0).sum(-1)

@@ -36,7 +36,7 @@ NAME = "tuning-modern"
 COPY_DIM = 64
 TOKENS = 2_000_000  # of coffee
 FIRST = 40
-MOST = {"modern, copy head": 90, "modern": 45}  # ours had fewer: docs/presets.md
+MOST = {"modern, copy head": 110, "modern": 30}
 SPACE: dict[str, Sequence[Any]] = {
     "width": (96, 128, 160, 192, 224, 256, 320),
     "vocab_size": (1024, 2048, 4096),
@@ -48,6 +48,9 @@ SPACE: dict[str, Sequence[Any]] = {
     "matrix_learning_rate": (0.005, 0.01, 0.02, 0.04),
     "heads": (2, 4, 8),
 }
+# Where the best lay at an edge of SPACE, one step beyond it.
+WIDER = {**SPACE, "batch_tokens": (1024, 2048, 4096, 8192)}
+WIDER |= {rate: (0.005, 0.01, 0.02, 0.04, 0.08) for rate in ("learning_rate", "matrix_learning_rate")}
 START = asdict(ModernConfig(copy_dim=COPY_DIM))
 Config = dict[str, Any]
 
@@ -73,7 +76,7 @@ def following(begun: list[Config], most: int, values: Mapping[str, float]) -> li
     seen = {key_of(config): config for config in begun}
     while True:
         best = min((key for key in seen if key in values), key=values.__getitem__)
-        beside = [each for field, steps in SPACE.items() for each in neighbours(seen[best], field, steps)]
+        beside = [each for field, steps in WIDER.items() for each in neighbours(seen[best], field, steps)]
         missing = [config for config in beside if key_of(config) not in values]
         if missing:
             return missing[: max(0, most - len(values))]

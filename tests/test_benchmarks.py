@@ -172,6 +172,8 @@ def test_copies_within_a_story_are_those_of_one_story_at_a_time() -> None:
         given = (q[:, part], k[:, keys], gate[:, part], ids[:, keys], targets[:, part], "none")
         parts.append(copy_cross_entropy(x[:, part], weight, None, *given))
     assert torch.allclose(torch.cat((whole[:, :3], whole[:, 4:]), 1), torch.cat(parts, 1))
+    cut = changes.within_stories(x[:, 2:], weight, None, q[:, 2:], k, gate[:, 2:], ids, targets[:, 2:], "none")
+    assert torch.allclose(cut, whole[:, 2:])  # of a text that was begun before
     alone = -(x[:, 3] @ weight.T).log_softmax(-1)[:, 7] + math.log(2)  # a story's first token can only be known
     assert torch.allclose(whole[:, 3], alone)
 

@@ -203,7 +203,7 @@ def test_explain_preset_tells_and_does_nothing(call: Call, small: Any) -> None:
     assert "hidden_dim 8: your choice" in lines
     assert "key_dim 64: as in coffee" in lines
     assert any(
-        re.match(r"learning_rate 0.003: 0.02 times \(3 / epochs\)\^1.6, at least 0.003; [\d,.]+ epochs at the ", line)
+        re.match(r"learning_rate 0.003: 0.02 times \(3 / epochs\)\^2.5, at least 0.003; [\d,.]+ epochs at the ", line)
         for line in lines
     )
     assert "vocab_size 300: your choice" in lines

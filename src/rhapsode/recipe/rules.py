@@ -14,7 +14,7 @@ from rhapsode.recipe.changes import Sections
 from rhapsode.recipe.configs import BUDGETS, FEWEST_TIMED_STEPS, OptimizerConfig
 from rhapsode.recipe.presets import PACE, PACED_THREADS, PRESETS
 
-EPOCHS_AT_FULL_RATE, RATE_FALLS_BY = 3, 1.6  # the power of the epochs by which the rate falls beyond these
+EPOCHS_AT_FULL_RATE, RATE_FALLS_BY = 3, 2.5  # the power of the epochs by which the rate falls beyond these
 LEAST_RATE = 3e-3
 FEW_EPOCHS = 5  # beyond these dropout and weight decay come
 REREAD_PACE = 0.75  # dropout and carried state take their time
