@@ -17,7 +17,7 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +50,7 @@ SPACE: dict[str, Sequence[Any]] = {
 }
 # Where the best lay at an edge of SPACE, one step beyond it.
 WIDER = {**SPACE, "batch_tokens": (1024, 2048, 4096, 8192)}
-WIDER |= {rate: (0.005, 0.01, 0.02, 0.04, 0.08) for rate in ("learning_rate", "matrix_learning_rate")}
+WIDER |= dict.fromkeys(("learning_rate", "matrix_learning_rate"), (0.005, 0.01, 0.02, 0.04, 0.08))
 START = asdict(ModernConfig(copy_dim=COPY_DIM))
 Config = dict[str, Any]
 
@@ -65,25 +65,19 @@ def drawn(count: int, seed: int) -> list[Config]:
     return list(found.values())
 
 
-def following(begun: list[Config], most: int, values: Mapping[str, float]) -> list[Config]:
-    """Which configurations are to be tried next; none where the search has ended.
+def following(begun: list[Config], most: int, tried: Sequence[tuple[Config, float]]) -> list[Config]:
+    """Which configurations are to be tried next: what the search begins with, then what is beside the best that was
+    tried; none where all of that was tried, or so many were.
 
-    values: the loss of each that was tried, by `key_of`; infinite where training diverged.
+    tried: each with its loss; infinite where training diverged.
     """
-    missing = [config for config in begun if key_of(config) not in values]
-    if missing:
-        return missing[: max(0, most - len(values))]
-    seen = {key_of(config): config for config in begun}
-    while True:
-        best = min((key for key in seen if key in values), key=values.__getitem__)
-        beside = [each for field, steps in WIDER.items() for each in neighbours(seen[best], field, steps)]
-        missing = [config for config in beside if key_of(config) not in values]
-        if missing:
-            return missing[: max(0, most - len(values))]
-        known = len(seen)
-        seen |= {key_of(config): config for config in beside}
-        if len(seen) == known:
-            return []
+    known = {key_of(config) for config, _ in tried}
+    wanted = [config for config in begun if key_of(config) not in known]
+    if not wanted:
+        best, _ = min(tried, key=lambda one: one[1])
+        beside = [each for field, steps in WIDER.items() for each in neighbours(best, field, steps)]
+        wanted = [config for config in beside if key_of(config) not in known]
+    return wanted[: max(0, most - len(tried))]
 
 
 def neighbours(config: Config, field: str, steps: Sequence[Any]) -> list[Config]:
@@ -118,8 +112,8 @@ def first(who: str) -> list[Config]:
 
 def next_to_try(who: str) -> list[Config]:
     """What of `modern` or `modern, copy head` is to be tried next; none at the end."""
-    values = {key_of(run["recipe"]): math.inf if run["value"] is None else run["value"] for run in runs_of(who)}
-    return following(first(who), MOST[who], values)
+    tried = [(run["recipe"], math.inf if run["value"] is None else run["value"]) for run in runs_of(who)]
+    return following(first(who), MOST[who], tried)
 
 
 def best_modern(copy_head: bool) -> Config:

@@ -39,47 +39,43 @@ def bowl(config: dict[str, Any]) -> float:
     return 1 + abs(math.log2(config["width"] / 224)) + abs(config["layers"] - 2) + abs(config["learning_rate"] - 0.01)
 
 
-def played(tuning: Any, most: int, loss: Any = bowl) -> tuple[dict[str, float], list[int]]:
-    """A search with at most so many runs: all values, and how many there were after each round."""
-    values: dict[str, float] = {}
-    counts = [0]
+def played(tuning: Any, most: int, loss: Any = bowl) -> list[tuple[dict[str, Any], float]]:
+    """A search with at most so many runs: each configuration with its loss, in the order of trying."""
+    tried: list[tuple[dict[str, Any], float]] = []
     begun = [tuning.START, *tuning.drawn(9, seed=0)]
-    while configs := tuning.following(begun, most, values):
-        for config in configs:
-            assert tuning.key_of(config) not in values  # nothing is tried twice
-            values[tuning.key_of(config)] = loss(config)
-        counts.append(len(values))
-    return values, counts
+    while configs := tuning.following(begun, most, tried):
+        known = {tuning.key_of(config) for config, _ in tried}
+        assert not known & {tuning.key_of(config) for config in configs}  # nothing is tried twice
+        tried += [(config, loss(config)) for config in configs]
+    return tried
 
 
 def test_the_search_finds_the_bottom_and_ends_there() -> None:
     """Would catch a search that stops one step early, or walks back and forth."""
     tuning = module("tuning")
-    values, counts = played(tuning, 1000)
-    best = min(values, key=values.__getitem__)
-    assert values[best] == 1
-    assert {"width 224", "layers 2", "learning_rate 0.01"} <= set(best.split(", "))
-    assert len(values) < 120
-    assert len(counts) < 12
-    assert len(played(tuning, 40)[0]) == 40
+    tried = played(tuning, 1000)
+    best, value = min(tried, key=lambda one: one[1])
+    assert value == 1
+    assert (best["width"], best["layers"], best["learning_rate"]) == (224, 2, 0.01)
+    assert len(tried) < 120
+    assert len(played(tuning, 40)) == 40
 
 
 def test_the_search_goes_on_from_its_results() -> None:
-    """Would catch hours that are run again: stopped anywhere, it asks for the rest of the round."""
+    """Would catch a search that begins anew, or ends, where it was stopped in the middle of a round."""
     tuning = module("tuning")
-    values, counts = played(tuning, 1000)
-    begun, keys = [tuning.START, *tuning.drawn(9, seed=0)], list(values)
-    for before, after in itertools.pairwise(counts):
-        for count in range(before, after):
-            asked = tuning.following(begun, 1000, dict(list(values.items())[:count]))
-            assert [tuning.key_of(config) for config in asked] == keys[count:after]
-    assert tuning.following(begun, 1000, values) == []
+    begun, tried = [tuning.START, *tuning.drawn(9, seed=0)], played(tuning, 1000)
+    for count in (3, 10, 15, 40):
+        asked = tuning.following(begun, 1000, tried[:count])
+        assert asked
+        assert not any(config == other for config in asked for other, _ in tried[:count])
+    assert tuning.following(begun, 1000, tried) == []
 
 
 def test_training_that_diverged_is_never_the_best() -> None:
     tuning = module("tuning")
-    values, _ = played(tuning, 1000, lambda config: math.inf if config["learning_rate"] > 0.01 else bowl(config))
-    assert "learning_rate 0.01" in min(values, key=values.__getitem__)
+    tried = played(tuning, 1000, lambda config: math.inf if config["learning_rate"] > 0.01 else bowl(config))
+    assert min(tried, key=lambda one: one[1])[0]["learning_rate"] == 0.01
 
 
 def test_what_cannot_be_is_not_tried() -> None:
