@@ -1,7 +1,6 @@
 """What side_by_side.py compares: the questions in their order of worth, and how each contender trains and is scored.
 
 rhapsode                this checkout, by its own command line: what a user gets
-rhapsode, by the preset coffee      the same by another preset than the one for so many minutes
 before                  commit 02642c6, by its own command line, from a `git archive` with a PYTHONPATH of its own
 modern[, copy head]     the transformer with all our recipe's parts (modern.py), the best that tuning.py found
 transformer, lstm       rivals tuned by hand (quality_rivals.py)
@@ -41,8 +40,6 @@ UNITS = {"tinystories": "bits per byte", "shakespeare": "nats per character", "s
 SCORING_MINUTES = {"tinystories": 1.5, "shakespeare": 0.5, "storyworld": 3.0}  # of a pair, starting included; about
 HAND_TUNED = ("transformer", "lstm")
 
-SHORTER = "by the preset coffee"  # an hour of it
-
 
 def words_of(change: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """A change of a recipe, by section, as words of our command line."""
@@ -65,7 +62,7 @@ class Question(NamedTuple):
     @property
     def preset(self) -> str:
         """Ours for so many minutes."""
-        return "minute" if self.minutes < 3 else "coffee" if self.minutes < 30 else "hour"
+        return "minute" if self.minutes < 3 else "coffee"
 
     @property
     def expected_minutes(self) -> float:
@@ -75,7 +72,7 @@ class Question(NamedTuple):
 
 
 def questions() -> list[Question]:
-    """All of them. Bars first, then the hour, the rivals, two cores, what is far behind anyway."""
+    """All of them. Bars first, then the rivals, two cores, what is far behind anyway."""
     both, ours = ("rhapsode", "before"), "rhapsode"
     bars = [
         Question("tinystories, ten minutes", "tinystories", 10, both, 1),
@@ -102,8 +99,7 @@ def questions() -> list[Question]:
         Question("course, ten minutes", "tinystories", 10, (ours, "course"), 6),
         Question("modern, copy head, two minutes", "tinystories", 2, (ours, "modern, copy head"), 6),
     ]
-    hour = [Question("tinystories, an hour", "tinystories", 60, (ours, f"{ours}, {SHORTER}"), 2, seeds=1)]
-    return sorted([*bars, *rivals, *alone, *behind, *hour], key=lambda question: question.tier)
+    return sorted([*bars, *rivals, *alone, *behind], key=lambda question: question.tier)
 
 
 @dataclass(frozen=True)
@@ -183,7 +179,7 @@ def contender(who: str, question: Question, files: Files) -> Contender | None:
 
     Raises ValueError where our command line refuses its words.
     """
-    kind, _, change = who.partition(", ")
+    kind = who.partition(", ")[0]
     if kind in RECIPES:
         return rival(who, question, files)
     words = ["--preset", question.preset, "--minutes", f"{question.minutes:.15g}", "--set", "prompt="]
@@ -198,8 +194,6 @@ def contender(who: str, question: Question, files: Files) -> Contender | None:
         return own(who, recipe, [*words], surroundings, question, files)
     if kind == "course":
         words += words_of(COURSE)
-    elif change == SHORTER:
-        words[words.index("--preset") + 1] = "coffee"
     return own(who, chosen(tuple(words), question, files), words, OWN, question, files)
 
 
@@ -321,7 +315,7 @@ def chosen(words: tuple[str, ...], question: Question, files: Files) -> dict[str
     reading = SourceConfig(split="file" if question.text == "shakespeare" else "auto")
     request = DataRequest((data,), tuple(valid), reading=reading)
     with silent(), fixed_threads(None if question.alone else 1):
-        made = choose_recipe(TrainingRequest(request, words[words.index("--preset") + 1], own))
+        made = choose_recipe(TrainingRequest(request, question.preset, own))
     recipe = made.recipe.to_dict()
     del recipe["train"]["seed"]
     return {**recipe, "tokenizer": made.data.tokenizer.fingerprint[:16]}

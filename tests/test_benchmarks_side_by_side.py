@@ -231,27 +231,12 @@ def test_questions_come_in_their_order_of_worth() -> None:
     assert [question.tier for question in questions] == sorted(question.tier for question in questions)
     assert all(len(question.contenders) == 2 for question in questions)
     assert {question.preset for question in questions if question.minutes == 10} == {"coffee"}
-    assert [question.name for question in questions if question.preset == "hour"] == ["tinystories, an hour"]
 
 
 def lay_out(tmp_path: Path, small: Any) -> Any:
     play = tmp_path / "play.txt"
     play.write_text("To be, or not to be: that is the question.\n" * 50, encoding="utf-8")
     return module("questions").lay_out(str(small.file), str(small.file), str(play), tmp_path)
-
-
-def test_an_hour_is_compared_with_the_shorter_preset(
-    tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Would catch an hour that compares a recipe with itself."""
-    monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
-    questions = module("questions")
-    files = lay_out(tmp_path, small)
-    (hour,) = [question for question in questions.questions() if question.preset == "hour"]
-    ours, shorter = (questions.contender(who, hour, files) for who in hour.contenders)
-    assert ours.recipe["model"]["num_layers"] == 3
-    assert shorter.recipe["model"]["num_layers"] == 2
-    assert [each.recipe["train"]["minutes"] for each in (ours, shorter)] == [60, 60]
 
 
 def test_history_that_is_missing_leaves_its_questions_out(

@@ -117,7 +117,7 @@ def train(
     data: a file, a folder, `hub:NAME` or `storyworld` (the corpus inside the package) as one str or Path; several as
     Paths; or texts, each a story: a list of str, or any iterable of them, read once in bounded memory. None:
     storyworld. valid: the same, to be judged by; None: a folder's validation split, or a share that is held out.
-    preset: minute, coffee or hour, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
+    preset: minute or coffee, fitted to the text. minutes, tokens, sequences, epochs: the budget, one of
     them, in place of the preset's. model, optimizer, train, batch: fields that are to be otherwise, or recipe: all of
     them, whose vocab_size must be the tokenizer's. seed: of weights, order and dropout.
     out: the run directory, which must be new; otherwise one is made under runs/. resume: continue the run in `out`,

@@ -9,7 +9,7 @@ from rhapsode.cli.options import JSON
 
 def plan(
     tokens: float = typer.Option(..., help="How many tokens to train on: 5e7, 1e12."),
-    preset: str = typer.Option("coffee", "--preset", "-p", help="The recipe: minute, coffee or hour."),
+    preset: str = typer.Option("coffee", "--preset", "-p", help="The recipe: minute or coffee."),
     config: Path = typer.Option(None, help="TOML file with the tables model, optimizer, train and batch."),
     assignments: list[str] = typer.Option(None, "--set", help="Set a field of the recipe: field=value; repeatable."),
     vocab_size: int = typer.Option(1024, help="Vocabulary size."),

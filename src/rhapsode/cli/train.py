@@ -10,7 +10,7 @@ from rhapsode.cli.options import CUDA_GRAPH, CUT, CUT_HELP, DEVICE, FIELD_HELP, 
 from rhapsode.terminal import EXIT_STOPPED
 
 STORIES = 3
-PRESET_HELP = "Recipe: minute, coffee (about ten minutes) or hour. Default: coffee; without DATA, minute."
+PRESET_HELP = "Recipe: minute or coffee (about ten minutes). Default: coffee; without DATA, minute."
 
 
 def train(

@@ -3,7 +3,7 @@
 configs.py    OptimizerConfig, TrainConfig (ModelConfig and BatchConfig stand beside what they configure)
 value.py      Recipe
 changes.py    fields of a recipe from TOML and `field=value`, laid over each other
-presets.py    minute, coffee, hour
+presets.py    minute, coffee
 rules.py      how a preset is fitted to a text, each rule with its reason
 """
 

@@ -33,17 +33,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"minutes": 10.0},
         "batch": {"window": 320, "batch_size": 13},
     },
-    "hour": {
-        "model": {**MODEL, "num_layers": 3, "embed_dim": 192, "hidden_dim": 288, "value_dim": 128, "feed_forward": 2},
-        "optimizer": OPTIMIZER,
-        "train": {"minutes": 60.0},
-        "batch": {"window": 320, "batch_size": 13},
-    },
 }
 
 # Tokens of a vocabulary, of a text that can teach so many.
-VOCAB_SIZES = {"minute": 2048, "coffee": 2048, "hour": 4096}
+VOCAB_SIZES = {"minute": 2048, "coffee": 2048}
 
 # Tokens per second of training by two threads on cores of 2.8 GHz; from minutes to how often a text is read.
 PACED_THREADS = 2
-PACE = {"minute": 40_000, "coffee": 24_000, "hour": 12_000}
+PACE = {"minute": 40_000, "coffee": 24_000}
