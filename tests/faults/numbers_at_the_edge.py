@@ -170,7 +170,7 @@ def _zero(place: Path) -> None:
     data = place / "a.txt"
     data.write_text("a" * 20_000)
     rates = {"optimizer": "adamw", "learning_rate": 0.1, "warmup_steps": 0}
-    given = {"tokenizer": "characters", "vocab_size": 64, "sequences": 1200, "optimizer": rates, "cut": "file"}
+    given = {"tokenizer": "characters", "vocab_size": 64, "sequences": 3600, "optimizer": rates, "cut": "file"}
     given["batch"] = {"window": 16, "batch_size": 8}
     model = _train(place, data, **given)
     losses = [entry["train_loss"] for entry in model.metrics]

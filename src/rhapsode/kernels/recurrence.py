@@ -21,6 +21,7 @@ from rhapsode.kernels.forms import side_by_side_models
 from rhapsode.kernels.recurrence_forms import recurrence_form
 
 ACTIVATIONS = ("relu", "tanh")
+ALIGNED = 64  # bytes; where PyTorch's own tensors begin
 
 
 def recurrence(
@@ -60,6 +61,8 @@ def elman_states(hidden: Tensor, weight: Tensor, initial: Tensor | None, activat
     activate = torch.relu_ if activation == "relu" else torch.tanh_
     # Few rows times a transposed view run at a third of the speed; for a single step the copy costs as much.
     transposed = weight.mT if len(hidden) == 1 else weight.mT.contiguous()
+    if initial is not None and initial.device.type == "cpu" and initial.data_ptr() % ALIGNED:
+        initial = initial.clone()  # on some processors the last digits of a product depend on where its factors begin
     previous = initial
     for h in hidden.unbind(0):  # x_t, and h_t from here on; one call instead of T slicings
         activate(h if previous is None else _add_product(h, previous, transposed))
