@@ -29,9 +29,8 @@ def description(tokenizer: Tokenizer) -> dict[str, Any]:
 
     cut: `words` (GPT-2's; space_before_names: a pattern of spaces that stand alone, or null), `spaces` (a space leads
     its word), `lines` (the same with ▁ for a space), `metaspace` (▁ before every word, other whitespace dropped),
-    `none`. bytes: `level` (each token spells bytes), `fallback` (some do)
-    or `none`. ends: the ids that are no text. Raises ValueError, naming the part, for a tokenizer that spelling.js
-    cannot follow.
+    `none`. bytes: `level` (each token spells bytes), `fallback` (some do) or `none`. ends: the ids that are no text.
+    Raises ValueError, naming the part, for a tokenizer that spelling.js cannot follow.
     """
     definition = tokenizer.definition
     model = definition["model"]

@@ -23,13 +23,13 @@ KINDS = ("bpe", "unigram", "characters")
 SAMPLE_BYTES = 20_000_000
 TEXT_BYTES_PER_TOKEN = 1_500  # of text, for each token of a vocabulary that is fitted to it
 FEWEST_FITTED = 512
-# The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
-# words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
-# a sample there.
 WORD = re.compile(r" ?[^\W\d_]+")
 OPENS_SENTENCES = 0.2  # as often in lower case, for each time that it is capitalised: such a word is no name
 MOST_OPENERS = 500
 MOST_NAMES = 0.15  # of all words; where more are capitalised (German nouns), a space of their own costs too much
+# The library's time grows with the square of a word's length, and letters without a blank (DNA, Chinese) are one word:
+# words are learnt from in parts of 64 characters. Unigram takes minutes per megabyte of such parts too, so they are
+# a sample there.
 LONG_PART = re.compile(r"\S{32,64}")
 MOST_OF_LONG_PARTS = 250_000  # characters
 
@@ -38,10 +38,10 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocab_size: int = 1
     """Trains a tokenizer; the same texts give the same tokenizer.
 
     kind: `bpe` (byte-level: any text comes back exactly; a name has the same tokens after a space as at the beginning
-        of a line), `unigram` (as the course's; characters not seen in
-        training are spelled as bytes, so any text comes back; the byte tokens, about 170, are part of vocab_size,
-        and where they do not fit, unseen characters become <unk>, and a line says so) or `characters` (one id per
-        character seen, of which vocab_size is a limit; unseen ones become <unk>).
+        of a line), `unigram` (as the course's; characters not seen in training are spelled as bytes, so any text
+        comes back; the byte tokens, about 170, are part of vocab_size, and where they do not fit, unseen characters
+        become <unk>, and a line says so) or `characters` (one id per character seen, of which vocab_size is a limit;
+        unseen ones become <unk>).
     texts: read once, as a stream. Of more than 20 MB, a regular sample is taken (every second, fourth, ...
         text), and of letters without a blank parts of 64 characters, so time and memory are bounded.
     fit: whether a text too small to teach so many tokens of bpe gets fewer (`fitted_vocab_size`).
