@@ -1,6 +1,6 @@
 """One story as a model with a copy head writes it, in which each copied word points to where it was copied from.
 
-rhapsode train storyworld --preset minute --set copy_dim=64 --out runs/copying
+rhapsode train storyworld --preset minute --tokens 2400000 --out runs/copying
 python benchmarks/copies.py runs/copying                 writes docs/copies.md and docs/figures/copies.svg
 python benchmarks/copies.py runs/copying --seed 3 --prompt "Once upon a time"
 """
