@@ -39,59 +39,70 @@ def bowl(config: dict[str, Any]) -> float:
     return 1 + abs(math.log2(config["width"] / 224)) + abs(config["layers"] - 2) + abs(config["learning_rate"] - 0.01)
 
 
-def played(tuning: Any, most: int, loss: Any = bowl) -> list[tuple[dict[str, Any], float]]:
+def played(most: int, loss: Any = bowl) -> list[tuple[dict[str, Any], float]]:
     """A search with at most so many runs: each configuration with its loss, in the order of trying."""
+    searched = module("searched")
     tried: list[tuple[dict[str, Any], float]] = []
-    begun = [tuning.START, *tuning.drawn(9, seed=0)]
-    while configs := tuning.following(begun, most, tried):
-        known = {tuning.key_of(config) for config, _ in tried}
-        assert not known & {tuning.key_of(config) for config in configs}  # nothing is tried twice
+    begun = [searched.MODERN.start, *searched.MODERN.drawn(9, seed=0)]
+    while configs := searched.MODERN.following(begun, most, tried):
+        known = {searched.key_of(config) for config, _ in tried}
+        assert not known & {searched.key_of(config) for config in configs}  # nothing is tried twice
         tried += [(config, loss(config)) for config in configs]
     return tried
 
 
 def test_the_search_finds_the_bottom_and_ends_there() -> None:
     """Would catch a search that stops one step early, or walks back and forth."""
-    tuning = module("tuning")
-    tried = played(tuning, 1000)
+    tried = played(1000)
     best, value = min(tried, key=lambda one: one[1])
     assert value == 1
     assert (best["width"], best["layers"], best["learning_rate"]) == (224, 2, 0.01)
     assert len(tried) < 120
-    assert len(played(tuning, 40)) == 40
+    assert len(played(40)) == 40
 
 
 def test_the_search_goes_on_from_its_results() -> None:
     """Would catch a search that begins anew, or ends, where it was stopped in the middle of a round."""
-    tuning = module("tuning")
-    begun, tried = [tuning.START, *tuning.drawn(9, seed=0)], played(tuning, 1000)
+    space, tried = module("searched").MODERN, played(1000)
+    begun = [space.start, *space.drawn(9, seed=0)]
     for count in (3, 10, 15, 40):
-        asked = tuning.following(begun, 1000, tried[:count])
+        asked = space.following(begun, 1000, tried[:count])
         assert asked
         assert not any(config == other for config in asked for other, _ in tried[:count])
-    assert tuning.following(begun, 1000, tried) == []
+    assert space.following(begun, 1000, tried) == []
 
 
 def test_training_that_diverged_is_never_the_best() -> None:
-    tuning = module("tuning")
-    tried = played(tuning, 1000, lambda config: math.inf if config["learning_rate"] > 0.01 else bowl(config))
+    tried = played(1000, lambda config: math.inf if config["learning_rate"] > 0.01 else bowl(config))
     assert min(tried, key=lambda one: one[1])[0]["learning_rate"] == 0.01
 
 
 def test_what_cannot_be_is_not_tried() -> None:
     """Would catch a run that ends in an error after the machine was waited for: 8 heads of an odd size."""
-    tuning = module("tuning")
-    config = {**tuning.START, "width": 96, "heads": 4}
-    assert [each["heads"] for each in tuning.neighbours(config, "heads", tuning.SPACE["heads"])] == [2, 8]
-    assert tuning.neighbours({**config, "heads": 8}, "width", (90, 96, 100)) == []
+    space = module("searched").MODERN
+    config = {**space.start, "width": 96, "heads": 4}
+    assert [each["heads"] for each in space.neighbours(config, "heads", space.steps["heads"])] == [2, 8]
+    assert space.neighbours({**config, "heads": 8}, "width", (90, 96, 100)) == []
+
+
+def test_our_own_recipe_is_looked_for_in_the_same_way() -> None:
+    """Would catch a field of the search that no recipe has, and a start that is not the preset."""
+    searched = module("searched")
+    for config in [searched.OURS.start, *searched.OURS.drawn(20, seed=0)]:
+        recipe = searched.recipe_of(config)
+        assert recipe.model.vocab_size == config["vocab_size"]
+        assert (recipe.batch.batch_size, recipe.batch.window) == (config["batch_size"], searched.WINDOW)
+        assert recipe.optimizer.matrix_learning_rate == config["matrix_learning_rate"]
+    assert len(searched.OURS.beside(searched.OURS.start)) == 16
 
 
 def test_the_best_modern_is_the_best_that_was_tried() -> None:
     """Would catch a rival that is run as it was first guessed, while a better one is known."""
     tuning = module("tuning")
-    assert tuning.best_modern(True) == tuning.START
-    other = {**tuning.START, "width": 160}
-    for config, value in ((tuning.START, 0.9), (other, 0.8), ({**other, "layers": 3}, None)):
+    start = module("searched").MODERN.start
+    assert tuning.best_modern(True) == start
+    other = {**start, "width": 160}
+    for config, value in ((start, 0.9), (other, 0.8), ({**other, "layers": 3}, None)):
         tuning.keep({"who": "modern, copy head", "recipe": config, "value": value})
     assert tuning.best_modern(True) == other
     assert tuning.best_modern(False) == {**other, "copy_dim": 0}  # begins where the other has got to
@@ -103,7 +114,7 @@ def test_the_best_modern_is_the_best_that_was_tried() -> None:
 def test_every_run_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a run that diverged and is not told of."""
     tuning = module("tuning")
-    run = {"who": "modern", "recipe": {**tuning.START, "copy_dim": 0}, "value": None}
+    run = {"who": "modern", "recipe": {**module("searched").MODERN.start, "copy_dim": 0}, "value": None}
     tuning.keep(run)
     tuning.keep({**run, "recipe": {**run["recipe"], "width": 96}, "value": 0.75, "tokens": 90, "parameters": 45})
     tuning.print_table("modern")
@@ -113,32 +124,44 @@ def test_every_run_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> No
     assert "the search goes on" in out
 
 
-def test_everyone_gets_the_same_time() -> None:
+@pytest.mark.parametrize(("kind", "product", "width"), [("modern", 1, "width"), ("rhapsode", 8, "embed_dim")])
+def test_everyone_gets_the_same_time(kind: str, product: int, width: str) -> None:
     """Would catch a cost that does not grow with what is computed, and a search that begins without any."""
-    cost, tuning, report = module("modern_cost"), module("tuning"), module("report")
-    with pytest.raises(ValueError, match=r"first: python benchmarks/modern_cost\.py"):
-        cost.cost_of(tuning.START)
-    known = {tuning.key_of(tuning.START): 0.7}
-    report.write("modern-cost", {"weights": [0.0, 1e-6] + [0.0] * 11, "measured": known})
-    assert cost.cost_of(tuning.START) == 0.7
-    small, large = ({**tuning.START, "width": width, "layers": 1} for width in (96, 192))
-    assert cost.cost_of(large) == pytest.approx(4 * cost.cost_of(small))
+    cost, searched, report = module("step_cost"), module("searched"), module("report")
+    start = searched.SPACES[kind].start
+    with pytest.raises(ValueError, match=rf"first: python benchmarks/step_cost\.py {kind}"):
+        cost.cost_of(kind, start)
+    weights = [0.0] * len(cost.KINDS[kind].terms(start))
+    weights[product] = 1e-6
+    report.write(f"cost-{kind}", {"weights": weights, "measured": {searched.key_of(start): 0.7}})
+    assert cost.cost_of(kind, start) == 0.7
+    small, large = ({**start, width: size, "vocab_size": 4096} for size in (96, 192))
+    grown = 4 if kind == "modern" else 2
+    assert cost.cost_of(kind, large) == pytest.approx(grown * cost.cost_of(kind, small))
 
 
 @pytest.mark.slow
-def test_a_search_trains_what_is_missing(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("who", "tiny"),
+    [
+        ("modern, copy head", {"width": 16, "window": 16, "batch_tokens": 64, "pair_embeddings": 64}),
+        ("rhapsode", {"embed_dim": 8, "hidden_dim": 8, "batch_size": 1}),
+    ],
+)
+def test_a_search_trains_what_is_missing(
+    who: str, tiny: dict[str, Any], tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Would catch a program that no longer runs, a minute after a GPU was waited for."""
-    tuning, report = module("tuning"), module("report")
+    tuning, cost, searched = module("tuning"), module("step_cost"), module("searched")
     monkeypatch.setenv("RHAPSODE_CACHE", str(tmp_path / "cache"))
-    tiny = {"vocab_size": 300, "width": 16, "window": 16, "batch_tokens": 64, "pair_embeddings": 64}
-    files = {"train": str(small.file), "valid": str(small.file)}
-    found = tuning.trained(files, {**tuning.START, **tiny}, 640, "cpu")
-    assert (found["steps"], found["tokens"]) == (10, 640)
+    files, kind = {"train": str(small.file), "valid": str(small.file)}, tuning.kind_of(who)
+    config = {**searched.SPACES[kind].start, "vocab_size": 300, **tiny}
+    found = tuning.trained(who, files, config, 640, "cpu")
+    assert found["steps"] == {"modern": 10, "rhapsode": 2}[kind]
     assert 0 < found["value"] < 9
-    config = module("modern_cost")
-    monkeypatch.setattr(config, "ROUNDS", 2)
-    assert config.measured([{**tuning.START, **tiny}])[0] > 0
-    assert report.read("tuning-modern") == {}
+    monkeypatch.setattr(cost, "ROUNDS", 2)
+    assert cost.measured(kind, [config])[0] > 0
+    assert tuning.runs_of(who) == []
 
 
 # What counts as there
@@ -258,7 +281,8 @@ def test_a_pair_is_trained_scored_and_kept(tmp_path: Path, small: Any, monkeypat
     monkeypatch.setattr(side_by_side, "RESULTS", report.RESULTS)
     monkeypatch.setattr(questions, "LOOKS", 2)
     tiny = {"vocab_size": 300, "width": 16, "window": 16, "batch_tokens": 64, "pair_embeddings": 64}
-    monkeypatch.setattr(module("tuning"), "START", {**module("tuning").START, **tiny})
+    space = module("searched").MODERN
+    monkeypatch.setattr(module("tuning"), "MODERN", space._replace(start={**space.start, **tiny}))
     files = lay_out(tmp_path, small)
     question = questions.Question("tiny", "tinystories", 0.02, ("rhapsode", "modern, copy head"), 1, alone=True)
     job = side_by_side.comparison(question, 0, files, [], False)
