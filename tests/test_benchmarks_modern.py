@@ -159,7 +159,9 @@ def test_training_moves_it_by_our_own_optimisers(modern: Any, small: Any) -> Non
     contender = importlib.import_module("contender")
     recipe = {**contender.RECIPES["modern"], **SMALL, "pair_embeddings": 31, "vocab_size": small.tokenizer.vocab_size}
     recipe |= {"copy_dim": 5, "batch_tokens": 64}
-    model, result = contender.train_rival("modern", recipe, small.train, small.valid, 0.01, seed=0, looks=2)
+    model, result = contender.train_rival(
+        "modern", recipe, small.train, small.valid, {"minutes": 0.01}, seed=0, looks=2
+    )
     assert result.tokens == 64 * result.steps > 0
     assert len(result.curve) == 2
     assert result.curve[-1][1] == pytest.approx(model.nats(small.valid))

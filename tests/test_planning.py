@@ -20,7 +20,7 @@ OWN = {"model": {"pair_embeddings": 16384, "embed_dim": 192}}
 
 
 def recipe(**batch: Any) -> Recipe:
-    return Recipe.from_sections(merge(PRESETS["minute"], {**OWN, "batch": batch}), 1024)
+    return Recipe.from_sections(merge(PRESETS["minute"], {**OWN, "batch": {"window": 256, **batch}}), 1024)
 
 
 def test_a_step_by_hand() -> None:

@@ -72,7 +72,10 @@ def test_each_gets_what_it_gets_alone(begin: Begin, small: Any, kind: str, captu
         for (name, found), (_, wanted) in zip(
             beside.load_model("last").named_parameters(), alone.load_model("last").named_parameters(), strict=True
         ):
-            assert (found - wanted).norm() <= 1e-2 * wanted.norm() + 1e-5, name
+            if not name.endswith(
+                "key_transform.bias"
+            ):  # it moves all scores of a query alike: its gradient is rounding
+                assert (found - wanted).norm() <= 1e-2 * wanted.norm() + 1e-5, name
 
 
 @pytest.mark.parametrize("cell", ["elman", "gated"])

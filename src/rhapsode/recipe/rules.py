@@ -147,7 +147,7 @@ def fill_an_epoch(case: Fitting) -> list[Change]:
     window, tokens = case.get("batch", "window"), case.text.num_tokens
     if not case.chosen("batch", "window"):
         while window > SHORTEST_WINDOW and BATCHES_PER_EPOCH * window > tokens:
-            window //= 2
+            window = max(SHORTEST_WINDOW, window // 2)
     batch_size = case.get("batch", "batch_size")
     if not case.chosen("batch", "batch_size"):
         batch_size = max(1, min(batch_size, tokens // (BATCHES_PER_EPOCH * window)))
