@@ -121,7 +121,7 @@ def cost_of(kind: str, config: Config) -> float:
 
 def measured(kind: str, configs: list[Config]) -> list[float]:
     """The cost of each."""
-    reference, tokens = step_of_recipe(Recipe.from_sections(REFERENCE, 2048))
+    reference, tokens = step_of_recipe(Recipe.from_sections(REFERENCE, vocab_size=2048))
     found = []
     with bar("measuring", len(configs), "configuration") as advance:
         for config in configs:
