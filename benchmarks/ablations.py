@@ -1,7 +1,7 @@
 """What each part of a recipe is worth: the recipe of a preset with one thing changed, on TinyStories.
 
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl                       coffee: two hours of two cores
-    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute       half an hour
+    python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute       an hour
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --preset minute --bytes 300000     a text that is read often
     python benchmarks/ablations.py TRAIN.jsonl VALID.jsonl --device cuda --at-once 6         coffee on a GPU: minutes
     python benchmarks/ablations.py --preset coffee --table                       the table; trains nothing

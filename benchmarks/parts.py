@@ -28,6 +28,7 @@ from rhapsode.model import LanguageModel, build_model
 from rhapsode.progress import say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.presets import PRESETS, VOCAB_SIZES
+from rhapsode.tokens import BatchConfig
 from rhapsode.training.optimizer import Optimizers
 
 NAME = "parts"
@@ -41,11 +42,11 @@ def recipe_of(preset: str, change: str) -> Recipe:
     return Recipe.from_sections(PRESETS[preset], VOCAB_SIZES[preset]).with_changes(**CHANGES[change].sections)
 
 
-def windows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+def windows(vocab_size: int, batch: BatchConfig) -> list[tuple[Tensor, Tensor]]:
     """Batches of (tokens, targets)."""
     generator = torch.Generator().manual_seed(1)
-    frequencies = 1 / torch.arange(1, recipe.model.vocab_size + 1)
-    shape = (BATCHES, recipe.batch.batch_size, recipe.batch.window + 1)
+    frequencies = 1 / torch.arange(1, vocab_size + 1)
+    shape = (BATCHES, batch.batch_size, batch.window + 1)
     ids = torch.multinomial(frequencies, torch.Size(shape).numel(), replacement=True, generator=generator).view(shape)
     return [(rows[:, :-1], rows[:, 1:]) for rows in ids]
 
@@ -87,7 +88,7 @@ def main() -> None:
     slower = [name for name, each in changes_of(PRESETS[arguments.preset], often=False).items() if each.sections]
     names = [RECIPE, *(arguments.only or slower)]
     recipes = {name: recipe_of(arguments.preset, name) for name in names}
-    data = {name: windows(recipe) for name, recipe in recipes.items()}
+    data = {name: windows(recipe.model.vocab_size, recipe.batch) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
         difference = largest_difference(build_model(recipe.model, seed=0), *data[name][0])
         say(f"{name}: the forms differ by {difference:.0e}")

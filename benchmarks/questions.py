@@ -24,7 +24,7 @@ from lanes import Command
 from quality import COURSE, shakespeare
 from report import HERE
 from tuning import best_modern
-from yardstick import FIRST
+from yardstick import FIRST, first_lines
 
 from rhapsode.data import DataRequest
 from rhapsode.progress import silent
@@ -153,9 +153,7 @@ class Files:
 def lay_out(train: str, valid: str, play: str, folder: Path) -> Files:
     """Cuts the texts into the parts that are needed; raises OSError or ValueError where one cannot be read."""
     for name, count in (("looks", LOOKED_AT), ("first", FIRST)):
-        with open(valid, encoding="utf-8") as stream:
-            lines = [line for line, _ in zip(stream, range(count), strict=False)]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(first_lines(valid, count)), encoding="utf-8")
     shakespeare(play, folder)
     return Files(os.path.abspath(train), os.path.abspath(valid), folder)
 

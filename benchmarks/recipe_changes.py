@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from rhapsode.kernels.attention import visible
 from rhapsode.kernels.copying import mixed
 from rhapsode.kernels.loss import linear_cross_entropy
 from rhapsode.recipe import Recipe
@@ -34,7 +35,7 @@ def within_stories(
     of_vocabulary = linear_cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), "none").view(targets.shape)
     ends, read, known = (ids == EOS).cumsum(1), x.shape[1], ids.shape[1]
     in_story = ends[:, -read:, None] == (ends - (ids == EOS).long())[:, None]  # (B, T, S): of what comes next, of a key
-    seen = in_story & torch.ones_like(in_story[0]).tril(known - read)
+    seen = in_story & visible(read, known, x.device)
     scores = (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).masked_fill(~seen, -math.inf)
     hits = (ids[:, None] == targets[..., None]) & seen
     copied = torch.where(hits, scores.masked_fill(~seen.any(-1, keepdim=True), 0.0).softmax(-1), 0.0).sum(-1)

@@ -10,6 +10,7 @@ long as the reference, but for every CHECKED-th of them, and the result says by 
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from rhapsode.machine import keep_freed_memory
 from rhapsode.progress import bar, say
 from rhapsode.recipe import Recipe
 from rhapsode.recipe.presets import MODEL, OPTIMIZER
+from rhapsode.tokens import BatchConfig
 
 DEAR = 2.5  # nothing that costs so much is near the best at equal time
 CHECKED = 6
@@ -69,16 +71,14 @@ def terms_of_ours(config: Config) -> list[float]:
 
 
 def step_of_modern(config: Config) -> tuple[Step, int]:
-    """A function that trains modern on a batch, and how many tokens that has."""
+    """A function that trains modern on the next batch, and how many tokens that has."""
     model = build_rival("modern", config)
     assert isinstance(model, Modern)
-    move, size = moved_by("modern", model, config), (model.config.batch_size, model.config.window)
-    generator = torch.Generator().manual_seed(1)
-    frequencies = 1 / torch.arange(1, config["vocab_size"] + 1)
-    rows = torch.multinomial(frequencies, size[0] * (size[1] + 1), True, generator=generator).view(size[0], -1)
+    move = moved_by("modern", model, config)
+    turn = itertools.cycle(windows(config["vocab_size"], BatchConfig(model.config.window, model.config.batch_size)))
 
     def step() -> None:
-        model.loss(rows[:, :-1], rows[:, 1:]).backward()
+        model.loss(*next(turn)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         move(50, 0.5)
 
@@ -92,7 +92,7 @@ def step_of_ours(config: Config) -> tuple[Step, int]:
 
 def step_of_recipe(recipe: Recipe) -> tuple[Step, int]:
     """The same of any recipe."""
-    data = windows(recipe)
+    data = windows(recipe.model.vocab_size, recipe.batch)
     return training_step(recipe, data), data[0][0].numel()
 
 

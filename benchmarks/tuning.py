@@ -80,13 +80,14 @@ def trained(who: str, files: dict[str, str], config: Config, tokens: int, device
 
     torch.set_num_threads(1)
     tokenizer, texts = stores(files, config["vocab_size"])
-    valid, budget = texts["valid"], {"tokens": float(tokens)}
+    valid = texts["valid"]
+    budget: dict[str, float] = {"tokens": tokens}
     try:
         if kind_of(who) == "modern":
             _, result = train_rival("modern", config, texts["train"], valid, budget, 0, 1, device)
         else:
             data = Data("tinystories", tokenizer, texts["train"], valid, valid.num_bytes)
-            result = ours(sections_of(config), data, {"tokens": tokens}, 0, 1, device)
+            result = ours(sections_of(config), data, budget, 0, 1, device)
     except FloatingPointError as error:
         return {"recipe": config, "value": None, "why": str(error).partition(";")[0]}
     value = round(bits_per_byte(result.curve[-1][1], valid.num_bytes), 4)
@@ -143,14 +144,13 @@ def main() -> int:
         return 0
     if len(arguments.files) != 2:
         parser.error("name TRAIN.jsonl VALID.jsonl, or nothing")
-    from yardstick import FIRST
+    from yardstick import first_lines
 
     train, valid = arguments.files
     with tempfile.TemporaryDirectory() as folder:
         try:
             scored = Path(folder) / "first.jsonl"
-            with open(valid, encoding="utf-8") as stream:
-                scored.write_text("".join(line for line, _ in zip(stream, range(FIRST), strict=False)), "utf-8")
+            scored.write_text("".join(first_lines(valid)), encoding="utf-8")
             for who in arguments.only:
                 search(who, {"train": train, "valid": str(scored)}, arguments.device, arguments.at_once)
         except (OSError, ValueError) as error:

@@ -34,10 +34,15 @@ def yardstick(stories: Sequence[str], nats: Callable[[list[str]], Sequence[float
     }
 
 
-def first_stories(file: str, count: int = FIRST) -> list[str]:
-    """The texts of the first lines of a JSONL file."""
+def first_lines(file: str, count: int = FIRST) -> list[str]:
+    """The first lines of a JSONL file."""
     with open(file, encoding="utf-8") as stream:
-        return [json.loads(line)["text"] for line, _ in zip(stream, range(count), strict=False)]
+        return [line for line, _ in zip(stream, range(count), strict=False)]
+
+
+def first_stories(file: str) -> list[str]:
+    """The texts of the first lines of a JSONL file."""
+    return [json.loads(line)["text"] for line in first_lines(file)]
 
 
 def main() -> None:
